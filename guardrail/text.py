@@ -1,0 +1,37 @@
+"""Canonical text: what two spellings of one request have in common.
+
+Records keep their original text; ids, duplicate detection and decontamination work on this form.
+"""
+
+import hashlib
+import re
+import unicodedata
+
+# Zero-width and joiner characters, soft hyphen, bidi controls, variation selectors and the tag block: invisible to a
+# reader, and therefore free to an attacker.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    "\ufe00-\ufe0f\ufeff\U000e0000-\U000e01ef]"
+)
+_SPACE = re.compile(r"\s+")
+_WORD = re.compile(r"\w+")
+
+
+def canonical(text: str) -> str:
+    """Return NFKC, case-folded text without invisible characters and with single spaces."""
+    visible = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
+    return _SPACE.sub(" ", unicodedata.normalize("NFKC", visible.casefold())).strip()
+
+
+def words(text: str) -> list[str]:
+    """Return the words of the canonical text, punctuation dropped."""
+    return _WORD.findall(canonical(text))
+
+
+def digest(*parts: str) -> str:
+    """Return the first 16 hex digits of SHA-256 over the parts; used wherever a stable short id is needed."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass")
+        hasher.update(len(data).to_bytes(8, "little") + data)
+    return hasher.hexdigest()[:16]
