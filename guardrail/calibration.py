@@ -1,0 +1,36 @@
+"""Temperature and threshold, from a validation split that no weight was trained on."""
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+
+def fit_temperature(logits: np.ndarray, unsafe: np.ndarray) -> float:
+    """Return the temperature in [0.05, 20] that minimises the log loss of sigmoid(logit / temperature).
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599.
+    """
+    sign = np.where(unsafe, 1.0, -1.0)
+
+    def log_loss(log_temperature: float) -> float:
+        return float(np.logaddexp(0.0, -sign * logits / np.exp(log_temperature)).mean())
+
+    bounds = (np.log(0.05), np.log(20.0))
+    return float(np.exp(minimize_scalar(log_loss, bounds=bounds, method="bounded").x))
+
+
+def choose_threshold(probabilities: np.ndarray, unsafe: np.ndarray, max_fpr: float) -> float:
+    """Return the threshold with the best F1 among those that flag at most `max_fpr` of the benign.
+
+    Raises:
+        ValueError: the split lacks one of the labels.
+    """
+    if unsafe.all() or not unsafe.any():
+        raise ValueError("a validation split needs both safe and unsafe records to set a threshold")
+    values = np.unique(probabilities)
+    # Half-way between neighbouring scores: as far as can be from flipping on a rounding difference.
+    candidates = np.append((values[1:] + values[:-1]) / 2, (values[-1] + 1) / 2)
+    flagged = probabilities[None, :] >= candidates[:, None]
+    hits = (flagged & unsafe).sum(axis=1)
+    f1 = 2 * hits / (flagged.sum(axis=1) + unsafe.sum())
+    allowed = (flagged & ~unsafe).sum(axis=1) <= max_fpr * (~unsafe).sum()
+    return float(candidates[np.argmax(np.where(allowed, f1, -1.0))])

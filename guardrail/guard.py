@@ -1,0 +1,214 @@
+"""The guard: a plain transformers sequence classifier with a calibration beside it.
+
+A guard directory is what `save_pretrained` writes (safetensors, tokenizer, `id2label`) plus `guard.json`. The first logit
+is "unsafe", the others are the categories, each a sigmoid of its own. Knows nothing of training or of serving.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from guardrail.taxonomy import CATEGORIES
+
+UNSAFE = "unsafe"
+LABELS: tuple[str, ...] = (UNSAFE, *CATEGORIES)
+GUARD_FILE = "guard.json"
+FORMAT = 1
+
+_OVERLAP = 32  # tokens two neighbouring windows share, so that a short attack is whole in one of them
+_TOKENS_PER_BATCH = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the guard says of one text: `score` is the calibrated probability in [0, 1] that it is unsafe."""
+
+    unsafe: bool
+    score: float
+    categories: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardCard:
+    """The contents of `guard.json`.
+
+    Attributes:
+        version: a name for people, such as "round-03".
+        digest: SHA-256 over weights, configuration and tokenizer, first 16 hex digits.
+        temperature: divides the logits; > 0.
+        thresholds: a label is on when its probability is at least this; labels not named here take that of "unsafe".
+        window: tokens the model reads at once; longer texts are read in overlapping windows and the maximum counts.
+        training: the manifest of the data and settings it was trained with.
+    """
+
+    version: str
+    digest: str
+    temperature: float
+    thresholds: dict[str, float]
+    window: int
+    taxonomy: tuple[str, ...] = CATEGORIES
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    format: int = FORMAT
+
+    @classmethod
+    def read(cls, directory: Path) -> "GuardCard":
+        """Read `directory/guard.json`.
+
+        Raises:
+            ValueError: it is missing, unreadable, of another format or taxonomy.
+        """
+        path = directory / GUARD_FILE
+        try:
+            values = json.loads(path.read_text())
+            card = cls(**{**values, "taxonomy": tuple(values["taxonomy"])})
+        except (OSError, json.JSONDecodeError, TypeError, KeyError) as error:
+            raise ValueError(f"{directory} is no guard directory: cannot read {GUARD_FILE} ({error})") from error
+        if card.format != FORMAT or card.taxonomy != CATEGORIES:
+            raise ValueError(f"{path} was written for another version of the taxonomy or format; train it again")
+        return card
+
+
+def joined(text: str, response: str | None) -> str:
+    """Return what the model reads for a request and the answer to it, if any."""
+    return text if response is None else f"{text}\n\n{response}"
+
+
+def load_base(base: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a classifier with one logit per label on any transformers base (or on an earlier guard), and its tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # decoders have none
+    tokenizer.padding_side = "right"
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base,
+        num_labels=len(LABELS),
+        id2label=dict(enumerate(LABELS)),
+        label2id={label: index for index, label in enumerate(LABELS)},
+        problem_type="multi_label_classification",
+        dtype=torch.float32,
+    )
+    model.config.pad_token_id = tokenizer.pad_token_id  # a decoder finds its last token by it
+    return model, tokenizer
+
+
+class Guard:
+    """A loaded guard.
+
+    Example:
+        >>> guard = Guard.from_pretrained("runs/laptop/guard")
+        >>> guard.classify(["How do I kill a Python process?"])[0].unsafe
+        False
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: GuardCard) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.card = card
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, device: str | None = None) -> "Guard":
+        """Load a guard directory; safetensors only, no code of the directory is run.
+
+        Raises:
+            ValueError: the directory is no guard, or its files do not have the digest that `guard.json` names.
+        """
+        directory = Path(directory)
+        card = GuardCard.read(directory)
+        found = content_digest(directory)
+        if found != card.digest:
+            raise ValueError(f"{directory} is damaged: {GUARD_FILE} names digest {card.digest}, the files have {found}")
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        model = AutoModelForSequenceClassification.from_pretrained(directory, use_safetensors=True, dtype=torch.float32)
+        return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer, card)
+
+    def classify(self, texts: Sequence[str]) -> list[Verdict]:
+        """Return a verdict for each text; texts of any length, none is truncated."""
+        probabilities = self.probabilities(texts)
+        threshold = self.card.thresholds[UNSAFE]
+        return [
+            Verdict(unsafe=bool(row[0] >= threshold), score=float(row[0]), categories=_named(row[1:]))
+            for row in probabilities
+        ]
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """Return calibrated probabilities, float64 [len(texts), len(LABELS)]."""
+        return 1.0 / (1.0 + np.exp(-self.logits(texts) / self.card.temperature))
+
+    @torch.inference_mode()
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the model's logits, float64 [len(texts), len(LABELS)]; over the windows of a text, the maximum."""
+        result = np.full((len(texts), len(LABELS)), -np.inf)
+        for rows, batch in self._windows(texts):
+            logits = self.model(**batch.to(self.model.device)).logits.double().cpu().numpy()
+            np.maximum.at(result, rows, logits)
+        return result
+
+    def _windows(self, texts: Sequence[str]) -> Iterable[tuple[list[int], Any]]:
+        """Yield (index of each window's text, padded batch) by rising length, about _TOKENS_PER_BATCH tokens at a time."""
+        if not texts:
+            return
+        encoded = self.tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self.card.window,
+            stride=min(_OVERLAP, self.card.window // 4),
+            return_overflowing_tokens=True,
+        )
+        owner = encoded.pop("overflow_to_sample_mapping")
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        order = sorted(range(len(owner)), key=lambda index: lengths[index])
+        for batch in token_batches(order, lengths, _TOKENS_PER_BATCH):
+            padded = self.tokenizer.pad(
+                {key: [values[index] for index in batch] for key, values in encoded.items()}, return_tensors="pt"
+            )
+            yield [owner[index] for index in batch], padded
+
+
+def token_batches(order: Iterable[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Cut `order` into consecutive batches of at most `budget` tokens, padding to the longest included.
+
+    A single item longer than the budget gets a batch of its own.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for index in order:
+        longest = max(longest, lengths[index])
+        if not batches or longest * (len(batches[-1]) + 1) > budget:
+            batches.append([])
+            longest = lengths[index]
+        batches[-1].append(index)
+    return batches
+
+
+def _named(row: np.ndarray) -> dict[str, float]:
+    return {key: float(value) for key, value in zip(CATEGORIES, row, strict=True)}
+
+
+def content_digest(directory: Path) -> str:
+    """Return the digest of everything in a guard directory but `guard.json`: names and bytes, first 16 hex digits."""
+    hasher = hashlib.sha256()
+    for path in sorted(directory.iterdir()):
+        if path.name == GUARD_FILE or not path.is_file():
+            continue
+        hasher.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                hasher.update(block)
+    return hasher.hexdigest()[:16]
+
+
+def write_card(directory: Path, **values: Any) -> GuardCard:
+    """Write `directory/guard.json` from the values (all of `GuardCard` but the digest) and return it."""
+    card = GuardCard(digest=content_digest(directory), **values)
+    partial = directory / f".{GUARD_FILE}"
+    partial.write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
+    os.replace(partial, directory / GUARD_FILE)
+    return card
