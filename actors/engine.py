@@ -1,0 +1,140 @@
+"""A vLLM engine inside the calling process: generation with logprobs, and new weights without a restart.
+
+Used by whoever generates: the attacker's env runners and the synthesiser. vLLM is imported when the engine is built,
+because its CPU settings are read from the environment at import.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One sampled continuation: token ids, the engine's log-probability of each [tokens], the text without specials."""
+
+    token_ids: list[int]
+    logprobs: np.ndarray
+    text: str
+    finished: bool  # ended by itself, not by the length limit
+
+
+class Engine:
+    """A vLLM engine on one causal language model.
+
+    Args:
+        model: directory or hub id.
+        max_tokens: longest prompt plus completion, in tokens.
+        seed: of the engine; see `reseed`.
+        gpu_memory: share of the accelerator's memory, where there is one.
+        kv_cache_gib: size of the key-value cache on a CPU, in GiB.
+    """
+
+    def __init__(
+        self, model: str, *, max_tokens: int, seed: int = 0, gpu_memory: float = 0.9, kv_cache_gib: int = 1
+    ) -> None:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(kv_cache_gib))
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        import torch
+        from vllm import LLM
+
+        accelerated = torch.cuda.is_available()
+        if not accelerated:
+            # Ray allows an actor one thread per CPU it reserves; the phases of the loop take turns on a machine.
+            torch.set_num_threads(os.cpu_count() or 1)
+        self.model = model
+        self.llm = LLM(
+            model=model,
+            seed=seed,
+            max_model_len=max_tokens,
+            # Without bf16 units float32 is three times as fast on a CPU, and its logprobs equal the learner's to 1e-4.
+            dtype="auto" if accelerated else "float32",
+            enforce_eager=not accelerated,
+            gpu_memory_utilization=gpu_memory,
+            enable_prefix_caching=True,
+            disable_log_stats=True,
+        )
+        self.tokenizer = self.llm.get_tokenizer()
+
+    def reseed(self, seed: int) -> None:
+        """Make the next samples a function of `seed`, the prompts and the weights."""
+        import torch
+
+        torch.manual_seed(seed)
+
+    def chat_prompt(self, system: str, user: str) -> list[int]:
+        """Return the token ids of a chat turn, ready for the assistant's reply."""
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        if self.tokenizer.chat_template is None:  # a base model without chat format
+            return self.tokenizer(f"{system}\n\n{user}\n\n")["input_ids"]
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, n: int, max_new_tokens: int, temperature: float, top_p: float = 1.0
+    ) -> list[list[Completion]]:
+        """Return `n` completions for each prompt (token ids)."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(n=n, max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, logprobs=0)
+        inputs = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        outputs = self.llm.generate(inputs, params, use_tqdm=False)
+        return [[_completion(sample) for sample in output.outputs] for output in outputs]
+
+    def prompt_logprobs(self, token_ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Return the log-probability of every token but the first, given those before it; float64 [tokens - 1] each."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+        outputs = self.llm.generate([{"prompt_token_ids": list(ids)} for ids in token_ids], params, use_tqdm=False)
+        return [
+            np.array([at[token].logprob for token, at in zip(ids[1:], output.prompt_logprobs[1:], strict=True)])
+            for ids, output in zip(token_ids, outputs, strict=True)
+        ]
+
+    def load_weights(self, changed: Mapping[str, Any]) -> None:
+        """Put `changed` (Hugging Face name to tensor) over the model's own weights and forget cached prefixes.
+
+        vLLM reloads a model as a whole: what is not in `changed` is read again from the model's files.
+        """
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._weights(changed)})
+        self.llm.reset_prefix_cache()
+
+    def _weights(self, changed: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        from safetensors import safe_open
+
+        seen = set()
+        for file in sorted(_weights_directory(self.model).glob("*.safetensors")):
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a dict
+                    seen.add(name)
+                    tensor = changed[name] if name in changed else tensors.get_tensor(name)
+                    yield name, tensor
+                    if name == "model.embed_tokens.weight":
+                        embeddings = tensor
+        unknown = changed.keys() - seen
+        if unknown:
+            raise ValueError(f"not weights of {self.model}: {', '.join(sorted(unknown)[:3])}")
+        if "lm_head.weight" not in seen:
+            # Tied: reloading resets the head, and it would stay so, silently.
+            yield "lm_head.weight", embeddings
+
+
+def _weights_directory(model: str) -> Path:
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, allow_patterns=["*.safetensors"]))
+
+
+def _completion(sample: Any) -> Completion:
+    ids = list(sample.token_ids)
+    logprobs = np.array([at[token].logprob for token, at in zip(ids, sample.logprobs, strict=True)], dtype=np.float32)
+    return Completion(ids, logprobs, sample.text.strip(), sample.finish_reason == "stop")

@@ -1,0 +1,115 @@
+"""The attacker's env runner: owns one vLLM engine and turns tasks into groups of rollouts.
+
+A one-step environment: the observation is an instruction made from a goal and a style, the action is the completion.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.env import INPUT_ENV_SPACES
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+
+from actors.config import AdversaryConfig
+from actors.engine import Completion, Engine
+from actors.styles import STYLE, SYSTEM
+
+#: RLlib wants spaces; prompts and completions are token lists, so these stand in.
+SPACE = gym.spaces.Discrete(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A goal to attack with, in a style; `index` names the group its rollouts form."""
+
+    index: int
+    goal: str
+    style: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """One completion of a task's instruction."""
+
+    task: int
+    prompt_ids: list[int]
+    completion: Completion
+
+
+class VLLMEnvRunner(EnvRunner):
+    """Samples groups of completions; its weights are the base model's plus what the learners last sent."""
+
+    def __init__(self, *, config: Any, **kwargs: Any) -> None:
+        super().__init__(config=config, **kwargs)
+        self.adversary: AdversaryConfig = config.adversary
+        self.weights_seq_no = 0
+        self.engine = Engine(
+            config.model_path,
+            max_tokens=self.adversary.max_prompt_tokens + self.adversary.max_new_tokens,
+            seed=config.seed or 0,
+            gpu_memory=self.adversary.gpu_memory,
+            kv_cache_gib=self.adversary.kv_cache_gib,
+        )
+
+    def __repr__(self) -> str:
+        return f"attacker-{self.worker_index}"  # the name the dashboard shows
+
+    def assert_healthy(self) -> None:
+        """Raise if the engine is not there."""
+        assert self.engine is not None
+
+    def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
+        """Return the stand-in spaces."""
+        return {INPUT_ENV_SPACES: (SPACE, SPACE), DEFAULT_MODULE_ID: (SPACE, SPACE)}
+
+    def sample(self, *, tasks: Sequence[Task], seed: int, **_: Any) -> list[Rollout]:
+        """Return `group_size` rollouts for each task; tasks whose instruction is too long for the engine get none.
+
+        An exception here would make RLlib restart the engine, so what a goal can cause is handled, not raised.
+        """
+        limit = self.adversary.max_prompt_tokens
+        prompts = [self.engine.chat_prompt(SYSTEM, STYLE[task.style].prompt(task.goal)) for task in tasks]
+        fitting = [(task, ids) for task, ids in zip(tasks, prompts, strict=True) if len(ids) <= limit]
+        if not fitting:
+            return []
+        self.engine.reseed(seed)
+        groups = self.engine.generate(
+            [ids for _, ids in fitting],
+            n=self.adversary.group_size,
+            max_new_tokens=self.adversary.max_new_tokens,
+            temperature=self.adversary.temperature,
+        )
+        return [
+            Rollout(task.index, ids, completion)
+            for (task, ids), group in zip(fitting, groups, strict=True)
+            for completion in group
+        ]
+
+    def probe(self, token_ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Return the engine's log-probabilities of fixed token ids, to be compared with the learner's."""
+        return self.engine.prompt_logprobs(token_ids)
+
+    def get_state(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """Return the number of the weights in use; the weights themselves are the learner's to save."""
+        return {WEIGHTS_SEQ_NO: self.weights_seq_no}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take over weights from the learners; keys that are missing mean no change."""
+        if COMPONENT_RL_MODULE in state:
+            weights = state[COMPONENT_RL_MODULE]
+            weights = weights.get(DEFAULT_MODULE_ID, weights)
+            self.engine.load_weights({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
+            self.weights_seq_no = state.get(WEIGHTS_SEQ_NO, self.weights_seq_no)
+
+    def get_metrics(self) -> Any:
+        """Return RLlib's metrics of this runner."""
+        return self.metrics.reduce()
+
+    def stop(self) -> None:
+        """Release the engine."""
+        del self.engine

@@ -1,0 +1,137 @@
+"""The policy as an RLModule: a causal language model whose top layers are trained over a frozen copy of itself.
+
+Embeddings, output head and lower layers are shared by policy and reference, so one pass through them serves both, and
+only the top layers travel to the engines and into checkpoints.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
+from ray.rllib.utils.torch_utils import convert_to_torch_tensor
+from transformers import AutoModelForCausalLM
+
+INPUT_IDS = "input_ids"
+ATTENTION_MASK = "attention_mask"
+COMPLETION_MASK = "completion_mask"
+ENGINE_LOGPROBS = "engine_logprobs"
+ADVANTAGES = "advantages"
+
+
+class CausalLMModule(TorchRLModule):
+    """Log-probabilities of completions under the policy and under the frozen reference.
+
+    `model_config`: `model` (directory or hub id), `trainable_layers`, `temperature` (of the sampling policy).
+    """
+
+    def setup(self) -> None:
+        """Load the reference and copy its top layers and final norm as the trainable policy."""
+        self.reference = AutoModelForCausalLM.from_pretrained(self.model_config["model"], dtype=torch.float32)
+        self.reference.requires_grad_(False)
+        layers = self.reference.model.layers
+        self.frozen_layers = max(0, len(layers) - self.model_config["trainable_layers"])
+        self.layers = copy.deepcopy(layers[self.frozen_layers :]).requires_grad_(True)
+        self.norm = copy.deepcopy(self.reference.model.norm).requires_grad_(True)
+        self.temperature: float = self.model_config["temperature"]
+
+    def _forward_train(self, batch: dict[str, Any], **_: Any) -> dict[str, torch.Tensor]:
+        """Return `logprobs`, `reference_logprobs` and `entropy`, float [batch, tokens], zero outside the completion.
+
+        Position t of each is about the token at t given those before it.
+        """
+        return self.logprobs(
+            batch[INPUT_IDS].long(), batch[ATTENTION_MASK].long(), batch[COMPLETION_MASK].bool(), self.temperature
+        )
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, torch.Tensor]:
+        return self._forward_train(batch, **kwargs)
+
+    def logprobs(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, wanted: torch.Tensor, temperature: float
+    ) -> dict[str, torch.Tensor]:
+        """Return policy and reference log-probabilities and the policy's entropy at the `wanted` positions.
+
+        Args:
+            input_ids, attention_mask, wanted: [batch, tokens]; position 0 cannot be wanted.
+            temperature: divides the logits of both.
+        """
+        first_trained: dict[str, Any] = {}
+
+        def capture(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # What the reference's first trained layer is given (hidden states, mask, rotary embeddings) is what the
+            # policy's is given: the layers below are the same.
+            first_trained.update(args=args, kwargs=kwargs)
+
+        hook = self.reference.model.layers[self.frozen_layers].register_forward_pre_hook(capture, with_kwargs=True)
+        try:
+            with torch.no_grad():
+                reference_hidden = self.reference.model(
+                    input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+                ).last_hidden_state
+        finally:
+            hook.remove()
+        args, kwargs = first_trained["args"], first_trained["kwargs"]
+        if args:
+            hidden, args = args[0], args[1:]
+        else:
+            hidden = kwargs.pop("hidden_states")
+        for layer in self.layers:
+            output = layer(hidden, *args, **kwargs)
+            hidden = output[0] if isinstance(output, tuple) else output
+        hidden = self.norm(hidden)
+
+        before = wanted[:, 1:]  # the state at t - 1 predicts the token at t
+        tokens = input_ids[:, 1:][before]
+        with torch.no_grad():
+            reference, _ = self._token_logprobs(reference_hidden[:, :-1][before], tokens, temperature)
+        policy, entropy = self._token_logprobs(hidden[:, :-1][before], tokens, temperature)
+        return {
+            "logprobs": _scatter(policy, wanted),
+            "reference_logprobs": _scatter(reference, wanted),
+            "entropy": _scatter(entropy.detach(), wanted),
+        }
+
+    def _token_logprobs(
+        self, hidden: torch.Tensor, tokens: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log-probability of each token and entropy of its distribution, [n]; `hidden` is [n, width]."""
+        logprobs = torch.log_softmax(self.reference.lm_head(hidden) / temperature, dim=-1)
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+        return logprobs.gather(-1, tokens[:, None]).squeeze(-1), entropy
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the trained weights alone, under their Hugging Face names; the rest is the base model's."""
+        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self._trained().items()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take over weights that `get_state` returned.
+
+        Raises:
+            ValueError: the names are not those of this module's trained weights.
+        """
+        trained = self._trained()
+        if trained.keys() != state.keys():
+            raise ValueError("the state is of another model or has another number of trained layers")
+        with torch.no_grad():
+            for name, tensor in convert_to_torch_tensor(dict(state)).items():
+                trained[name].copy_(tensor)
+
+    def distance_from_reference(self) -> float:
+        """Return the L2 norm of what training has changed."""
+        original = dict(self.reference.named_parameters())
+        squares = [((tensor - original[name]) ** 2).sum() for name, tensor in self._trained().items()]
+        return float(torch.stack(squares).sum().sqrt())
+
+    def _trained(self) -> dict[str, torch.Tensor]:
+        named = {f"model.norm.{name}": parameter for name, parameter in self.norm.named_parameters()}
+        for offset, layer in enumerate(self.layers):
+            for name, parameter in layer.named_parameters():
+                named[f"model.layers.{self.frozen_layers + offset}.{name}"] = parameter
+        return named
+
+
+def _scatter(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return [batch, tokens] with `values` where `mask` is set, in order, and zeros elsewhere."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)

@@ -1,0 +1,88 @@
+"""Synthesis over Ray Data: seeds in, vLLM engines as an actor pool, records out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+
+from actors.engine import Engine
+from guardrail.models import resolve
+from guardrail.records import SCHEMA, Record, from_table, to_table, write_table
+from guardrail.synthesis import SYSTEM, Request, SynthesisConfig, requests, synthetic_record
+from guardrail.text import digest
+
+
+class Synthesizer:
+    """A Ray Data actor: one engine that answers batches of synthesis requests."""
+
+    def __init__(self, config: dict[str, Any], seed: int) -> None:
+        self.config = SynthesisConfig.model_validate(config)
+        self.seed = seed
+        self.engine = Engine(
+            resolve(self.config.model),
+            max_tokens=self.config.max_prompt_tokens + self.config.max_new_tokens,
+            seed=seed,
+            gpu_memory=self.config.gpu_memory,
+            kv_cache_gib=self.config.kv_cache_gib,
+        )
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Return the synthetic records of a batch of requests (record columns plus strategy, prompt, count)."""
+        columns = batch.select(["strategy", "prompt", "count"]).to_pylist()
+        asked = [Request(parent, **row) for parent, row in zip(from_table(batch), columns, strict=True)]
+        prompts = [self.engine.chat_prompt(SYSTEM, request.prompt) for request in asked]
+        fitting = [(r, ids) for r, ids in zip(asked, prompts, strict=True) if len(ids) <= self.config.max_prompt_tokens]
+        # The same batch gets the same answers, whichever actor it falls to and however often it is tried.
+        self.engine.reseed(int(digest(str(self.seed), *(request.prompt for request, _ in fitting))[:8], 16))
+        repeated = [(request, ids) for request, ids in fitting for _ in range(request.count)]
+        groups = self.engine.generate(
+            [ids for _, ids in repeated],
+            n=1,
+            max_new_tokens=self.config.max_new_tokens,
+            temperature=self.config.temperature,
+        )
+        records = [
+            synthetic_record(request, completion.text, model=self.config.model)
+            for (request, _), group in zip(repeated, groups, strict=True)
+            for completion in group
+            if completion.finished  # what the length limit cut off is half a request
+        ]
+        return to_table([record for record in records if record])
+
+
+def synthesize(
+    seeds: Sequence[Record], config: SynthesisConfig, output: Path, *, seed: int, num_cpus: float, num_gpus: float
+) -> int:
+    """Grow seeds into synthetic records, written to `output` as parquet; return how many.
+
+    Args:
+        seeds: what to grow.
+        config: how.
+        output: parquet file to write; whole or absent.
+        seed: decides examples and sampling.
+        num_cpus, num_gpus: what one engine reserves.
+    """
+    asked = requests(seeds, config, seed)
+    if not asked:
+        write_table(SCHEMA.empty_table(), output)
+        return 0
+    table = to_table(request.parent for request in asked)
+    for name in ("strategy", "prompt", "count"):
+        table = table.append_column(name, pa.array([getattr(request, name) for request in asked]))
+    answers = ray.data.from_arrow(table).map_batches(
+        Synthesizer,
+        fn_constructor_args=(config.model_dump(), seed),
+        batch_format="pyarrow",
+        batch_size=config.batch_size,
+        zero_copy_batch=True,
+        concurrency=config.engines,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+    )
+    found = [batch for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow") if batch.num_rows]
+    # Batches arrive in the order they are done in; the file's order is that of the ids.
+    result = pa.concat_tables([SCHEMA.empty_table(), *(batch.cast(SCHEMA) for batch in found)]).sort_by("id")
+    write_table(result, output)
+    return result.num_rows
