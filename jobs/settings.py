@@ -1,0 +1,174 @@
+"""Settings of the jobs: typed, from YAML and the command line, unknown keys refused with the nearest known one."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from guardrail.curation import CurationConfig
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+
+from actors.config import AdversaryConfig
+from guardrail.synthesis import SynthesisConfig
+from guardrail.training import TrainingConfig
+
+
+class SplitConfig(BaseModel):
+    """How seeds are split, by seed, before anything grows from them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    validation: float = Field(
+        0.2, gt=0, lt=0.5, description="share that sets temperature and threshold; never trained on"
+    )
+    held_out_goals: float = Field(
+        0.15, ge=0, lt=0.5, description="share attacked but never trained on, nor what grows of it"
+    )
+
+
+class PromotionConfig(BaseModel):
+    """When a retrained guard replaces the one in use."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_benign_fpr_rise: float = Field(
+        0.02, ge=0, description="over the round-0 guard, on the benign validation records"
+    )
+
+
+class ClusterConfig(BaseModel):
+    """Where to run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    address: str | None = Field(None, description="of a running Ray cluster; None: RAY_ADDRESS, or a local one")
+
+
+class JobSettings(BaseSettings):
+    """What every job has."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, cli_implicit_flags=True)
+
+    seed: int = Field(0, ge=0, description="decides every draw")
+    cluster: ClusterConfig = ClusterConfig()
+
+
+class LoopSettings(JobSettings):
+    """Settings of the adversarial loop."""
+
+    run_dir: Path = Field(Path("runs/default"), description="run directory; the same one resumes")
+    seeds: Path | None = Field(None, description="CSV, JSONL or parquet of seeds; None: the embedded ones")
+    data_dir: Path | None = Field(None, description="local copies of public data sets")
+    evaluation: list[str] = Field([], description="evaluation sets by name, or JSON-lines files")
+    rounds: int = Field(3, ge=0, description="adversarial rounds after round 0")
+    split: SplitConfig = SplitConfig()
+    synthesis: SynthesisConfig = SynthesisConfig()
+    curation: CurationConfig = CurationConfig()
+    training: TrainingConfig = TrainingConfig()
+    adversary: AdversaryConfig = AdversaryConfig()
+    promotion: PromotionConfig = PromotionConfig()
+
+
+Settings = TypeVar("Settings", bound=JobSettings)
+
+
+def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the settings that can be given, as dotted keys."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from dotted_keys(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def load(settings: type[Settings], arguments: Sequence[str], description: str) -> Settings:
+    """Return the settings from `--config FILE` and `--dotted.key value`, the latter winning.
+
+    `--print-config` prints the resolved settings and exits. A mistake ends the process with status 2 and a message that
+    names the key, and the nearest known one where it is unknown.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="settings (--KEY VALUE, or in the YAML file):\n" + _listing(settings),
+    )
+    parser.add_argument("--config", type=Path, help="YAML file of settings")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
+    known, rest = parser.parse_known_args([_underscored(argument) for argument in arguments])
+    keys = list(dotted_keys(settings))
+    for argument in rest:
+        if argument.startswith("--") and argument[2:].split("=", 1)[0] not in keys:
+            _fail(_unknown(argument[2:].split("=", 1)[0], keys))
+    values = _read_yaml(known.config) if known.config else {}
+    try:
+        source: CliSettingsSource[Settings] = CliSettingsSource(settings, cli_parse_args=rest, cli_exit_on_error=False)
+        resolved = settings(_cli_settings_source=source, **values)  # type: ignore[call-arg]
+    except ValidationError as error:
+        _fail("\n".join(_explain(problem, keys) for problem in error.errors()))
+    except Exception as error:  # pydantic-settings has several kinds for a malformed command line
+        _fail(str(error))
+    if known.print_config:
+        print(to_yaml(resolved), end="")
+        raise SystemExit(0)
+    return resolved
+
+
+def to_yaml(settings: BaseModel) -> str:
+    """Return settings as the YAML that `load` reads."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+
+
+def _underscored(argument: str) -> str:
+    """Return `--run-dir` as `--run_dir`: both are accepted; values stay as they are."""
+    if not argument.startswith("--") or argument in ("--print-config", "--help"):
+        return argument
+    key, equals, value = argument.partition("=")
+    return "--" + key[2:].replace("-", "_") + equals + value
+
+
+def _listing(settings: type[BaseModel]) -> str:
+    def lines(model: type[BaseModel], prefix: str) -> Iterator[str]:
+        for name, field in model.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from lines(kind, f"{prefix}{name}.")
+            else:
+                yield f"  {prefix}{name} = {field.get_default(call_default_factory=True)}  {field.description or ''}"
+
+    return "\n".join(lines(settings, ""))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        _fail(f"cannot read {path}: {error.strerror}")
+    except yaml.YAMLError as error:
+        _fail(f"{path} is not YAML: {error}")
+    if not isinstance(values, dict | None):
+        _fail(f"{path} must hold a mapping of settings")
+    return values or {}
+
+
+def _explain(problem: Any, keys: Sequence[str]) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return _unknown(key, keys)
+    return f"{key}: {problem['msg']} (got {problem['input']!r})"
+
+
+def _unknown(key: str, keys: Sequence[str]) -> str:
+    last = {known.rsplit(".", 1)[-1]: known for known in keys}
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    near = near or [last[name] for name in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(last), n=1)]
+    return f"unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists all settings")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,60 @@
+"""What a person at a terminal sees of a run, and how a run ends when it is interrupted."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs.run import RunError
+
+
+@contextmanager
+def resumable(run_dir: Path, console: Console) -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into an orderly end that says how to go on, and a RunError into its message."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        console.print(f"\n[yellow]interrupted[/]; the same command goes on in {run_dir}")
+        raise SystemExit(143 if error.args else 130) from None
+    except (RunError, ValueError) as error:
+        console.print(f"[red]error:[/] {error}", highlight=False)
+        raise SystemExit(1) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def show_rounds(console: Console, rounds: list[dict[str, Any]]) -> None:
+    """Print the rounds so far as a table; `rounds` are the report's entries."""
+    table = Table(title="rounds so far")
+    for column in ("round", "attempts", "valid", "success rate", "yield", "clusters", "probe", "F1", "FPR", "promoted"):
+        table.add_column(column, justify="right")
+    for entry in rounds:
+        attacks, sync = entry["attacks"], entry["sync"]
+        validation = entry["evaluation"]["validation"]
+        table.add_row(
+            str(entry["round"]),
+            str(attacks["attempts"]),
+            str(attacks["valid"]),
+            _share(attacks["success_rate"]),
+            _share(attacks["yield"]),
+            str(attacks["diversity"]["unique_clusters"]),
+            "-" if sync["probe_max_abs_logprob_diff"] is None else f"{sync['probe_max_abs_logprob_diff']:.1e}",
+            _share(validation["f1"]),
+            _share(validation["fpr"]),
+            "yes" if entry["promoted"] else "no",
+        )
+    console.print(table)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

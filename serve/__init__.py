@@ -1,0 +1,1 @@
+"""The guard behind OpenAI's moderation API, on Ray Serve."""
