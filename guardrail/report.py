@@ -34,7 +34,9 @@ def _figure(rounds: list[dict[str, Any]]) -> str:
     low = [r - entry["attacks"]["interval"][0] for r, entry in zip(rate, attacked, strict=True)]
     high = [entry["attacks"]["interval"][1] - r for r, entry in zip(rate, attacked, strict=True)]
     axes.errorbar(index, rate, yerr=[low, high], marker="o", capsize=4, label="success rate over valid attempts (95%)")
-    axes.plot(index, [entry["attacks"]["yield"] for entry in attacked], marker="s", ls="--", label="yield over all attempts")
+    axes.plot(
+        index, [entry["attacks"]["yield"] for entry in attacked], marker="s", ls="--", label="yield over all attempts"
+    )
     axes.set(xlabel="round", ylabel="share", ylim=(0, 1), xticks=index)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
