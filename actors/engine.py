@@ -60,6 +60,9 @@ class Engine:
             gpu_memory_utilization=gpu_memory,
             enable_prefix_caching=True,
             disable_log_stats=True,
+            # Log-probabilities of the distribution that was sampled from, temperature included: the learner's ratio
+            # divides by these.
+            logprobs_mode="processed_logprobs",
         )
         self.tokenizer = self.llm.get_tokenizer()
 

@@ -143,7 +143,7 @@ class GRPOLearner(TorchLearner):
             "entropy": entropy,
         }
         for name, value in values.items():
-            self.metrics.log_value((module_id, name), value.item(), reduce="mean", clear_on_reduce=True)
+            self.metrics.log_value((module_id, name), value.item(), reduce="mean")
         return terms.loss
 
     @torch.no_grad()

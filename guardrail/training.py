@@ -7,7 +7,6 @@ restarted worker goes on at the epoch it was in with the result it would have ha
 import dataclasses
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -158,12 +157,14 @@ def train_loop(settings: dict[str, Any]) -> None:
         if rank != 0:
             ray.train.report(metrics)
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            getattr(model, "module", model).save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "epoch": epoch + 1}
-            torch.save(state, Path(folder) / "training.pt")
-            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+        # Beside the storage, not in a temporary folder: without workers Ray Train hands back this very folder.
+        folder = Path(settings["work"]) / "epochs" / str(epoch + 1)
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        getattr(model, "module", model).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "epoch": epoch + 1}
+        torch.save(state, folder / "training.pt")
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(str(folder)))
 
 
 def fine_tune(
@@ -202,6 +203,7 @@ def fine_tune(
     settings = {
         "config": config.model_dump(),
         "data": str(data.resolve()),
+        "work": str(work.resolve()),
         "start": str(start.resolve()) if start else resolve(config.base),
         "epochs": config.retrain_epochs if start else config.epochs,
         "seed": seed,
