@@ -121,7 +121,7 @@ class CausalLMModule(TorchRLModule):
     def distance_from_reference(self) -> float:
         """Return the L2 norm of what training has changed."""
         original = dict(self.reference.named_parameters())
-        squares = [((tensor - original[name]) ** 2).sum() for name, tensor in self._trained().items()]
+        squares = [((tensor.detach() - original[name]) ** 2).sum() for name, tensor in self._trained().items()]
         return float(torch.stack(squares).sum().sqrt())
 
     def _trained(self) -> dict[str, torch.Tensor]:

@@ -28,7 +28,8 @@ def choose_threshold(probabilities: np.ndarray, unsafe: np.ndarray, max_fpr: flo
         raise ValueError("a validation split needs both safe and unsafe records to set a threshold")
     values = np.unique(probabilities)
     # Half-way between neighbouring scores: as far as can be from flipping on a rounding difference.
-    candidates = np.append((values[1:] + values[:-1]) / 2, (values[-1] + 1) / 2)
+    # The last flags nothing, even where a score is 1.
+    candidates = np.append((values[1:] + values[:-1]) / 2, np.nextafter((values[-1] + 1) / 2, 2))
     flagged = probabilities[None, :] >= candidates[:, None]
     hits = (flagged & unsafe).sum(axis=1)
     f1 = 2 * hits / (flagged.sum(axis=1) + unsafe.sum())

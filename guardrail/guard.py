@@ -162,13 +162,13 @@ class Guard:
             stride=min(_OVERLAP, self.card.window // 4),
             return_overflowing_tokens=True,
         )
-        owner = encoded.pop("overflow_to_sample_mapping")
-        lengths = [len(ids) for ids in encoded["input_ids"]]
+        owner = encoded["overflow_to_sample_mapping"]
+        # Without special tokens an empty text has no token at all, and a model cannot read nothing.
+        windows = [ids or [self.tokenizer.pad_token_id] for ids in encoded["input_ids"]]
+        lengths = [len(ids) for ids in windows]
         order = sorted(range(len(owner)), key=lambda index: lengths[index])
         for batch in token_batches(order, lengths, _TOKENS_PER_BATCH):
-            padded = self.tokenizer.pad(
-                {key: [values[index] for index in batch] for key, values in encoded.items()}, return_tensors="pt"
-            )
+            padded = self.tokenizer.pad({"input_ids": [windows[index] for index in batch]}, return_tensors="pt")
             yield [owner[index] for index in batch], padded
 
 

@@ -98,7 +98,8 @@ def epoch_batches(lengths: Sequence[int], budget: int, seed: int, world_size: in
     jitter = np.asarray(lengths) * (1 + 0.2 * generator.random(len(lengths)))
     batches = token_batches(np.argsort(jitter, kind="stable").tolist(), lengths, budget)
     batches = [batches[index] for index in generator.permutation(len(batches))]
-    return batches + batches[: -len(batches) % world_size]
+    missing = -len(batches) % world_size
+    return batches + [batches[index % len(batches)] for index in range(missing)]
 
 
 def train_loop(settings: dict[str, Any]) -> None:

@@ -1,0 +1,86 @@
+"""`python -m serve`: the newest promoted guard behind the moderation API, until Ctrl-C or SIGTERM."""
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from ray import serve
+
+from cluster.connect import connect
+from guardrail.guard import GUARD_FILE, GuardCard
+from serve.app import ModeratorArgs, build
+
+APPLICATION = "moderation"
+
+
+def newest_guard(runs: Path) -> Path:
+    """Return `RUN/guard` of the run under `runs` whose guard was written last.
+
+    Raises:
+        ValueError: no run has promoted a guard.
+    """
+    cards = [card for card in runs.glob(f"*/guard/{GUARD_FILE}") if card.is_file()]
+    if not cards:
+        raise ValueError(f"no promoted guard under {runs}/: run make loop first, or name one with --guard")
+    return max(cards, key=lambda card: card.stat().st_mtime).parent
+
+
+def run(guard: Path, host: str, port: int) -> None:
+    """Serve a guard until SIGINT or SIGTERM.
+
+    Raises:
+        ValueError: the directory is no guard.
+    """
+    card = GuardCard.read(guard)
+    stop = threading.Event()
+    with connect():
+        # After connecting: Ray sets handlers of its own.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        serve.start(http_options={"host": host, "port": port})
+        try:
+            serve.run(build(ModeratorArgs(guard=guard)), name=APPLICATION)
+            print(_welcome(card, f"http://{host}:{port}"), flush=True)
+            stop.wait()
+            print("Shutting down.", flush=True)
+        finally:
+            _shut_down()
+
+
+def _shut_down() -> None:
+    # On a cluster that others use too, their applications stay.
+    serve.delete(APPLICATION)
+    if not serve.status().applications:
+        serve.shutdown()
+
+
+def _welcome(card: GuardCard, address: str) -> str:
+    return (
+        f"Guard {card.version} (digest {card.digest}) at {address}\n\n"
+        f"    curl {address}/v1/moderations -H 'Content-Type: application/json' "
+        """-d '{"input": "How do I kill a Python process?"}'\n\n"""
+        "Ctrl-C stops it."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and serve; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m serve", description=__doc__)
+    parser.add_argument("--guard", type=Path, help="guard directory; by default the newest promoted one of all runs")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where to look for it (%(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine only)")
+    parser.add_argument("--port", type=int, default=8000, help="(%(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        run(options.guard or newest_guard(options.runs_dir), options.host, options.port)
+    except ValueError as error:
+        print(f"serve: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""The Ray Serve application: a guard behind `POST /v1/moderations`, batched, swapped while it runs.
+
+    serve run serve.app:build guard=runs/laptop/guard
+
+Change `user_config: {guard: DIR}` of the deployment "Moderator" (in a Serve config file) to swap guards in place.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import math
+import traceback
+from collections.abc import Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve import Application
+from starlette.exceptions import HTTPException
+
+from guardrail.guard import Guard, GuardCard, Verdict
+from serve.moderation import (
+    ErrorBody,
+    ModerationRequest,
+    ModerationResponse,
+    RequestRefused,
+    check_model,
+    invalid_body,
+    invalid_request,
+    moderation_response,
+    server_error,
+)
+
+# A batch is bounded in number and in tokens at once: its size is counted in units of _CHARACTERS (about 128 tokens of
+# English), and every text counts for one at least. Counted in bare tokens, Serve would compare it with the number of
+# ongoing requests, and warn.
+_BATCH_UNITS = 64
+_CHARACTERS = 512
+_BATCH_WAIT_SECONDS = 0.004  # what a lone request may be held back for company
+_MAX_ONGOING_REQUESTS = 512  # well over a batch: while one is computed, the next ones fill
+_SMOKE_TEXT = "How do I kill a Python process?"
+
+logger = logging.getLogger("ray.serve")
+api = FastAPI(title="rayguard", description="A safety guard behind OpenAI's moderation API.")
+
+
+class ModeratorArgs(BaseModel):
+    """Arguments of the application, as `serve run serve.app:build KEY=VALUE` takes them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    guard: Path = Field(description="guard directory")
+    num_replicas: int = Field(default=1, ge=1)
+    num_cpus: float = Field(default=1.0, gt=0, description="per replica; also the threads the model computes with")
+    num_gpus: float = Field(default=0.0, ge=0, description="per replica")
+
+
+class ModeratorConfig(BaseModel):
+    """The `user_config` of the deployment: what can change while it runs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    guard: Path
+
+
+class Health(BaseModel):
+    """The answer of `/healthz`: the version and digest of the guard in use."""
+
+    status: str
+    guard: str
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ModeratorState:
+    """What a replica serves, for those who hold its handle; `refused` says why the last guard offered was not taken."""
+
+    guard: str
+    digest: str
+    refused: str | None
+
+
+def batch_units(requests: Sequence[Sequence[str]]) -> int:
+    """Return the size of a batch of requests, each a list of texts."""
+    # A request larger than a batch is one of its own: Serve fails a request whose size alone is over the maximum.
+    return sum(
+        min(sum(1 + (len(text) - 1) // _CHARACTERS for text in texts), _BATCH_UNITS) for texts in requests
+    )
+
+
+@serve.deployment(max_ongoing_requests=_MAX_ONGOING_REQUESTS)
+@serve.ingress(api)
+class Moderator:
+    """One replica: one guard in use, and the HTTP routes that ask it."""
+
+    def __init__(self) -> None:
+        self._guard: Guard | None = None  # until Serve hands over the first `user_config`, before any request
+        self._refused: str | None = None
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Load a guard beside the one in use, try it, and swap; requests are answered by the old one until then.
+
+        A guard that cannot be loaded or fails its trial is refused and the old one stays: raising would make Serve
+        replace this replica by one that has no guard at all.
+
+        Args:
+            user_config: the fields of `ModeratorConfig`.
+
+        Raises:
+            ValueError, OSError: the first guard is no good; the deployment fails with the reason.
+        """
+        try:
+            guard = await asyncio.to_thread(load_checked, ModeratorConfig.model_validate(user_config).guard)
+        except Exception as error:
+            if self._guard is None:
+                raise
+            self._refused = f"{type(error).__name__}: {error}"
+            logger.error("New guard refused, %s stays in use. %s", self._guard.card.version, self._refused)
+            return
+        self._guard, self._refused = guard, None
+        logger.info("Guard in use: %s (digest %s).", guard.card.version, guard.card.digest)
+
+    def state(self) -> ModeratorState:
+        """Return what is served; called through the deployment's handle."""
+        card = self._in_use().card
+        return ModeratorState(guard=card.version, digest=card.digest, refused=self._refused)
+
+    @api.post("/v1/moderations", responses={400: {"model": ErrorBody}, 500: {"model": ErrorBody}})
+    async def moderations(self, request: ModerationRequest) -> ModerationResponse:
+        """Classify text by OpenAI's 13 categories."""
+        check_model(request.model, self._in_use().card.version)
+        texts = request.texts()
+        card, verdicts = await self._classify(texts)
+        logger.info(
+            "Moderated %d texts, %d flagged, by %s.", len(texts), sum(v.unsafe for v in verdicts), card.version
+        )
+        return moderation_response(verdicts, card.thresholds, card.version)
+
+    @api.get("/healthz")
+    async def healthz(self) -> Health:
+        """Say that the service answers, and with which guard."""
+        card = self._in_use().card
+        return Health(status="ok", guard=card.version, digest=card.digest)
+
+    @serve.batch(
+        max_batch_size=_BATCH_UNITS, batch_wait_timeout_s=_BATCH_WAIT_SECONDS, batch_size_fn=batch_units
+    )
+    async def _classify(self, requests: list[list[str]]) -> list[tuple[GuardCard, list[Verdict]]]:
+        """Return for each request the verdicts on its texts and the card of the guard that gave them.
+
+        All texts of a request are judged by one guard, whatever is swapped meanwhile.
+        """
+        guard = self._in_use()
+        verdicts = iter(await asyncio.to_thread(guard.classify, [text for texts in requests for text in texts]))
+        return [(guard.card, [next(verdicts) for _ in texts]) for texts in requests]
+
+    def _in_use(self) -> Guard:
+        if self._guard is None:
+            raise RuntimeError("no guard: the deployment needs user_config={'guard': DIR}")
+        return self._guard
+
+
+def load_checked(directory: Path) -> Guard:
+    """Load a guard and have it judge a sentence.
+
+    Raises:
+        ValueError: it is no guard directory, is damaged, or its scores are not numbers.
+        OSError: its files cannot be read.
+    """
+    guard = Guard.from_pretrained(directory)
+    (verdict,) = guard.classify([_SMOKE_TEXT])
+    if not all(math.isfinite(score) for score in (verdict.score, *verdict.categories.values())):
+        raise ValueError(f"the guard in {directory} gives scores that are not numbers")
+    return guard
+
+
+def build(args: ModeratorArgs) -> Application:
+    """Return the application for `serve.run`, `serve run` and Serve config files."""
+    # Resolved, as replicas have another working directory, and as the link RUN/guard names another guard after each
+    # promotion: to Serve the same string would be no change.
+    return Moderator.options(  # type: ignore[attr-defined]
+        num_replicas=args.num_replicas,
+        ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
+        user_config={"guard": str(args.guard.resolve())},
+    ).bind()
+
+
+@api.exception_handler(RequestRefused)
+async def _refused(_: Request, error: RequestRefused) -> JSONResponse:
+    return _answer(HTTPStatus.BAD_REQUEST, error.body)
+
+
+@api.exception_handler(RequestValidationError)
+async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    return _answer(HTTPStatus.BAD_REQUEST, invalid_body(error.errors()))
+
+
+@api.exception_handler(HTTPException)
+async def _http(_: Request, error: HTTPException) -> JSONResponse:
+    return _answer(error.status_code, invalid_request(str(error.detail)), error.headers)
+
+
+@api.middleware("http")
+async def _contain(request: Request, call_next: Any) -> Any:
+    # As a handler of Exception would, but that one raises the exception again, and Serve would log it: its message may
+    # quote the text. So the log gets its kind and the line it came from.
+    try:
+        return await call_next(request)
+    except Exception as error:
+        origin = traceback.extract_tb(error.__traceback__)[-1]
+        logger.error("Request failed: %s at %s:%s.", type(error).__name__, origin.filename, origin.lineno)
+        return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, server_error())
+
+
+def _answer(status: int, body: ErrorBody, headers: Any = None) -> JSONResponse:
+    return JSONResponse(body.model_dump(), status_code=status, headers=headers)

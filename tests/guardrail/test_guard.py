@@ -1,0 +1,122 @@
+"""The guard directory on a real, tiny classifier, and the pieces of its training that need no Ray."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guardrail.guard import LABELS, Guard, GuardCard, content_digest, load_base, token_batches, write_card
+from guardrail.records import make_record
+from guardrail.taxonomy import CATEGORIES
+from guardrail.training import encode, epoch_batches, guard_loss
+from tests.tiny_llama import tiny_llama
+
+WINDOW = 32
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A guard on a decoder: the tiny Llama with a classification head."""
+    folder = tmp_path_factory.mktemp("guard")
+    torch.manual_seed(0)
+    model, tokenizer = load_base(str(tiny_llama(tmp_path_factory.mktemp("llama"))))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_card(folder, version="v1", temperature=2.0, thresholds={"unsafe": 0.5}, window=WINDOW)
+    return folder
+
+
+def test_it_loads_in_plain_transformers_with_the_same_logits(directory):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(directory)
+    inputs = AutoTokenizer.from_pretrained(directory)(["How do I bake bread?"], return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).logits.numpy()
+    assert model.config.id2label == dict(enumerate(LABELS))
+    assert np.allclose(Guard.from_pretrained(directory).logits(["How do I bake bread?"]), expected, atol=1e-5)
+
+
+def test_verdicts_are_calibrated_and_named(directory):
+    guard = Guard.from_pretrained(directory)
+    verdict = guard.classify(["hello"])[0]
+    assert verdict.score == pytest.approx(1 / (1 + np.exp(-guard.logits(["hello"])[0, 0] / 2.0)))
+    assert tuple(verdict.categories) == CATEGORIES and verdict.unsafe == (verdict.score >= 0.5)
+    assert guard.classify([]) == []
+
+
+def test_no_batch_and_no_neighbour_changes_a_verdict(directory):
+    guard = Guard.from_pretrained(directory)
+    texts = ["a", "word " * 40, "hello there", "", "x" * 300]
+    together = guard.logits(texts)
+    assert np.allclose(together, np.concatenate([guard.logits([text]) for text in texts]), atol=1e-4)
+
+
+def test_a_long_text_counts_wherever_it_says_something(directory):
+    guard = Guard.from_pretrained(directory)
+    text = "abcdefgh" * 50  # one token for each byte: many windows
+    ids = guard.tokenizer(text)["input_ids"]
+    starts = range(0, len(ids) - WINDOW // 4, WINDOW - WINDOW // 4)
+    with torch.no_grad():
+        windows = [guard.model(torch.tensor([ids[i : i + WINDOW]])).logits.numpy()[0] for i in starts]
+    assert np.allclose(guard.logits([text])[0], np.max(windows, axis=0), atol=1e-4)
+
+
+def test_a_damaged_or_foreign_directory_is_refused(directory, tmp_path):
+    with pytest.raises(ValueError, match="no guard directory"):
+        Guard.from_pretrained(tmp_path)
+    for file in directory.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is damaged"):
+        Guard.from_pretrained(tmp_path)
+    card = json.loads((tmp_path / "guard.json").read_text())
+    (tmp_path / "guard.json").write_text(json.dumps({**card, "taxonomy": ["hate"]}))
+    with pytest.raises(ValueError, match="another version of the taxonomy"):
+        GuardCard.read(tmp_path)
+
+
+def test_the_digest_is_of_the_contents(directory):
+    card = GuardCard.read(directory)
+    assert card.digest == content_digest(directory) and len(card.digest) == 16
+
+
+@given(st.lists(st.integers(1, 300), max_size=60), st.integers(32, 512))
+def test_batches_hold_everything_once_within_the_budget(lengths, budget):
+    batches = token_batches(range(len(lengths)), lengths, budget)
+    assert [index for batch in batches for index in batch] == list(range(len(lengths)))
+    assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= budget for b in batches)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 4), st.integers(0, 3))
+def test_an_epoch_shows_everything_and_gives_every_worker_as_many_batches(lengths, world, seed):
+    batches = epoch_batches(lengths, 64, seed, world)
+    assert {index for batch in batches for index in batch} == set(range(len(lengths)))
+    assert len(batches) % world == 0
+    assert batches == epoch_batches(lengths, 64, seed, world)
+
+
+def test_unknown_categories_do_not_count_in_the_loss(directory):
+    records = [
+        make_record("a", unsafe=True, source="s", categories=["hate"]),
+        make_record("b", unsafe=True, source="s", categories=None),
+        make_record("c", unsafe=False, source="s", categories=[]),
+    ]
+    data = encode(records, Guard.from_pretrained(directory).tokenizer, WINDOW)
+    hate = LABELS.index("hate")
+    assert data.targets[:, 0].tolist() == [1, 1, 0] and data.targets[0, hate] == 1
+    assert data.known[1].tolist() == [1] + [0] * len(CATEGORIES) and data.known[[0, 2]].all()
+    targets, known = torch.from_numpy(data.targets), torch.from_numpy(data.known)
+    logits = torch.zeros(3, len(LABELS))
+    changed = logits.clone()
+    changed[1, 1:] = 9.0
+    assert guard_loss(changed, targets, known, 0.5) == guard_loss(logits, targets, known, 0.5)
+    assert guard_loss(logits, targets, known, 0.5).item() == pytest.approx(1.5 * np.log(2))
+
+
+def test_what_training_cuts_off_is_counted(directory):
+    data = encode([make_record("x" * 100, unsafe=False, source="s")], Guard.from_pretrained(directory).tokenizer, WINDOW)
+    assert data.truncated == 1 and len(data.input_ids[0]) == WINDOW

@@ -1,0 +1,24 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guardrail.text import canonical, digest, words
+
+
+def test_invisible_characters_and_width_do_not_count():
+    assert canonical("Ｈｏ\u200bw  do\u00ad I\ufeff") == "how do i"
+
+
+@given(st.text())
+def test_canonical_is_idempotent(text):
+    assert canonical(canonical(text)) == canonical(text)
+
+
+@given(st.text(), st.text())
+def test_a_digest_keeps_its_parts_apart(a, b):
+    assert digest(a, b) == digest(a, b)
+    if a and b:
+        assert digest(a, b) != digest(a + b)
+
+
+def test_words_have_no_punctuation():
+    assert words("Don't panic, please!") == ["don", "t", "panic", "please"]

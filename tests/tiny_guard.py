@@ -1,0 +1,47 @@
+"""A guard directory of a few kilobytes: a randomly initialised one-layer BERT with a character tokenizer."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from guardrail.guard import LABELS, UNSAFE, write_card
+
+_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+_WINDOW = 48  # tokens: short, so that a paragraph already takes several windows
+
+
+def tiny_guard(directory: Path, seed: int = 0) -> Path:
+    """Write a guard "tiny-SEED" to `directory` and return it; its opinions are random, fixed by the seed."""
+    characters = [chr(code) for code in range(33, 127)]
+    tokens = [*_SPECIAL, *characters, *(f"##{character}" for character in characters)]
+    backend = Tokenizer(
+        models.WordPiece(vocab={token: index for index, token in enumerate(tokens)}, unk_token="[UNK]")
+    )
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(token, tokens.index(token)) for token in ("[CLS]", "[SEP]")]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    tokenizer.save_pretrained(directory)
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(tokens),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.5,  # wide enough that texts differ in score, and guards in opinion
+        pad_token_id=0,
+        id2label=dict(enumerate(LABELS)),
+        label2id={label: index for index, label in enumerate(LABELS)},
+        problem_type="multi_label_classification",
+    )
+    BertForSequenceClassification(config).save_pretrained(directory)
+    write_card(directory, version=f"tiny-{seed}", temperature=1.0, thresholds={UNSAFE: 0.5}, window=_WINDOW)
+    return directory
