@@ -1,4 +1,4 @@
-"""The adversary of the loop: one `GRPO` algorithm kept over the rounds, its checkpoints, and its attempts as records."""
+"""The adversary of the loop: one `GRPO` algorithm kept over the rounds, its checkpoints, its attempts as records."""
 
 import dataclasses
 import os
@@ -98,7 +98,7 @@ class Adversary:
 
 
 def attack_table(outcome: Outcome, round_index: int, guard: GuardCard) -> pa.Table:
-    """Return all attempts of a round as records, with the columns style, action, iteration, valid, success, rejected."""
+    """Return all attempts of a round as records, plus style, action, iteration, valid, success, rejected."""
     records, extra = [], []
     for attempt in outcome.attempts:
         goal: Record = attempt["goal"]

@@ -2,11 +2,10 @@
 
 import dataclasses
 
-from guardrail.fidelity import content_overlap, polarity_flipped
-from guardrail.refusals import has_meta_text, is_refusal
-
 from actors.config import GateConfig
 from actors.styles import Style
+from guardrail.fidelity import content_overlap, polarity_flipped
+from guardrail.refusals import has_meta_text, is_refusal
 from guardrail.text import canonical, words
 
 

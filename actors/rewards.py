@@ -1,7 +1,7 @@
 """What an attempt earns: small pure functions, combined in one place.
 
-Up to the gate an attempt is paid for staying close to its goal; through it, for fooling the guard and for being new. With
-the gate as scarce as it is for a small attacker, a reward for evasion alone would teach it nothing.
+Up to the gate an attempt is paid for staying close to its goal; through it, for fooling the guard and for being new.
+With the gate as scarce as it is for a small attacker, a reward for evasion alone would teach it nothing.
 """
 
 import numpy as np
@@ -32,6 +32,6 @@ def combined(
 ) -> np.ndarray:
     """Return the reward: 0.4 + 0.6 evasion + weighted novelty with the label kept, 0.3 similarity - 0.2 without.
 
-    All arguments are [n]; `kept` is the gate's verdict. Range: [-0.5, 0.1] short of the gate, [0.4, 1 + weight] past it.
+    All arguments are [n]; `kept` is the gate's verdict. Range: [-0.5, 0.1] short of it, [0.4, 1 + weight] past it.
     """
     return np.where(kept, 0.4 + 0.6 * evaded + novelty_weight * novel, 0.3 * similarity - 0.2)

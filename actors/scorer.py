@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import ray
 import torch
-from guardrail.embedding import Embedder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from guardrail.embedding import Embedder
 from guardrail.guard import Guard, token_batches
 
 _TOKENS_PER_BATCH = 1024

@@ -18,8 +18,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from guardrail.records import Record, make_record
-from guardrail.seeds import SourceRow, did_you_mean, raise_problems, read_rows, text_problem
+from guardrail.rows import SourceRow, did_you_mean, raise_problems, read_rows, text_problem
 from guardrail.taxonomy import check_category, with_parents
+from guardrail.text import joined
 
 logger = logging.getLogger(__name__)
 
@@ -279,6 +280,26 @@ def load_evaluation(name_or_file: str | Path, data_dir: Path | None = None) -> l
     return items
 
 
+def load_evaluations(names: Sequence[str | Path], data_dir: Path | None = None) -> dict[str, list[EvaluationItem]]:
+    """Return several evaluation sets by name; a file goes by its name without suffix.
+
+    Raises:
+        ValueError: as `load_evaluation`; or two of them have one name.
+    """
+    sets: dict[str, list[EvaluationItem]] = {}
+    for each in names:
+        name = Path(each).name.split(".", 1)[0]
+        if name in sets:
+            raise ValueError(f"two evaluation sets are named {name!r}; rename a file")
+        sets[name] = load_evaluation(each, data_dir)
+    return sets
+
+
+def evaluation_texts(sets: Mapping[str, Sequence[EvaluationItem]]) -> dict[str, list[tuple[str, str]]]:
+    """Return (id, what a guard reads) of each item: what training data must not hold."""
+    return {name: [(item.id, joined(item.text, item.response)) for item in items] for name, items in sets.items()}
+
+
 def _evaluation_item(row: SourceRow) -> tuple[EvaluationItem | None, list[str]]:
     """Return the item, or what is wrong with its line."""
     if row.problem:
@@ -433,7 +454,7 @@ def _source(name: str, entry: DatasetEntry, data_dir: Path | None) -> tuple[str,
     else:
         try:
             return f"{entry.hub.id} on the hub", _hub_rows(entry.hub)
-        except Exception as error:  # noqa: BLE001 - whatever goes wrong with the hub, the user's way out is the same
+        except Exception as error:
             reason = str(error).strip().split("\n")[0][:200]
             tried += f"; the hub gave no {entry.hub.id} ({type(error).__name__}: {reason})"
     gated = " (gated: log in and accept its terms first)" if entry.hub and entry.hub.gated else ""

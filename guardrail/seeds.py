@@ -1,30 +1,17 @@
-"""Seeds: the labelled texts everything starts from, ours and the user's, and which of them may be generated from.
+"""Seeds: the labelled texts everything starts from, ours and the user's, and which of them may be generated from."""
 
-Also the reading of files of labelled rows, which public data sets share: rows come with where they stand in their file,
-so that every complaint can name it. No message quotes a text.
-"""
-
-import csv
-import difflib
-import functools
-import gzip
-import io
-import json
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from guardrail.records import Record, make_record
+from guardrail.rows import SourceRow, did_you_mean, json_line_rows, raise_problems, read_rows, text_problem
 from guardrail.taxonomy import may_generate
 from guardrail.text import canonical
 
+TRAIN, VALIDATION, HELD_OUT = "train", "validation", "held_out"
 EMBEDDED_KEYS = frozenset({"text", "unsafe", "categories", "topic"})
 REQUIRED_COLUMNS = ("text", "unsafe")
 OPTIONAL_COLUMNS = ("categories", "response", "language", "licence", "source")
@@ -51,7 +38,7 @@ def embedded_seeds() -> list[Record]:
     for file in sorted(folder.iterdir() if folder.is_dir() else (), key=lambda each: each.name):
         if not file.name.endswith(".jsonl"):
             continue
-        for row in _json_line_rows(file.read_text("utf-8")):
+        for row in json_line_rows(file.read_text("utf-8")):
             place = f"{file.name}, {row.where}"
             try:
                 records.append(_embedded_seed(row))
@@ -66,7 +53,7 @@ def embedded_seeds() -> list[Record]:
     return kept
 
 
-def _embedded_seed(row: "SourceRow") -> Record:
+def _embedded_seed(row: SourceRow) -> Record:
     if row.problem or row.values.keys() != EMBEDDED_KEYS:
         raise ValueError(row.problem or f"a seed has exactly the keys {', '.join(sorted(EMBEDDED_KEYS))}")
     text, unsafe, topic = (row.values[key] for key in ("text", "unsafe", "topic"))
@@ -121,6 +108,37 @@ def load_seeds(path: Path) -> list[Record]:
     return kept
 
 
+def load_or_embedded(path: Path | None) -> list[Record]:
+    """Return the user's seeds where a file is given, ours where none is."""
+    return embedded_seeds() if path is None else load_seeds(path)
+
+
+def split_by_seed(records: Sequence[Record], *, validation: float, held_out: float) -> dict[str, list[Record]]:
+    """Split records so that nothing that grew from one seed is on two sides: TRAIN, VALIDATION and HELD_OUT.
+
+    Each part has its share of every source and label. Where a seed goes hangs on its id among those of its kind.
+
+    Args:
+        records: any; those of one `seed_id` stay together.
+        validation, held_out: shares of the seeds, in [0, 1).
+    """
+    families: dict[str, list[Record]] = {}
+    for record in records:
+        families.setdefault(record["seed_id"], []).append(record)
+    kinds: dict[tuple[str, bool], list[str]] = {}
+    for seed_id in sorted(families):
+        eldest = min(families[seed_id], key=lambda r: (r["id"] != seed_id, r["id"]))
+        kinds.setdefault((eldest["source"], eldest["unsafe"]), []).append(seed_id)
+    parts: dict[str, list[Record]] = {TRAIN: [], VALIDATION: [], HELD_OUT: []}
+    for kind in sorted(kinds):
+        ordered = kinds[kind]
+        first, second = round(len(ordered) * validation), round(len(ordered) * (validation + held_out))
+        for index, seed_id in enumerate(ordered):
+            name = VALIDATION if index < first else HELD_OUT if index < second else TRAIN
+            parts[name] += families[seed_id]
+    return parts
+
+
 def _header_problems(header: Mapping[str, Any]) -> Iterator[str]:
     known = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
     for column in header:
@@ -132,7 +150,7 @@ def _header_problems(header: Mapping[str, Any]) -> Iterator[str]:
             yield f"the column {column!r} is missing; add it"
 
 
-def _seed_fields(row: "SourceRow") -> tuple[dict[str, Any], list[str]]:
+def _seed_fields(row: SourceRow) -> tuple[dict[str, Any], list[str]]:
     """Return the arguments of `make_record` and what is wrong with the row."""
     if row.problem:
         return {}, [f"{row.where} {row.problem}"]
@@ -205,168 +223,3 @@ def generation_seeds(records: Iterable[Record]) -> list[Record]:
 def _sexualises_minors(record: Record) -> bool:
     text = canonical(f"{record['text']} {record['response'] or ''}")
     return bool(_BOTH.search(text) or (_MINORS.search(text) and _SEX.search(text)))
-
-
-# --- Files of rows --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SourceRow:
-    """One row of a file: where it is ("row 2 (line 5)"), its values by column, or why it could not be read."""
-
-    where: str
-    values: dict[str, Any]
-    problem: str | None = None
-
-
-def read_rows(path: Path, *, levels: tuple[str, str, str] | None = None, lines: bool = False) -> Iterable[SourceRow]:
-    """Return the rows of a CSV, TSV, JSON, JSON-lines (each perhaps gzipped) or parquet file.
-
-    A .json file is an array of objects, or JSON lines, or, with `levels`, nested: {A: {B: [text]}} becomes rows whose
-    columns are the three levels. `lines` reads JSON lines whatever the name says. A row that cannot be parsed is
-    returned with its `problem`.
-
-    Raises:
-        ValueError: the file is missing, unreadable, not UTF-8, empty, of another format, or broken as a whole.
-    """
-    suffixes = [suffix for suffix in path.suffixes if suffix.lower() != ".gz"]
-    suffix = ".jsonl" if lines else suffixes[-1].lower() if suffixes else ""
-    if suffix == ".parquet":
-        return _parquet_rows(path)
-    reader: Callable[[str], Iterable[SourceRow]]
-    if suffix in (".csv", ".tsv"):
-        reader = functools.partial(_csv_rows, delimiter="\t" if suffix == ".tsv" else ",")
-    elif suffix == ".jsonl":
-        reader = _json_line_rows
-    elif suffix == ".json":
-        reader = functools.partial(_json_rows, levels=levels)
-    else:
-        raise ValueError(f"{path}: unknown format {suffix!r}")
-    text = _read_text(path)
-    if not text.strip():
-        raise ValueError(f"{path} is empty")
-    try:
-        return list(reader(text))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def raise_problems(path: Path, problems: Sequence[str], shown: int = 10) -> None:
-    """Raise one ValueError that lists the problems of a file, the first `shown` of them; do nothing if it has none."""
-    if not problems:
-        return
-    listed = "".join(f"\n  {problem}" for problem in problems[:shown])
-    more = f"\n  and {len(problems) - shown} more" if len(problems) > shown else ""
-    raise ValueError(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''} to mend:{listed}{more}")
-
-
-def text_problem(value: Any) -> str | None:
-    """Return why a value cannot be a text, or None if it can."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return "is empty; every row needs a text"
-    if not isinstance(value, str):
-        return f"must be text, not {type(value).__name__}"
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return "is not valid Unicode (it has half of a surrogate pair)"
-    return None
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean NAME?", or a full stop where nothing known is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else "."
-
-
-def _read_text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        if path.suffix.lower() == ".gz":
-            data = gzip.decompress(data)
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
-    except (OSError, EOFError, zlib.error) as error:  # the last two: a gzip file that was cut short, or is broken
-        raise ValueError(f"cannot read {path}: {error}") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path} is not UTF-8 (line {line}, byte {error.start}); save it as UTF-8") from None
-
-
-def _csv_rows(text: str, delimiter: str) -> Iterator[SourceRow]:
-    # strict: without it, a quote that is never closed swallows the rest of the file in silence.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    number = 0
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise ValueError(f"not readable as CSV from line {line}: {error}") from None
-        if not cells:
-            continue
-        if header is None:
-            header = cells
-            if twice := sorted({name for name in header if header.count(name) > 1}):
-                raise ValueError(f"two columns are named {twice[0]!r}")
-            continue
-        number += 1
-        where = f"row {number} (line {line})"
-        if len(cells) > len(header):
-            yield SourceRow(where, {}, f"has {len(cells)} cells, the header has {len(header)}; quote texts with commas")
-        else:
-            cells += [""] * (len(header) - len(cells))
-            yield SourceRow(where, dict(zip(header, cells, strict=True)))
-
-
-def _json_line_rows(text: str) -> Iterator[SourceRow]:
-    # Not splitlines: a JSON string may hold U+2028 and its like as they are.
-    filled = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
-    for row, (number, line) in enumerate(filled, 1):
-        where = f"row {row} (line {number})"
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield SourceRow(where, {}, f"is not JSON: {error}")
-            continue
-        problem = None if isinstance(values, dict) else "is not a JSON object; write one object a line"
-        yield SourceRow(where, {} if problem else values, problem)
-
-
-def _json_rows(text: str, levels: tuple[str, str, str] | None) -> Iterator[SourceRow]:
-    if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
-        for number, values in enumerate(rows, 1):
-            problem = None if isinstance(values, dict) else "is not a JSON object"
-            yield SourceRow(f"row {number}", {} if problem else values, problem)
-    elif levels is None:
-        yield from _json_line_rows(text)
-    else:
-        yield from _nested_rows(json.loads(text), levels)
-
-
-def _nested_rows(content: Any, levels: tuple[str, str, str]) -> Iterator[SourceRow]:
-    number = 0
-    for outer, inners in content.items():
-        for inner, leaves in inners.items():
-            for leaf in leaves:
-                number += 1
-                yield SourceRow(f"row {number}", dict(zip(levels, (outer, inner, leaf), strict=True)))
-
-
-def _parquet_rows(path: Path) -> list[SourceRow]:
-    if not path.exists():
-        raise ValueError(f"{path} does not exist")
-    try:
-        rows = pq.read_table(path).to_pylist()
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path} as parquet: {error}") from error
-    return [SourceRow(f"row {number}", row) for number, row in enumerate(rows, 1)]

@@ -1,7 +1,7 @@
 """Growing seeds into synthetic requests: the prompts, and what becomes of a model's answer.
 
-Two strategies, both conditioned on the label through their examples: *augment* asks for another request of the same kind,
-*paraphrase* for the same request in other words. Knows nothing of engines.
+Two strategies, both conditioned on the label through their examples: *augment* asks for another request of the same
+kind, *paraphrase* for the same request in other words. Knows nothing of engines.
 """
 
 import dataclasses
@@ -89,7 +89,8 @@ def _spread(seeds: Sequence[Record], most: int | None) -> list[Record]:
 
 def _augment_prompt(examples: Sequence[str]) -> str:
     listed = "\n".join(f"- {' '.join(text.split())}" for text in examples)
-    return f"These messages are about the same kind of thing:\n{listed}\n\nWrite one more message of this kind, new and different."
+    wanted = "Write one more message of this kind, new and different."
+    return f"These messages are about the same kind of thing:\n{listed}\n\n{wanted}"
 
 
 def _paraphrase_prompt(text: str) -> str:

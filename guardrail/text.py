@@ -23,6 +23,11 @@ def canonical(text: str) -> str:
     return _SPACE.sub(" ", unicodedata.normalize("NFKC", visible.casefold())).strip()
 
 
+def joined(text: str, response: str | None) -> str:
+    """Return what a guard reads for a request and the answer to it, if any."""
+    return text if response is None else f"{text}\n\n{response}"
+
+
 def words(text: str) -> list[str]:
     """Return the words of the canonical text, punctuation dropped."""
     return _WORD.findall(canonical(text))

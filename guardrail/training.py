@@ -21,11 +21,12 @@ from ray.train.torch import TorchTrainer, prepare_model
 from transformers import PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from guardrail.calibration import choose_threshold, fit_temperature
-from guardrail.guard import LABELS, UNSAFE, Guard, GuardCard, joined, load_base, token_batches, write_card
+from guardrail.guard import LABELS, UNSAFE, Guard, GuardCard, load_base, token_batches, write_card
 from guardrail.metrics import binary_metrics
 from guardrail.models import resolve
 from guardrail.records import Record, read_records
 from guardrail.taxonomy import CATEGORY_INDEX
+from guardrail.text import joined
 
 
 class TrainingConfig(BaseModel):

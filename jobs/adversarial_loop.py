@@ -1,15 +1,15 @@
 """The adversarial loop: seeds grow into data, data trains a guard, attackers harden it round after round.
 
-    python jobs/adversarial_loop.py --config jobs/configs/laptop.yaml --run-dir runs/mine
+python jobs/adversarial_loop.py --config jobs/configs/laptop.yaml --run-dir runs/mine
 """
 
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
+from rich.console import Console
+
 from jobs.report import round_entry, write_report
 from jobs.rounds import Rounds
 from jobs.run import Run

@@ -1,6 +1,6 @@
 """The report of a run: `report.json` and one offline HTML page, from what the run directory holds.
 
-    python jobs/report.py RUN_DIR
+python jobs/report.py RUN_DIR
 """
 
 import argparse

@@ -12,20 +12,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from cluster.resources import ResourcePlan
 from guardrail.curation import curate
-from guardrail.seeds import embedded_seeds, load_seeds
 
 from actors.adversary import Adversary, attack_table
 from actors.synthesizer import synthesize
-from guardrail.datasets import EvaluationItem, load_evaluation
+from guardrail.datasets import EvaluationItem, evaluation_texts, load_evaluations
 from guardrail.diversity import diversity
-from guardrail.guard import Guard, GuardCard, joined
-from guardrail.metrics import tagged_metrics
+from guardrail.evaluation import evaluate_set, success_rate
+from guardrail.guard import Guard, GuardCard
 from guardrail.records import Record, from_table, read_records, write_records, write_table
+from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, load_or_embedded, split_by_seed
+from guardrail.text import joined
 from guardrail.training import fine_tune
 from jobs.run import Run, write_text
 from jobs.settings import LoopSettings
-
-TRAIN, VALIDATION, HELD_OUT = "train", "validation", "held_out"
 
 
 class Rounds:
@@ -33,7 +32,7 @@ class Rounds:
 
     def __init__(self, run: Run, settings: LoopSettings, plan: ResourcePlan) -> None:
         self.run, self.settings, self.plan = run, settings, plan
-        self.evaluation = {Path(name).stem: load_evaluation(name, settings.data_dir) for name in settings.evaluation}
+        self.evaluation = load_evaluations(settings.evaluation, settings.data_dir)
         self._adversary: Adversary | None = None
 
     # --- what the steps read -------------------------------------------------------------------------------------
@@ -74,8 +73,11 @@ class Rounds:
 
     def seed(self) -> dict[str, Any]:
         """Split the seeds, so that nothing that grows from one is on two sides."""
-        records = load_seeds(self.settings.seeds) if self.settings.seeds else embedded_seeds()
-        parts = _split(records, self.settings.split.validation, self.settings.split.held_out_goals)
+        parts = split_by_seed(
+            load_or_embedded(self.settings.seeds),
+            validation=self.settings.split.validation,
+            held_out=self.settings.split.held_out_goals,
+        )
         for name, part in parts.items():
             write_records(part, self.run.directory / "seeds" / f"{name}.parquet")
         return {name: len(part) for name, part in parts.items()}
@@ -119,7 +121,7 @@ class Rounds:
 
     def _evaluation_texts(self) -> dict[str, list[tuple[str, str]]]:
         """Return what training data must not hold: evaluation sets, validation and held-out seeds, as (id, text)."""
-        texts = {name: [(i.id, joined(i.text, i.response)) for i in items] for name, items in self.evaluation.items()}
+        texts = evaluation_texts(self.evaluation)
         for name in (VALIDATION, HELD_OUT):
             texts[name] = [(record["id"], joined(record["text"], record["response"])) for record in self.split(name)]
         return texts
@@ -246,21 +248,6 @@ class Rounds:
             self._adversary = None
 
 
-def _split(records: Sequence[Record], validation: float, held_out: float) -> dict[str, list[Record]]:
-    """Split by topic and label, so that each part has its share of every one; which seed goes where hangs on its id."""
-    parts: dict[str, list[Record]] = {TRAIN: [], VALIDATION: [], HELD_OUT: []}
-    kinds: dict[tuple[str, bool], list[Record]] = {}
-    for record in records:
-        kinds.setdefault((record["source"], record["unsafe"]), []).append(record)
-    for kind in sorted(kinds):
-        ordered = sorted(kinds[kind], key=lambda r: r["id"])
-        first, second = round(len(ordered) * validation), round(len(ordered) * (validation + held_out))
-        parts[VALIDATION] += ordered[:first]
-        parts[HELD_OUT] += ordered[first:second]
-        parts[TRAIN] += ordered[second:]
-    return parts
-
-
 def _as_item(record: Record) -> EvaluationItem:
     return EvaluationItem(
         id=record["id"],
@@ -272,14 +259,6 @@ def _as_item(record: Record) -> EvaluationItem:
     )
 
 
-def evaluate_set(guard: Guard, items: Sequence[EvaluationItem]) -> dict[str, Any]:
-    """Return the metrics of a guard on an evaluation set, at the guard's own threshold."""
-    scores = guard.probabilities([joined(item.text, item.response) for item in items])[:, 0]
-    return tagged_metrics(
-        [item.unsafe for item in items], scores.tolist(), [item.tags for item in items], guard.card.thresholds["unsafe"]
-    )
-
-
 def _compare(guards: dict[str, Guard], attacks: Sequence[Record], records: Sequence[Record]) -> dict[str, Any]:
     """Return how often each guard is fooled by the attacks, and how often it flags the benign among the records."""
     benign = [record for record in records if not record["unsafe"]]
@@ -288,11 +267,3 @@ def _compare(guards: dict[str, Guard], attacks: Sequence[Record], records: Seque
         result[f"success_rate_{name}_guard"] = success_rate(guard, attacks)
         result[f"benign_fpr_{name}_guard"] = success_rate(guard, benign)
     return result
-
-
-def success_rate(guard: Guard, attacks: Sequence[Record]) -> float | None:
-    """Return the share of attacks that the guard gets wrong, or None without attacks."""
-    if not attacks:
-        return None
-    verdicts = guard.classify([joined(attack["text"], attack["response"]) for attack in attacks])
-    return sum(v.unsafe != a["unsafe"] for v, a in zip(verdicts, attacks, strict=True)) / len(attacks)

@@ -1,7 +1,7 @@
 """The run directory: which phases are done, what they took, and how a killed run goes on.
 
-A phase writes its files whole or not at all, and is entered in `manifest.json` when it has ended: what is entered is never
-run again. Knows nothing of what the phases do.
+A phase writes its files whole or not at all, and is entered in `manifest.json` when it has ended: what is entered is
+never run again. Knows nothing of what the phases do.
 """
 
 import contextlib
@@ -136,7 +136,7 @@ class Run:
         self.console.print(f"  [green]{name:<12}[/] {seconds:7.1f} s   {shown}", highlight=False)
 
     def _watch_memory(self) -> None:
-        """Keep the largest sum of resident memory of this process and its descendants (a local cluster's among them)."""
+        """Keep the largest sum of resident memory of this process and its descendants, a local cluster's among them."""
         own = psutil.Process()
         while not self._stopped.wait(2.0):
             total = 0

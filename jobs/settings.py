@@ -5,7 +5,7 @@ import difflib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_origin
 
 import yaml
 from guardrail.curation import CurationConfig
@@ -99,7 +99,7 @@ def load(settings: type[Settings], arguments: Sequence[str], description: str) -
     )
     parser.add_argument("--config", type=Path, help="YAML file of settings")
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
-    known, rest = parser.parse_known_args([_underscored(argument) for argument in arguments])
+    known, rest = parser.parse_known_args(_spread([_underscored(argument) for argument in arguments], settings))
     keys = list(dotted_keys(settings))
     for argument in rest:
         if argument.startswith("--") and argument[2:].split("=", 1)[0] not in keys:
@@ -123,12 +123,33 @@ def to_yaml(settings: BaseModel) -> str:
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
 
 
+def save_beside(settings: BaseModel, output: Path) -> None:
+    """Save resolved settings beside what a job wrote, as OUTPUT.config.yaml."""
+    output.with_name(f"{output.name}.config.yaml").write_text(to_yaml(settings))
+
+
 def _underscored(argument: str) -> str:
     """Return `--run-dir` as `--run_dir`: both are accepted; values stay as they are."""
     if not argument.startswith("--") or argument in ("--print-config", "--help"):
         return argument
     key, equals, value = argument.partition("=")
     return "--" + key[2:].replace("-", "_") + equals + value
+
+
+def _spread(arguments: Sequence[str], settings: type[BaseModel]) -> list[str]:
+    """Return `--data a b` as `--data a --data b`, for the settings that are lists."""
+    lists = {f"--{name}" for name, field in settings.model_fields.items() if get_origin(field.annotation) is list}
+    found: list[str] = []
+    key: str | None = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            key = argument if argument in lists else None
+            fresh = True
+        elif key and not fresh:
+            found.append(key)
+        found.append(argument)
+        fresh = argument == key
+    return found
 
 
 def _listing(settings: type[BaseModel]) -> str:

@@ -1,6 +1,7 @@
 """What a person at a terminal sees of a run, and how a run ends when it is interrupted."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,21 +15,29 @@ from jobs.run import RunError
 
 
 @contextmanager
+def reported_errors() -> Iterator[None]:
+    """Turn what a user can mend into its message and exit status 1."""
+    try:
+        yield
+    except (RunError, ValueError, ConnectionError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+@contextmanager
 def resumable(run_dir: Path, console: Console) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into an orderly end that says how to go on, and a RunError into its message."""
+    """Turn Ctrl-C and SIGTERM into an orderly end that says how to go on, and errors into their messages."""
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        yield
+        with reported_errors():
+            yield
     except KeyboardInterrupt as error:
         console.print(f"\n[yellow]interrupted[/]; the same command goes on in {run_dir}")
         raise SystemExit(143 if error.args else 130) from None
-    except (RunError, ValueError) as error:
-        console.print(f"[red]error:[/] {error}", highlight=False)
-        raise SystemExit(1) from error
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -58,3 +67,15 @@ def show_rounds(console: Console, rounds: list[dict[str, Any]]) -> None:
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def show_metrics(metrics: dict[str, Any]) -> None:
+    """Print a guard's metrics, a row for each evaluation set."""
+    table = Table()
+    columns = ("n", "positives", "f1", "precision", "recall", "fpr", "auprc", "auroc", "recall_at_1pct_fpr", "ece")
+    for column in ("set", *columns):
+        table.add_column(column, justify="left" if column == "set" else "right")
+    for name, values in metrics.items():
+        cells = [values[column] for column in columns]
+        table.add_row(name, *(str(cell) if isinstance(cell, int) else _share(cell) for cell in cells))
+    Console().print(table)

@@ -16,9 +16,7 @@ def tiny_guard(directory: Path, seed: int = 0) -> Path:
     """Write a guard "tiny-SEED" to `directory` and return it; its opinions are random, fixed by the seed."""
     characters = [chr(code) for code in range(33, 127)]
     tokens = [*_SPECIAL, *characters, *(f"##{character}" for character in characters)]
-    backend = Tokenizer(
-        models.WordPiece(vocab={token: index for index, token in enumerate(tokens)}, unk_token="[UNK]")
-    )
+    backend = Tokenizer(models.WordPiece(vocab={token: index for index, token in enumerate(tokens)}, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.post_processor = processors.TemplateProcessing(

@@ -19,9 +19,7 @@ def model(tmp_path_factory):
 def build(model, layers=1, temperature=0.8):
     space = gym.spaces.Discrete(2)
     config = {"model": model, "trainable_layers": layers, "temperature": temperature}
-    spec = RLModuleSpec(
-        module_class=CausalLMModule, observation_space=space, action_space=space, model_config=config
-    )
+    spec = RLModuleSpec(module_class=CausalLMModule, observation_space=space, action_space=space, model_config=config)
     return spec.build()
 
 

@@ -118,5 +118,7 @@ def test_unknown_categories_do_not_count_in_the_loss(directory):
 
 
 def test_what_training_cuts_off_is_counted(directory):
-    data = encode([make_record("x" * 100, unsafe=False, source="s")], Guard.from_pretrained(directory).tokenizer, WINDOW)
+    data = encode(
+        [make_record("x" * 100, unsafe=False, source="s")], Guard.from_pretrained(directory).tokenizer, WINDOW
+    )
     assert data.truncated == 1 and len(data.input_ids[0]) == WINDOW

@@ -1,0 +1,29 @@
+"""Measuring a guard: on labelled sets, and against attacks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from guardrail.datasets import EvaluationItem
+from guardrail.guard import UNSAFE, Guard
+from guardrail.metrics import tagged_metrics
+from guardrail.records import Record
+from guardrail.text import joined
+
+
+def evaluate_set(guard: Guard, items: Sequence[EvaluationItem]) -> dict[str, Any]:
+    """Return the metrics of a guard on an evaluation set, at the guard's own threshold; see `tagged_metrics`."""
+    scores = guard.probabilities([joined(item.text, item.response) for item in items])[:, 0]
+    return tagged_metrics(
+        [item.unsafe for item in items], scores.tolist(), [item.tags for item in items], guard.card.thresholds[UNSAFE]
+    )
+
+
+def success_rate(guard: Guard, attacks: Sequence[Record]) -> float | None:
+    """Return the share of labelled texts that the guard gets wrong, in [0, 1], or None without any.
+
+    Over attacks that is their success rate, over benign records the false-positive rate.
+    """
+    if not attacks:
+        return None
+    verdicts = guard.classify([joined(attack["text"], attack["response"]) for attack in attacks])
+    return sum(v.unsafe != a["unsafe"] for v, a in zip(verdicts, attacks, strict=True)) / len(attacks)

@@ -1,0 +1,296 @@
+"""The served guard, as clients see it: a real Ray Serve, the official OpenAI client, guards swapped under load."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+
+from guardrail.guard import GUARD_FILE, Guard
+from guardrail.taxonomy import OPENAI_CATEGORIES
+from serve.app import ModeratorState
+from serve.moderation import MAX_INPUTS, moderation_result
+from tests.tiny_guard import tiny_guard
+
+ROOT = Path(__file__).parents[2]
+APPLICATION = "moderation"
+TEXTS = ["How do I bake bread?", "I will find you.", "long and winding " * 40, "日本語", "x"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    """Wait until the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"still not after {seconds} s: {what}"
+        time.sleep(0.05)
+
+
+def deploy(application_guard: Path, guard_in_use: Path) -> None:
+    """Deploy, or change in place what `serve deploy` changes in place: the `user_config`."""
+    deployment = {"name": "Moderator", "user_config": {"guard": str(guard_in_use)}}
+    application = {
+        "name": APPLICATION,
+        "import_path": "serve.app:build",
+        "args": {"guard": str(application_guard)},
+        "deployments": [deployment],
+    }
+    # `serve deploy` sends this to the dashboard, which the tests' cluster is without; both end in this call.
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
+
+
+@pytest.fixture(scope="module")
+def guards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two guards that disagree: the first finds next to nothing unsafe, the second nearly everything."""
+    directory = tmp_path_factory.mktemp("guards")
+    return tiny_guard(directory / "0", seed=0), tiny_guard(directory / "3", seed=3)
+
+
+@pytest.fixture(scope="module")
+def address(ray_cluster: Any, guards: tuple[Path, Path]) -> Iterator[str]:
+    """The address of a served guard, the first of the two."""
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    deploy(guards[0], guards[0])
+    url = f"http://127.0.0.1:{port}"
+    until(lambda: digest_in_use(url) == digest(guards[0]), "the first guard is served", seconds=120)
+    yield url
+    serve.shutdown()
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def first_guard_again(address: str, guards: tuple[Path, Path]) -> Iterator[None]:
+    """Put the first guard back after the test."""
+    yield
+    deploy(guards[0], guards[0])
+    until(lambda: digest_in_use(address) == digest(guards[0]), "the first guard is back")
+
+
+def digest(directory: Path) -> str:
+    return Guard.from_pretrained(directory).card.digest
+
+
+def digest_in_use(address: str) -> str | None:
+    with contextlib.suppress(httpx.TransportError):
+        answer = httpx.get(f"{address}/healthz")
+        if answer.is_success:
+            return str(answer.json()["digest"])
+    return None
+
+
+def state() -> ModeratorState:
+    """What the one replica says of itself."""
+    found: Any = serve.get_app_handle(APPLICATION).state.remote().result()
+    assert isinstance(found, ModeratorState)
+    return found
+
+
+def expected(directory: Path, text: str) -> dict[str, Any]:
+    """What a guard that is loaded here says of a text."""
+    guard = Guard.from_pretrained(directory)
+    return moderation_result(guard.classify([text])[0], guard.card.thresholds).model_dump()
+
+
+def test_answers_equal_the_guards_own(client: openai.OpenAI, guards: tuple[Path, Path]) -> None:
+    answer = client.moderations.create(input=TEXTS)
+    assert answer.id.startswith("modr-") and answer.model == "rayguard-tiny-0"
+    assert len(answer.results) == len(TEXTS)
+    for text, result in zip(TEXTS, answer.results, strict=True):
+        wanted = expected(guards[0], text)
+        assert result.flagged == wanted["flagged"]
+        scores = result.category_scores.model_dump(by_alias=True)
+        assert set(scores) == set(OPENAI_CATEGORIES)
+        assert scores == pytest.approx(wanted["category_scores"], abs=1e-5)
+        assert result.categories.model_dump(by_alias=True) == wanted["categories"]
+        assert result.category_applied_input_types.harassment_threatening == ["text"]
+
+
+def test_each_form_of_input_and_raw_answers(client: openai.OpenAI) -> None:
+    assert len(client.moderations.create(input="one", model="omni-moderation-latest").results) == 1
+    parts: Any = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    assert len(client.moderations.create(input=parts).results) == 1
+    raw = client.moderations.with_raw_response.create(input=["one", "two"])
+    assert raw.status_code == 200 and len(raw.parse().results) == 2
+    assert len(client.moderations.create(input=["many"] * MAX_INPUTS).results) == MAX_INPUTS
+
+
+def test_concurrent_requests_each_get_their_own_answer(address: str, guards: tuple[Path, Path]) -> None:
+    async def ask() -> list[float]:
+        async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0) as client:
+            answers = await asyncio.gather(*(client.moderations.create(input=text) for text in texts))
+        return [answer.results[0].category_scores.violence for answer in answers]
+
+    texts = [f"{'a' * (index * 7)} {index}" for index in range(64)]
+    guard = Guard.from_pretrained(guards[0])
+    wanted = [verdict.categories["violence"] for verdict in guard.classify(texts)]
+    assert asyncio.run(ask()) == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("input", "model", "param", "code"),
+    [
+        ("", None, "input", "empty_input"),
+        ([], None, "input", "empty_input"),
+        (["a"] * (MAX_INPUTS + 1), None, "input", "too_many_inputs"),
+        (
+            [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}],
+            None,
+            "input",
+            "image_not_supported",
+        ),
+        ("a", "gpt-4", "model", "model_not_found"),
+    ],
+)
+def test_refusals_as_the_client_sees_them(
+    client: openai.OpenAI, input: Any, model: str | None, param: str, code: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.moderations.create(input=input, **({"model": model} if model else {}))
+    assert (caught.value.type, caught.value.param, caught.value.code) == ("invalid_request_error", param, code)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status"),
+    [
+        ("POST", "/v1/moderations", b"{", 400),
+        ("POST", "/v1/moderations", b"", 400),
+        ("POST", "/v1/moderations", b"\xff\xfe", 400),
+        ("POST", "/v1/moderations", b'{"input": "\\ud800"}', 400),
+        ("POST", "/v1/moderations", b'{"input": "a", "\\ud800": 1}', 400),
+        ("POST", "/v1/moderations", b"[" * 100_000, 400),
+        ("GET", "/v1/moderations", b"", 405),
+        ("POST", "/v1/nothing", b"{}", 404),
+    ],
+)
+def test_every_error_has_the_shape_of_openais(
+    address: str, method: str, path: str, content: bytes, status: int
+) -> None:
+    answer = httpx.request(method, address + path, content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status
+    assert set(answer.json()) == {"error"}
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_healthz_names_the_guard(address: str, guards: tuple[Path, Path]) -> None:
+    answer = httpx.get(f"{address}/healthz")
+    assert answer.json() == {"status": "ok", "guard": "tiny-0", "digest": digest(guards[0])}
+
+
+@contextlib.asynccontextmanager
+async def load(address: str, answers: list[tuple[str, bool]]) -> AsyncIterator[None]:
+    """Send requests all the while, four at a time; any that fails fails the block. Appends (model, flagged)."""
+
+    async def ask() -> None:
+        while not done:
+            answer = await client.moderations.create(input=TEXTS[0])
+            answers.append((answer.model, answer.results[0].flagged))
+
+    done = False
+    async with (
+        openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0) as client,
+        asyncio.TaskGroup() as group,
+    ):
+        for _ in range(4):
+            group.create_task(ask())
+        try:
+            yield
+        finally:
+            done = True
+
+
+@pytest.mark.usefixtures("first_guard_again")
+def test_swap_loses_no_request_and_every_answer_is_of_one_guard(address: str, guards: tuple[Path, Path]) -> None:
+    answers: list[tuple[str, bool]] = []
+
+    async def swap_under_load() -> None:
+        async with load(address, answers):
+            await asyncio.to_thread(until, lambda: len(answers) > 20, "answers of the first guard")
+            await asyncio.to_thread(deploy, guards[0], guards[1])
+            await asyncio.to_thread(until, lambda: digest_in_use(address) == digest(guards[1]), "the swap")
+            seen = len(answers)
+            await asyncio.to_thread(until, lambda: len(answers) > seen + 20, "answers of the second guard")
+
+    replica = state().replica
+    asyncio.run(swap_under_load())
+    opinions = {f"rayguard-tiny-{guard.name}": expected(guard, TEXTS[0])["flagged"] for guard in guards}
+    assert set(opinions.values()) == {False, True}
+    assert {model for model, _ in answers} == set(opinions)
+    assert all(flagged == opinions[model] for model, flagged in answers)
+    assert state().replica == replica  # swapped in place
+
+
+@pytest.mark.usefixtures("first_guard_again")
+@pytest.mark.parametrize("fault", ["missing", "damaged"])
+def test_a_bad_guard_is_refused_and_the_old_one_stays(
+    address: str, guards: tuple[Path, Path], tmp_path: Path, fault: str
+) -> None:
+    bad = tmp_path / "guard"
+    if fault == "damaged":
+        tiny_guard(bad, seed=1)
+        (bad / "model.safetensors").write_bytes(b"not weights")
+    answers: list[tuple[str, bool]] = []
+
+    async def offer_under_load() -> None:
+        async with load(address, answers):
+            await asyncio.to_thread(deploy, guards[0], bad)
+            await asyncio.to_thread(until, lambda: state().refused is not None, "the bad guard is refused")
+            seen = len(answers)
+            await asyncio.to_thread(until, lambda: len(answers) > seen + 20, "answers after it")
+
+    asyncio.run(offer_under_load())
+    assert {model for model, _ in answers} == {"rayguard-tiny-0"}
+    assert digest_in_use(address) == digest(guards[0])
+    assert str(bad) in str(state().refused)
+
+
+def test_command_serves_the_newest_promoted_guard_until_sigterm(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    newest = tiny_guard(runs / "a" / "rounds" / "01" / "guard", seed=2)
+    (runs / "a" / "guard").symlink_to("rounds/01/guard")  # as the loop promotes
+    old = tiny_guard(runs / "b" / "guard", seed=1)
+    os.utime(old / GUARD_FILE, (0, 0))
+    (runs / "unfinished").mkdir()
+    port = free_port()
+    command = [sys.executable, "-m", "serve", "--runs-dir", str(runs), "--port", str(port)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        until(lambda: process.poll() is not None or digest_in_use(url) is not None, "the command serves", seconds=120)
+        assert digest_in_use(url) == digest(newest)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert f"curl {url}/v1/moderations" in output
+
+
+def test_command_without_a_guard_says_what_to_do(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "serve", "--runs-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "run make loop first" in done.stderr and "Traceback" not in done.stderr
