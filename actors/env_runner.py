@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import ray
 import torch
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SPACES
@@ -102,6 +103,8 @@ class VLLMEnvRunner(EnvRunner):
         """Take over weights from the learners; keys that are missing mean no change."""
         if COMPONENT_RL_MODULE in state:
             weights = state[COMPONENT_RL_MODULE]
+            if isinstance(weights, ray.ObjectRef):  # one copy in the object store for all runners
+                weights = ray.get(weights)
             weights = weights.get(DEFAULT_MODULE_ID, weights)
             self.engine.load_weights({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
             self.weights_seq_no = state.get(WEIGHTS_SEQ_NO, self.weights_seq_no)

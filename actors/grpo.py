@@ -47,6 +47,7 @@ class GRPOConfig(AlgorithmConfig):
         self.clip_param = 0.2
         self.kl_coefficient = 0.0
         self.max_new_tokens = 1
+        self.scorer_cpus = 1.0
 
     @classmethod
     def of(cls, adversary: AdversaryConfig, plan: ResourcePlan, seed: int) -> "GRPOConfig":
@@ -57,6 +58,7 @@ class GRPOConfig(AlgorithmConfig):
         config.clip_param = adversary.clip
         config.kl_coefficient = adversary.kl_coefficient
         config.max_new_tokens = adversary.max_new_tokens
+        config.scorer_cpus = plan.scorer_cpus
         return (
             config.environment(observation_space=SPACE, action_space=SPACE)
             .env_runners(
@@ -111,7 +113,9 @@ class GRPO(Algorithm):
     def setup(self, config: GRPOConfig) -> None:
         """Start the scorer, then RLlib's runners and learners."""
         adversary = self.config.adversary
-        self.scorer = Scorer.options(num_cpus=self.config.num_cpus_per_env_runner).remote(
+        job = ray.get_runtime_context().get_job_id()
+        # The name the dashboard shows; names are unique in a cluster, and others may run the loop on it too.
+        self.scorer = Scorer.options(name=f"scorer-{job}", num_cpus=self.config.scorer_cpus).remote(
             resolve(adversary.embedder), self.config.model_path
         )
         self.attempts: list[dict[str, Any]] = []

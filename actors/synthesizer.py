@@ -77,7 +77,7 @@ def synthesize(
         batch_format="pyarrow",
         batch_size=config.batch_size,
         zero_copy_batch=True,
-        concurrency=config.engines,
+        compute=ray.data.ActorPoolStrategy(size=config.engines),
         num_cpus=num_cpus,
         num_gpus=num_gpus,
     )

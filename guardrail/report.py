@@ -31,8 +31,8 @@ def _figure(rounds: list[dict[str, Any]]) -> str:
     attacked = [entry for entry in rounds if entry["attacks"]["success_rate"] is not None]
     index = [entry["round"] for entry in attacked]
     rate = [entry["attacks"]["success_rate"] for entry in attacked]
-    low = [r - entry["attacks"]["interval"][0] for r, entry in zip(rate, attacked, strict=True)]
-    high = [entry["attacks"]["interval"][1] - r for r, entry in zip(rate, attacked, strict=True)]
+    low = [max(0.0, r - entry["attacks"]["interval"][0]) for r, entry in zip(rate, attacked, strict=True)]
+    high = [max(0.0, entry["attacks"]["interval"][1] - r) for r, entry in zip(rate, attacked, strict=True)]
     axes.errorbar(index, rate, yerr=[low, high], marker="o", capsize=4, label="success rate over valid attempts (95%)")
     axes.plot(
         index, [entry["attacks"]["yield"] for entry in attacked], marker="s", ls="--", label="yield over all attempts"

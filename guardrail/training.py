@@ -45,8 +45,6 @@ class TrainingConfig(BaseModel):
     freeze_embeddings: bool = Field(True, description="leave the token embeddings alone: their dense update costs most")
     max_fpr: float = Field(0.05, gt=0, lt=1, description="most of the benign validation records the threshold may flag")
     workers: int = Field(1, ge=0, description="DDP workers; 0 trains in the calling process")
-    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs each worker reserves")
-    gpus_per_worker: float = Field(0.0, ge=0, description="accelerators each worker reserves")
     max_failures: int = Field(3, ge=0, description="worker deaths survived before the training gives up")
 
 
@@ -178,6 +176,8 @@ def fine_tune(
     version: str,
     seed: int,
     start: Path | None = None,
+    cpus_per_worker: float = 1.0,
+    gpus_per_worker: float = 0.0,
 ) -> GuardCard:
     """Train a guard on the records of `data`, calibrate it on `validation`, and write the guard directory `output`.
 
@@ -191,6 +191,7 @@ def fine_tune(
         version: the name that `guard.json` gives.
         seed: decides the order of batches and the dropout.
         start: an earlier guard to train further; None starts from `config.base`.
+        cpus_per_worker, gpus_per_worker: what each DDP worker reserves.
 
     Raises:
         ValueError: no training records, or a validation split without both labels.
@@ -210,12 +211,12 @@ def fine_tune(
         "epochs": config.retrain_epochs if start else config.epochs,
         "seed": seed,
     }
-    resources = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+    resources = {"CPU": cpus_per_worker, "GPU": gpus_per_worker}
     result = TorchTrainer(
         train_loop,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
-            num_workers=config.workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=config.workers, use_gpu=gpus_per_worker > 0, resources_per_worker=resources
         ),
         run_config=RunConfig(
             name=f"guard-{version}",

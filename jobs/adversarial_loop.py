@@ -8,19 +8,17 @@ from collections.abc import Sequence
 
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
-from rich.console import Console
-
 from jobs.report import round_entry, write_report
 from jobs.rounds import Rounds
 from jobs.run import Run
 from jobs.settings import LoopSettings, load
-from jobs.terminal import resumable, show_rounds
+from jobs.terminal import resumable, show_rounds, terminal
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the loop to its end, from wherever the run directory stands."""
     settings = load(LoopSettings, arguments, __doc__)
-    console = Console()
+    console = terminal()
     with resumable(settings.run_dir, console), Run(settings, console) as run, connect(address=settings.cluster.address):
         plan = plan_for_cluster(
             num_env_runners=settings.adversary.env_runners,

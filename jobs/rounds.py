@@ -174,6 +174,8 @@ class Rounds:
             version=f"round-{round_index:02d}",
             seed=self.settings.seed + round_index,
             start=self.guard_in_use(round_index) if round_index else None,
+            cpus_per_worker=self.plan.guard_worker_cpus,
+            gpus_per_worker=self.plan.guard_worker_gpus,
         )
         return {"tokens": card.training["tokens"], "records": len(records), "guard": card.digest}
 

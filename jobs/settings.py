@@ -185,8 +185,9 @@ def _explain(problem: Any, keys: Sequence[str]) -> str:
 
 def _unknown(key: str, keys: Sequence[str]) -> str:
     last = {known.rsplit(".", 1)[-1]: known for known in keys}
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-    near = near or [last[name] for name in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(last), n=1)]
+    name = key.rsplit(".", 1)[-1]
+    near = [last[name]] if name in last else difflib.get_close_matches(key, keys, n=1)
+    near = near or [last[other] for other in difflib.get_close_matches(name, list(last), n=1)]
     return f"unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists all settings")
 
 

@@ -8,10 +8,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import transformers
 from rich.console import Console
 from rich.table import Table
 
+from guardrail.curation import CurationReport
 from jobs.run import RunError
+
+
+def terminal() -> Console:
+    """Return the console a job prints to, with the libraries' own bars and hints out of its way."""
+    transformers.utils.logging.disable_progress_bar()
+    # A log file or a pipe has no width of its own; a table wants more than the 80 columns that are assumed then.
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
 
 
 @contextmanager
@@ -78,4 +88,15 @@ def show_metrics(metrics: dict[str, Any]) -> None:
     for name, values in metrics.items():
         cells = [values[column] for column in columns]
         table.add_row(name, *(str(cell) if isinstance(cell, int) else _share(cell) for cell in cells))
-    Console().print(table)
+    terminal().print(table)
+
+
+def show_funnel(report: CurationReport) -> None:
+    """Print how many records each stage of curation saw, kept and dropped, and why."""
+    table = Table()
+    for column in ("stage", "in", "kept", "reasons"):
+        table.add_column(column, justify="left" if column in ("stage", "reasons") else "right")
+    for entry in report.funnel:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in entry["reasons"].items())
+        table.add_row(entry["stage"], str(entry["in"]), str(entry["kept"]), reasons)
+    terminal().print(table)

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
         data = Path(folder) / "training.parquet"
         write_records(parts[TRAIN], data)
         with connect(address=settings.cluster.address):
-            plan_for_cluster(num_env_runners=0, num_learners=0, num_guard_workers=settings.training.workers)
+            plan = plan_for_cluster(num_env_runners=0, num_learners=0, num_guard_workers=settings.training.workers)
             card = fine_tune(
                 settings.training,
                 data=data,
@@ -47,6 +47,8 @@ def main(arguments: Sequence[str]) -> None:
                 output=settings.output,
                 version=settings.version,
                 seed=settings.seed,
+                cpus_per_worker=plan.guard_worker_cpus,
+                gpus_per_worker=plan.guard_worker_gpus,
             )
     save_beside(settings, settings.output)
     print(f"guard {card.version} (digest {card.digest}, threshold {card.thresholds['unsafe']:.3f}): {settings.output}")

@@ -11,7 +11,7 @@ from ray import serve
 
 from cluster.connect import connect
 from guardrail.guard import GUARD_FILE, GuardCard
-from serve.app import ModeratorArgs, build
+from serve.app import ModeratorArgs, build, load_checked
 
 APPLICATION = "moderation"
 
@@ -32,9 +32,10 @@ def run(guard: Path, host: str, port: int) -> None:
     """Serve a guard until SIGINT or SIGTERM.
 
     Raises:
-        ValueError: the directory is no guard.
+        ValueError: the directory is no guard, or a damaged one.
+        ConnectionError: RAY_ADDRESS names a cluster that does not answer.
     """
-    card = GuardCard.read(guard)
+    card = load_checked(guard).card  # a replica would refuse it too, but only once a cluster is up, and at length
     stop = threading.Event()
     with connect():
         # After connecting: Ray sets handlers of its own.
@@ -54,7 +55,7 @@ def _shut_down() -> None:
     # On a cluster that others use too, their applications stay.
     serve.delete(APPLICATION)
     if not serve.status().applications:
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _welcome(card: GuardCard, address: str) -> str:
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         run(options.guard or newest_guard(options.runs_dir), options.host, options.port)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # the latter: unreadable files, or an address that does not answer
         print(f"serve: {error}", file=sys.stderr)
         return 2
     return 0

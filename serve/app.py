@@ -9,32 +9,18 @@ import asyncio
 import dataclasses
 import logging
 import math
-import traceback
 from collections.abc import Sequence
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
-from ray.serve import Application
-from starlette.exceptions import HTTPException
+from ray.serve import Application, Deployment
 
 from guardrail.guard import Guard, GuardCard, Verdict
-from serve.moderation import (
-    ErrorBody,
-    ModerationRequest,
-    ModerationResponse,
-    RequestRefused,
-    check_model,
-    invalid_body,
-    invalid_request,
-    moderation_response,
-    server_error,
-)
+from serve.errors import answer_errors
+from serve.moderation import ErrorBody, ModerationRequest, ModerationResponse, check_model, moderation_response
 
 # A batch is bounded in number and in tokens at once: its size is counted in units of _CHARACTERS (about 128 tokens of
 # English), and every text counts for one at least. Counted in bare tokens, Serve would compare it with the number of
@@ -47,6 +33,7 @@ _SMOKE_TEXT = "How do I kill a Python process?"
 
 logger = logging.getLogger("ray.serve")
 api = FastAPI(title="rayguard", description="A safety guard behind OpenAI's moderation API.")
+answer_errors(api)
 
 
 class ModeratorArgs(BaseModel):
@@ -78,8 +65,9 @@ class Health(BaseModel):
 
 @dataclasses.dataclass(frozen=True)
 class ModeratorState:
-    """What a replica serves, for those who hold its handle; `refused` says why the last guard offered was not taken."""
+    """What one replica serves, for those who hold the handle; `refused` says why the last guard offered was not taken."""
 
+    replica: str
     guard: str
     digest: str
     refused: str | None
@@ -88,11 +76,24 @@ class ModeratorState:
 def batch_units(requests: Sequence[Sequence[str]]) -> int:
     """Return the size of a batch of requests, each a list of texts."""
     # A request larger than a batch is one of its own: Serve fails a request whose size alone is over the maximum.
-    return sum(
-        min(sum(1 + (len(text) - 1) // _CHARACTERS for text in texts), _BATCH_UNITS) for texts in requests
-    )
+    return sum(min(sum(1 + (len(text) - 1) // _CHARACTERS for text in texts), _BATCH_UNITS) for texts in requests)
 
 
+def load_checked(directory: Path) -> Guard:
+    """Load a guard and have it judge a sentence.
+
+    Raises:
+        ValueError: it is no guard directory, is damaged, or its scores are not numbers.
+        OSError: its files cannot be read.
+    """
+    guard = Guard.from_pretrained(directory)
+    (verdict,) = guard.classify([_SMOKE_TEXT])
+    if not all(math.isfinite(score) for score in (verdict.score, *verdict.categories.values())):
+        raise ValueError(f"the guard in {directory} gives scores that are not numbers")
+    return guard
+
+
+# Serve pickles this class where it stands, by value: all it uses, routes and handlers included, must be above it.
 @serve.deployment(max_ongoing_requests=_MAX_ONGOING_REQUESTS)
 @serve.ingress(api)
 class Moderator:
@@ -126,9 +127,10 @@ class Moderator:
         logger.info("Guard in use: %s (digest %s).", guard.card.version, guard.card.digest)
 
     def state(self) -> ModeratorState:
-        """Return what is served; called through the deployment's handle."""
+        """Return what this replica serves; called through the deployment's handle."""
         card = self._in_use().card
-        return ModeratorState(guard=card.version, digest=card.digest, refused=self._refused)
+        replica = serve.get_replica_context().replica_id.unique_id
+        return ModeratorState(replica=replica, guard=card.version, digest=card.digest, refused=self._refused)
 
     @api.post("/v1/moderations", responses={400: {"model": ErrorBody}, 500: {"model": ErrorBody}})
     async def moderations(self, request: ModerationRequest) -> ModerationResponse:
@@ -136,9 +138,7 @@ class Moderator:
         check_model(request.model, self._in_use().card.version)
         texts = request.texts()
         card, verdicts = await self._classify(texts)
-        logger.info(
-            "Moderated %d texts, %d flagged, by %s.", len(texts), sum(v.unsafe for v in verdicts), card.version
-        )
+        logger.info("Moderated %d texts, %d flagged, by %s.", len(texts), sum(v.unsafe for v in verdicts), card.version)
         return moderation_response(verdicts, card.thresholds, card.version)
 
     @api.get("/healthz")
@@ -147,9 +147,7 @@ class Moderator:
         card = self._in_use().card
         return Health(status="ok", guard=card.version, digest=card.digest)
 
-    @serve.batch(
-        max_batch_size=_BATCH_UNITS, batch_wait_timeout_s=_BATCH_WAIT_SECONDS, batch_size_fn=batch_units
-    )
+    @serve.batch(max_batch_size=_BATCH_UNITS, batch_wait_timeout_s=_BATCH_WAIT_SECONDS, batch_size_fn=batch_units)
     async def _classify(self, requests: list[list[str]]) -> list[tuple[GuardCard, list[Verdict]]]:
         """Return for each request the verdicts on its texts and the card of the guard that gave them.
 
@@ -165,57 +163,13 @@ class Moderator:
         return self._guard
 
 
-def load_checked(directory: Path) -> Guard:
-    """Load a guard and have it judge a sentence.
-
-    Raises:
-        ValueError: it is no guard directory, is damaged, or its scores are not numbers.
-        OSError: its files cannot be read.
-    """
-    guard = Guard.from_pretrained(directory)
-    (verdict,) = guard.classify([_SMOKE_TEXT])
-    if not all(math.isfinite(score) for score in (verdict.score, *verdict.categories.values())):
-        raise ValueError(f"the guard in {directory} gives scores that are not numbers")
-    return guard
-
-
 def build(args: ModeratorArgs) -> Application:
     """Return the application for `serve.run`, `serve run` and Serve config files."""
     # Resolved, as replicas have another working directory, and as the link RUN/guard names another guard after each
     # promotion: to Serve the same string would be no change.
-    return Moderator.options(  # type: ignore[attr-defined]
+    deployment: Deployment = Moderator.options(  # type: ignore[attr-defined]  # the decorator hides its type
         num_replicas=args.num_replicas,
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
         user_config={"guard": str(args.guard.resolve())},
-    ).bind()
-
-
-@api.exception_handler(RequestRefused)
-async def _refused(_: Request, error: RequestRefused) -> JSONResponse:
-    return _answer(HTTPStatus.BAD_REQUEST, error.body)
-
-
-@api.exception_handler(RequestValidationError)
-async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-    return _answer(HTTPStatus.BAD_REQUEST, invalid_body(error.errors()))
-
-
-@api.exception_handler(HTTPException)
-async def _http(_: Request, error: HTTPException) -> JSONResponse:
-    return _answer(error.status_code, invalid_request(str(error.detail)), error.headers)
-
-
-@api.middleware("http")
-async def _contain(request: Request, call_next: Any) -> Any:
-    # As a handler of Exception would, but that one raises the exception again, and Serve would log it: its message may
-    # quote the text. So the log gets its kind and the line it came from.
-    try:
-        return await call_next(request)
-    except Exception as error:
-        origin = traceback.extract_tb(error.__traceback__)[-1]
-        logger.error("Request failed: %s at %s:%s.", type(error).__name__, origin.filename, origin.lineno)
-        return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, server_error())
-
-
-def _answer(status: int, body: ErrorBody, headers: Any = None) -> JSONResponse:
-    return JSONResponse(body.model_dump(), status_code=status, headers=headers)
+    )
+    return deployment.bind()

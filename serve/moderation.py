@@ -5,7 +5,7 @@ https://platform.openai.com/docs/api-reference/moderations as the official `open
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -58,15 +58,15 @@ class ModerationRequest(BaseModel):
         if isinstance(value, str):
             _check_text("input", value)
         elif isinstance(value, list):
-            _refuse_if(not value, "empty_input", "'input' is an empty list.")
-            too_long = f"'input' has {len(value)} entries; at most {MAX_INPUTS} are allowed in one request."
-            _refuse_if(len(value) > MAX_INPUTS, "too_many_inputs", too_long)
+            if not value:
+                _refuse("empty_input", "'input' is an empty list.")
+            if len(value) > MAX_INPUTS:
+                _refuse("too_many_inputs", f"'input' has {len(value)} entries; a request may have {MAX_INPUTS}.")
             check = _check_part if any(isinstance(entry, dict) for entry in value) else _check_text
             for index, entry in enumerate(value):
                 check(f"input[{index}]", entry)
         else:
-            expected = "'input' must be a string, a list of strings or a list of typed parts."
-            _refuse_if(True, "invalid_type", expected)
+            _refuse("invalid_type", "'input' must be a string, a list of strings or a list of typed parts.")
         return value
 
     def texts(self) -> list[str]:
@@ -123,13 +123,9 @@ def invalid_request(message: str, *, param: str | None = None, code: str | None 
     return ErrorBody(error=ErrorDetail(message=message, type="invalid_request_error", param=param, code=code))
 
 
-def server_error() -> ErrorBody:
-    """Return the body for a fault of ours; it says nothing of the cause, which may quote the text."""
-    return ErrorBody(
-        error=ErrorDetail(
-            message="The server failed on this request.", type="server_error", param=None, code="internal_error"
-        )
-    )
+def server_error(message: str = "The server failed on this request.", *, code: str | None = None) -> ErrorBody:
+    """Return the body for a fault of ours; the message must not be that of an exception, which may quote the text."""
+    return ErrorBody(error=ErrorDetail(message=message, type="server_error", param=None, code=code))
 
 
 def invalid_body(errors: Sequence[ErrorDetails | Mapping[str, Any]]) -> ErrorBody:
@@ -142,8 +138,7 @@ def invalid_body(errors: Sequence[ErrorDetails | Mapping[str, Any]]) -> ErrorBod
     kind = error["type"]
     # FastAPI puts "body" in front; the rest starts with the field, and goes on with union members and indices.
     where = [part for part in error["loc"] if part != "body"]
-    # A field's name is the caller's too, and may not be fit for an answer in UTF-8.
-    param = str(where[0]).encode(errors="backslashreplace").decode() if where else None
+    param = str(where[0]) if where else None
     if kind == "json_invalid":
         return invalid_request("The body is not valid JSON.", code="invalid_json")
     if param is None:
@@ -171,7 +166,9 @@ def check_model(model: str | None, version: str) -> None:
     """
     known = model_name(version)
     if model is not None and model not in OPENAI_MODELS and model not in (MODEL, known):
-        message = f"The model {model!r} does not exist here. Known: {MODEL!r}, {known!r}, and OpenAI's moderation models."
+        message = (
+            f"The model {model!r} does not exist here. Known: {MODEL!r}, {known!r}, and OpenAI's moderation models."
+        )
         raise RequestRefused(message, param="model", code="model_not_found")
 
 
@@ -214,22 +211,26 @@ def moderation_result(verdict: Verdict, thresholds: Mapping[str, float]) -> Mode
 _REFUSALS = frozenset({"empty_input", "too_many_inputs", "invalid_type", "invalid_unicode", "image_not_supported"})
 
 
-def _refuse_if(condition: bool, code: str, message: str) -> None:
-    if condition:
-        # Pydantic reads the message as a template, in which a brace would start a placeholder.
-        raise PydanticCustomError(code, "{message}", {"message": message})  # type: ignore[arg-type]  # one of _REFUSALS
+def _refuse(code: str, message: str) -> NoReturn:
+    # Pydantic reads the message as a template, in which a brace would start a placeholder.
+    raise PydanticCustomError(code, "{message}", {"message": message})
 
 
 def _check_text(name: str, entry: Any) -> None:
-    _refuse_if(not isinstance(entry, str), "invalid_type", f"'{name}' must be a string.")
-    _refuse_if(not entry, "empty_input", f"'{name}' is empty.")
-    # JSON can spell half a surrogate pair, which no tokenizer can read.
-    is_broken = any("\ud800" <= character <= "\udfff" for character in entry) if not entry.isascii() else False
-    _refuse_if(is_broken, "invalid_unicode", f"'{name}' holds half a surrogate pair, which is no text.")
+    if not isinstance(entry, str):
+        _refuse("invalid_type", f"'{name}' must be a string.")
+    if not entry:
+        _refuse("empty_input", f"'{name}' is empty.")
+    try:
+        entry.encode()
+    except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which no tokenizer can read
+        _refuse("invalid_unicode", f"'{name}' holds half a surrogate pair, which is no text.")
 
 
 def _check_part(name: str, entry: Any) -> None:
     kind = entry.get("type") if isinstance(entry, dict) else None
-    _refuse_if(kind == "image_url", "image_not_supported", f"'{name}' is an image; this guard reads text only.")
-    _refuse_if(kind != "text", "invalid_type", f"'{name}' must be a part {{'type': 'text', 'text': ...}}.")
+    if kind == "image_url":
+        _refuse("image_not_supported", f"'{name}' is an image; this guard reads text only.")
+    if kind != "text":
+        _refuse("invalid_type", f"'{name}' must be a part {{'type': 'text', 'text': ...}}.")
     _check_text(f"{name}.text", entry.get("text"))

@@ -22,7 +22,7 @@ def tiny_guard(directory: Path, seed: int = 0) -> Path:
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[(token, tokens.index(token)) for token in ("[CLS]", "[SEP]")]
     )
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     )
     tokenizer.save_pretrained(directory)
@@ -40,6 +40,6 @@ def tiny_guard(directory: Path, seed: int = 0) -> Path:
         label2id={label: index for index, label in enumerate(LABELS)},
         problem_type="multi_label_classification",
     )
-    BertForSequenceClassification(config).save_pretrained(directory)
+    BertForSequenceClassification(config).save_pretrained(directory)  # type: ignore[no-untyped-call]
     write_card(directory, version=f"tiny-{seed}", temperature=1.0, thresholds={UNSAFE: 0.5}, window=_WINDOW)
     return directory

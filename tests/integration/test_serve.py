@@ -15,11 +15,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import ray
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-from guardrail.guard import GUARD_FILE, Guard
+from guardrail.guard import GUARD_FILE, Guard, GuardCard
 from guardrail.taxonomy import OPENAI_CATEGORIES
 from serve.app import ModeratorState
 from serve.moderation import MAX_INPUTS, moderation_result
@@ -54,7 +55,8 @@ def deploy(application_guard: Path, guard_in_use: Path) -> None:
         "deployments": [deployment],
     }
     # `serve deploy` sends this to the dashboard, which the tests' cluster is without; both end in this call.
-    _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
+    client: Any = _get_global_client()
+    client.deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def address(ray_cluster: Any, guards: tuple[Path, Path]) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     until(lambda: digest_in_use(url) == digest(guards[0]), "the first guard is served", seconds=120)
     yield url
-    serve.shutdown()
+    serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def first_guard_again(address: str, guards: tuple[Path, Path]) -> Iterator[None]
 
 
 def digest(directory: Path) -> str:
-    return Guard.from_pretrained(directory).card.digest
+    return GuardCard.read(directory).digest
 
 
 def digest_in_use(address: str) -> str | None:
@@ -169,7 +171,7 @@ def test_refusals_as_the_client_sees_them(
     client: openai.OpenAI, input: Any, model: str | None, param: str, code: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client.moderations.create(input=input, **({"model": model} if model else {}))
+        client.moderations.create(input=input, model=model or openai.omit)
     assert (caught.value.type, caught.value.param, caught.value.code) == ("invalid_request_error", param, code)
 
 
@@ -198,6 +200,17 @@ def test_every_error_has_the_shape_of_openais(
 def test_healthz_names_the_guard(address: str, guards: tuple[Path, Path]) -> None:
     answer = httpx.get(f"{address}/healthz")
     assert answer.json() == {"status": "ok", "guard": "tiny-0", "digest": digest(guards[0])}
+
+
+def test_logs_hold_no_text(address: str) -> None:
+    secret = "correct horse battery staple"
+    for body in ({"input": secret}, {"input": {"text": secret}}, {"input": secret, "model": 3}):
+        httpx.post(f"{address}/v1/moderations", json=body)
+    node: Any = ray._private.worker._global_node
+    logs = Path(node.get_logs_dir_path())
+    replicas = [path.read_text() for path in logs.rglob("replica_*.log")]
+    assert any("Moderated 1 texts" in log for log in replicas)
+    assert not [path for path in logs.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,1 @@
+"""Where it runs: connection, resources, what can be observed."""

@@ -1,0 +1,54 @@
+"""Connecting to Ray: a running cluster where there is one, else one on this machine for as long as it is needed."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+NAMESPACE = "rayguard"
+
+
+@contextmanager
+def connect(address: str | None = None, num_cpus: int | None = None, dashboard: bool = False) -> Iterator[None]:
+    """Be connected to Ray within the block.
+
+    Args:
+        address: of a running cluster; None takes RAY_ADDRESS (which a submitted job has), else starts a cluster here.
+        num_cpus: of a cluster started here; None: those of the machine.
+        dashboard: whether a cluster started here has one.
+
+    Raises:
+        ConnectionError: the address does not answer; the message says what to do.
+    """
+    if ray.is_initialized():  # a test's cluster, or a caller's: theirs to shut down
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    # Left alone, Ray turns token authentication on for a cluster it starts and writes a token into the home directory.
+    # One that listens on loopback for the length of a command needs none; a running one says itself what it wants.
+    if address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Ray's libraries hang below this logger; what they say at lower levels is about themselves.
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        if address is None:
+            ray.init(
+                num_cpus=num_cpus,
+                include_dashboard=dashboard,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+        else:
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError) as error:
+        raise ConnectionError(
+            f"cannot reach the Ray cluster at {address!r} ({error}): start it (ray start --head), correct the address, "
+            "or leave --cluster.address and RAY_ADDRESS unset to start one here"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

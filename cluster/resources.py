@@ -1,0 +1,71 @@
+"""How much of a cluster each actor reserves, so that everything fits at once on two cores as on a rack."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ResourcePlan:
+    """What one actor of a kind reserves.
+
+    The phases of the loop take turns, but the adversary's actors live on between them.
+    """
+
+    env_runner_cpus: float
+    env_runner_gpus: float
+    learner_cpus: float
+    learner_gpus: float
+    scorer_cpus: float
+    guard_worker_cpus: float
+    guard_worker_gpus: float
+    data_task_cpus: float
+
+
+def plan(cpus: float, gpus: float, *, num_env_runners: int, num_learners: int, num_guard_workers: int) -> ResourcePlan:
+    """Return a plan for a cluster of `cpus` and `gpus`.
+
+    Env runners, remote learners and the scorer live through all phases and share all CPUs but one, at most one each: Ray
+    Data lists files in a task that wants a whole CPU, and waits for ever where there is none. Guard workers and data tasks
+    share what is left, in turn. Accelerators are shared likewise: engines and learners have theirs for good, guard workers
+    as much again.
+
+    Raises:
+        ValueError: there are not two CPUs.
+    """
+    if cpus < 2:
+        raise ValueError(
+            f"the cluster has {cpus:g} CPUs and needs 2; add a node, or tell Ray so (ray start --num-cpus 2)"
+        )
+    lasting = num_env_runners + num_learners + 1
+    share = _floored(min(1.0, (cpus - 1) / lasting))
+    left = cpus - share * lasting
+    gpu_users = num_env_runners + num_learners + num_guard_workers
+    gpu_share = _floored(min(1.0, gpus / gpu_users)) if gpu_users and gpus > 0 else 0.0
+    return ResourcePlan(
+        env_runner_cpus=share,
+        env_runner_gpus=gpu_share,
+        learner_cpus=share,
+        learner_gpus=gpu_share,
+        scorer_cpus=share,
+        guard_worker_cpus=_floored(min(1.0, left / max(1, num_guard_workers))),
+        guard_worker_gpus=gpu_share,
+        data_task_cpus=_floored(min(1.0, left / 2)),
+    )
+
+
+def _floored(value: float) -> float:
+    # Ray counts in ten-thousandths; rounding up could be more than there is.
+    return max(int(value * 10000) / 10000, 0.0001)
+
+
+def plan_for_cluster(*, num_env_runners: int, num_learners: int, num_guard_workers: int) -> ResourcePlan:
+    """Return the plan for the connected cluster; see `plan`."""
+    import ray
+
+    total = ray.cluster_resources()
+    return plan(
+        total.get("CPU", 0.0),
+        total.get("GPU", 0.0),
+        num_env_runners=num_env_runners,
+        num_learners=num_learners,
+        num_guard_workers=num_guard_workers,
+    )

@@ -1,0 +1,19 @@
+"""The settings of curation."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class CurationConfig(BaseModel):
+    """What a record must satisfy to be kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_words: int = Field(2, ge=0, description="shortest text of a generated record")
+    max_words: int = Field(400, ge=1, description="longest text of a generated record")
+    near_duplicate: float = Field(0.8, gt=0, le=1, description="Jaccard similarity at which two texts are one")
+    shingle: int = Field(5, ge=1, description="characters of a shingle that the similarity is counted in")
+    permutations: int = Field(128, ge=16, description="MinHash permutations; more estimate the similarity better")
+    ngram: int = Field(8, ge=3, description="words in a row that a text may not share with an evaluation text")
+    balance: float = Field(
+        4.0, ge=1, description="most generated records of one label, category and method, over the median of these"
+    )

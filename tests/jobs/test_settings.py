@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.evaluate import EvaluateSettings
+from jobs.settings import LoopSettings, load, save_beside, to_yaml
+
+PRESETS = sorted(Path("jobs/configs").glob("*.yaml"))
+
+
+def failure(capsys, arguments, settings=LoopSettings):
+    with pytest.raises(SystemExit) as stopped:
+        load(settings, arguments, "")
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("rounds: 7\nadversary:\n  groups: 5\n  group_size: 3\n")
+    settings = load(LoopSettings, ["--config", str(path), "--adversary.groups", "9", "--run-dir", "runs/x"], "")
+    assert (settings.rounds, settings.adversary.groups, settings.adversary.group_size) == (7, 9, 3)
+    assert settings.run_dir == Path("runs/x")
+    assert settings.adversary.clip == LoopSettings().adversary.clip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--adversary.gruops", "3"], "unknown setting 'adversary.gruops'; did you mean 'adversary.groups'"),
+        (["--groups", "3"], "did you mean 'adversary.groups'"),
+        (["--rounds", "many"], "rounds: .*got 'many'"),
+        (["--adversary.gate.min-overlap", "x"], "adversary.gate.min_overlap"),
+        (["--config", "absent.yaml"], "cannot read absent.yaml"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_named(capsys, arguments, message):
+    import re
+
+    assert re.search(message, failure(capsys, arguments))
+
+
+def test_a_mistake_in_the_file_is_named(capsys, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("training:\n  epoch: 3\n")
+    assert "unknown setting 'training.epoch'; did you mean 'training.epochs'" in failure(
+        capsys, ["--config", str(path)]
+    )
+    path.write_text("- a list\n")
+    assert "must hold a mapping" in failure(capsys, ["--config", str(path)])
+    path.write_text("a: [")
+    assert "is not YAML" in failure(capsys, ["--config", str(path)])
+
+
+def test_a_printed_config_is_the_config(capsys, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        load(LoopSettings, ["--rounds", "2", "--print-config"], "")
+    assert stopped.value.code == 0
+    path = tmp_path / "printed.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert load(LoopSettings, ["--config", str(path)], "") == load(LoopSettings, ["--rounds", "2"], "")
+
+
+def test_lists_are_given_with_spaces(tmp_path):
+    settings = load(EvaluateSettings, ["--guard", "g", "--data", "xstest", "a.jsonl", "--output", "o.json"], "")
+    assert settings.data == ["xstest", "a.jsonl"]
+    save_beside(settings, tmp_path / "o.json")
+    assert yaml.safe_load((tmp_path / "o.json.config.yaml").read_text())["data"] == ["xstest", "a.jsonl"]
+
+
+def test_what_is_required_is_asked_for(capsys):
+    assert "data: Field required" in failure(capsys, ["--guard", "g", "--output", "o"], EvaluateSettings)
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_the_shipped_presets_are_valid(preset):
+    settings = load(LoopSettings, ["--config", str(preset)], "")
+    assert yaml.safe_load(to_yaml(settings))["rounds"] == settings.rounds
+
+
+def test_the_presets_are_there():
+    assert [path.stem for path in PRESETS] == ["cluster", "laptop", "smoke"]
