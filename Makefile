@@ -1,0 +1,37 @@
+# `make loop` and `make test` set everything up themselves; a second call installs nothing.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: help setup loop serve test test-unit lint lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup:  ## create .venv and install the lock into it
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" cluster/setup.sh
+
+loop: setup  ## run the adversarial loop on the embedded default; ARGS="--dotted.key value" overrides settings
+	$(RUN) jobs/adversarial_loop.py --config jobs/configs/laptop.yaml $(ARGS)
+
+serve: setup  ## serve the newest promoted guard; ARGS="--port 8001"
+	$(RUN) -m serve $(ARGS)
+
+test: setup  ## run all tests
+	$(RUN) -m pytest $(ARGS)
+
+test-unit: setup  ## run the tests that need no cluster and no engine
+	$(RUN) -m pytest -m "not integration and not chaos" $(ARGS)
+
+lint: setup  ## check style, imports and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+lock:  ## resolve requirements.lock anew (needs uv; UV_ARGS="--find-links DIR" where torch's CPU wheels are)
+	uv pip compile pyproject.toml --extra serve --extra train --extra attack-cpu --extra dev --python-version 3.11 \
+	  --override lock-overrides.txt --no-annotate --no-header --no-emit-find-links --no-emit-index-url $(UV_ARGS) \
+	  --output-file requirements.lock
+
+clean:  ## remove what setup and tests made (runs stay)
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build dist
