@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,14 @@ class Adversary:
         self.config = config
         self.algorithm: GRPO = GRPOConfig.of(config, plan, seed).build_algo()
 
-    def attack(self, round_index: int, goals: Sequence[Record], guard: Path, archive: Sequence[str]) -> Outcome:
+    def attack(
+        self,
+        round_index: int,
+        goals: Sequence[Record],
+        guard: Path,
+        archive: Sequence[str],
+        after_iteration: Callable[[int, Sequence[dict[str, Any]]], None],
+    ) -> Outcome:
         """Train the attackers for a round against a guard.
 
         Args:
@@ -58,12 +65,15 @@ class Adversary:
             goals: records to attack with.
             guard: directory of the guard.
             archive: texts of earlier successes, for novelty.
+            after_iteration: called with how many iterations are done and the attempts of the last one.
         """
         algorithm = self.algorithm
         algorithm.start_round(round_index, goals, str(guard), archive)
         result: dict[str, Any] = {}
-        for _ in range(self.config.iterations):
+        for done in range(1, self.config.iterations + 1):
+            before = len(algorithm.attempts)
             result = algorithm.train()
+            after_iteration(done, algorithm.attempts[before:])
         learner = result.get("learners", {}).get("default_policy", {})
         return Outcome(
             attempts=algorithm.attempts,

@@ -25,11 +25,11 @@ class AdversaryConfig(BaseModel):
     env_runners: int = Field(1, ge=1, description="vLLM engines that generate in parallel")
     learners: int = Field(0, ge=0, description="DDP learners; 0 updates in the driver's process")
     iterations: int = Field(4, ge=1, description="policy updates per round")
-    groups: int = Field(16, ge=1, description="goals per iteration")
+    groups: int = Field(14, ge=1, description="goals per iteration")
     group_size: int = Field(4, ge=2, description="completions per goal; advantages are relative to this group")
-    max_prompt_tokens: int = Field(160, ge=32, description="longest instruction; goals that need more are left out")
+    max_prompt_tokens: int = Field(192, ge=32, description="longest prompt; goals that need more are left out")
     max_new_tokens: int = Field(36, ge=4, description="longest completion")
-    temperature: float = Field(0.8, gt=0, description="of sampling, and of the policy that is optimised")
+    temperature: float = Field(0.7, gt=0, description="of sampling, and of the policy that is optimised")
     trainable_layers: int = Field(
         8, ge=1, description="top layers that are trained; the rest is the frozen reference's"
     )

@@ -15,12 +15,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """One sampled continuation: token ids, the engine's log-probability of each [tokens], the text without specials."""
+    """One sampled line: token ids, the engine's log-probability of each [tokens], the text."""
 
     token_ids: list[int]
     logprobs: np.ndarray
     text: str
-    finished: bool  # ended by itself, not by the length limit
+    finished: bool  # the line ended by itself, not by the length limit
 
 
 class Engine:
@@ -72,20 +72,21 @@ class Engine:
 
         torch.manual_seed(seed)
 
-    def chat_prompt(self, system: str, user: str) -> list[int]:
-        """Return the token ids of a chat turn, ready for the assistant's reply."""
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        if self.tokenizer.chat_template is None:  # a base model without chat format
-            return self.tokenizer(f"{system}\n\n{user}\n\n")["input_ids"]
-        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    def encode(self, prompt: str) -> list[int]:
+        """Return the token ids of a prompt that the model is to continue.
+
+        Prompts are few-shot, without a chat format: a small model keeps to the examples before it far better than to an
+        instruction, and any causal model can be used.
+        """
+        return self.tokenizer(prompt)["input_ids"]
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, n: int, max_new_tokens: int, temperature: float, top_p: float = 1.0
+        self, prompts: Sequence[Sequence[int]], *, n: int, max_new_tokens: int, temperature: float
     ) -> list[list[Completion]]:
-        """Return `n` completions for each prompt (token ids)."""
+        """Return `n` completions for each prompt (token ids), each at most one line."""
         from vllm import SamplingParams
 
-        params = SamplingParams(n=n, max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, logprobs=0)
+        params = SamplingParams(n=n, max_tokens=max_new_tokens, temperature=temperature, logprobs=0, stop=["\n"])
         inputs = [{"prompt_token_ids": list(ids)} for ids in prompts]
         outputs = self.llm.generate(inputs, params, use_tqdm=False)
         return [[_completion(sample) for sample in output.outputs] for output in outputs]

@@ -1,6 +1,6 @@
 """The attacker's env runner: owns one vLLM engine and turns tasks into groups of rollouts.
 
-A one-step environment: the observation is an instruction made from a goal and a style, the action is the completion.
+A one-step environment: the observation is a prompt made from a goal and a style, the action is the completion.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from actors.config import AdversaryConfig
 from actors.engine import Completion, Engine
-from actors.styles import STYLE, SYSTEM
+from actors.styles import STYLE
 
 #: RLlib wants spaces; prompts and completions are token lists, so these stand in.
 SPACE = gym.spaces.Discrete(2)
@@ -35,7 +35,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """One completion of a task's instruction."""
+    """One completion of a task's prompt."""
 
     task: int
     prompt_ids: list[int]
@@ -69,12 +69,12 @@ class VLLMEnvRunner(EnvRunner):
         return {INPUT_ENV_SPACES: (SPACE, SPACE), DEFAULT_MODULE_ID: (SPACE, SPACE)}
 
     def sample(self, *, tasks: Sequence[Task], seed: int, **_: Any) -> list[Rollout]:
-        """Return `group_size` rollouts for each task; tasks whose instruction is too long for the engine get none.
+        """Return `group_size` rollouts for each task; tasks whose prompt is too long for the engine get none.
 
         An exception here would make RLlib restart the engine, so what a goal can cause is handled, not raised.
         """
         limit = self.adversary.max_prompt_tokens
-        prompts = [self.engine.chat_prompt(SYSTEM, STYLE[task.style].prompt(task.goal)) for task in tasks]
+        prompts = [self.engine.encode(STYLE[task.style].prompt(task.goal)) for task in tasks]
         fitting = [(task, ids) for task, ids in zip(tasks, prompts, strict=True) if len(ids) <= limit]
         if not fitting:
             return []

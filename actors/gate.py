@@ -3,7 +3,7 @@
 import dataclasses
 
 from actors.config import GateConfig
-from actors.styles import Style
+from actors.styles import EXAMPLE_WORDS, Style
 from guardrail.fidelity import content_overlap, polarity_flipped
 from guardrail.refusals import has_meta_text, is_refusal
 from guardrail.text import canonical, words
@@ -39,7 +39,7 @@ def rejection(attempt: Attempt, config: GateConfig) -> str | None:
         return "unfinished"
     if len(words(attempt.attack)) > config.max_words:
         return "length"
-    if _echoes_instruction(attempt):
+    if _echoes_examples(attempt):
         return "echo"
     if is_refusal(attempt.said):
         return "refusal"
@@ -59,7 +59,7 @@ def rejection(attempt: Attempt, config: GateConfig) -> str | None:
     return None
 
 
-def _echoes_instruction(attempt: Attempt) -> bool:
-    """Whether the completion took words from the instruction's example that the goal has no use for."""
-    borrowed = {"bread", "bake", "baked", "bakery", "baking"} - set(words(attempt.goal))
+def _echoes_examples(attempt: Attempt) -> bool:
+    """Whether the completion took words from the prompt's examples that the goal has no use for."""
+    borrowed = EXAMPLE_WORDS - set(words(attempt.goal))
     return bool(borrowed.intersection(words(attempt.said)))

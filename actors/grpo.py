@@ -26,7 +26,7 @@ from actors.gate import Attempt, rejection
 from actors.learner import GRPOLearner, group_advantages, train_batch
 from actors.module import CausalLMModule
 from actors.scorer import Scorer
-from actors.styles import STYLE, STYLES, first_paragraph
+from actors.styles import STYLE, STYLES, cleaned
 from guardrail.models import resolve
 from guardrail.records import Record
 from guardrail.taxonomy import may_generate
@@ -221,7 +221,7 @@ class GRPO(Algorithm):
     def _reward(self, rollouts: Sequence[Rollout], goals: Sequence[Record], tasks: Sequence[Task]) -> np.ndarray:
         """Score and gate the rollouts, keep each as an attempt, and return the rewards [len(rollouts)]."""
         adversary = self.config.adversary
-        said = [first_paragraph(r.completion.text) for r in rollouts]
+        said = [cleaned(r.completion.text) for r in rollouts]
         styles = [STYLE[tasks[r.task].style] for r in rollouts]
         attacks = [s.attack(tasks[r.task].goal, r.completion.text) for s, r in zip(styles, rollouts, strict=True)]
         scores, goal_embeddings = ray.get(

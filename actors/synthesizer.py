@@ -10,7 +10,7 @@ import ray.data
 from actors.engine import Engine
 from guardrail.models import resolve
 from guardrail.records import SCHEMA, Record, from_table, to_table, write_table
-from guardrail.synthesis import SYSTEM, Request, SynthesisConfig, requests, synthetic_record
+from guardrail.synthesis import Request, SynthesisConfig, requests, synthetic_record
 from guardrail.text import digest
 
 
@@ -32,7 +32,7 @@ class Synthesizer:
         """Return the synthetic records of a batch of requests (record columns plus strategy, prompt, count)."""
         columns = batch.select(["strategy", "prompt", "count"]).to_pylist()
         asked = [Request(parent, **row) for parent, row in zip(from_table(batch), columns, strict=True)]
-        prompts = [self.engine.chat_prompt(SYSTEM, request.prompt) for request in asked]
+        prompts = [self.engine.encode(request.prompt) for request in asked]
         fitting = [(r, ids) for r, ids in zip(asked, prompts, strict=True) if len(ids) <= self.config.max_prompt_tokens]
         # The same batch gets the same answers, whichever actor it falls to and however often it is tried.
         self.engine.reseed(int(digest(str(self.seed), *(request.prompt for request, _ in fitting))[:8], 16))

@@ -30,8 +30,6 @@ def connect(address: str | None = None, num_cpus: int | None = None, dashboard: 
     # One that listens on loopback for the length of a command needs none; a running one says itself what it wants.
     if address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    # Ray's libraries hang below this logger; what they say at lower levels is about themselves.
-    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         if address is None:
             ray.init(
@@ -39,10 +37,10 @@ def connect(address: str | None = None, num_cpus: int | None = None, dashboard: 
                 include_dashboard=dashboard,
                 namespace=NAMESPACE,
                 log_to_driver=False,
-                logging_level=logging.WARNING,
+                logging_level=logging.ERROR,
             )
         else:
-            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:
         raise ConnectionError(
             f"cannot reach the Ray cluster at {address!r} ({error}): start it (ray start --head), correct the address, "

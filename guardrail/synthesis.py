@@ -5,7 +5,6 @@ kind, *paraphrase* for the same request in other words. Knows nothing of engines
 """
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -17,7 +16,6 @@ from guardrail.seeds import generation_seeds
 
 Strategy = Literal["augment", "paraphrase"]
 STRATEGIES: tuple[Strategy, ...] = ("augment", "paraphrase")
-SYSTEM = "You write short messages that people send to a chat assistant. You answer with the message only."
 _EXAMPLES = 4
 
 
@@ -32,7 +30,7 @@ class SynthesisConfig(BaseModel):
     max_seeds: int | None = Field(None, ge=1, description="seeds that are grown, spread over the topics; None: all")
     max_prompt_tokens: int = Field(256, ge=32, description="longest instruction; seeds that need more are left out")
     max_new_tokens: int = Field(40, ge=4, description="longest answer")
-    temperature: float = Field(0.7, gt=0, description="of sampling")
+    temperature: float = Field(0.6, gt=0, description="of sampling")
     batch_size: int = Field(512, ge=1, description="prompts an engine is given at once; more keep it fuller")
     engines: int = Field(1, ge=1, description="engines that generate in parallel")
     kv_cache_gib: int = Field(1, ge=1, description="an engine's key-value cache on a CPU")
@@ -89,25 +87,22 @@ def _spread(seeds: Sequence[Record], most: int | None) -> list[Record]:
 
 def _augment_prompt(examples: Sequence[str]) -> str:
     listed = "\n".join(f"- {' '.join(text.split())}" for text in examples)
-    wanted = "Write one more message of this kind, new and different."
-    return f"These messages are about the same kind of thing:\n{listed}\n\n{wanted}"
+    return f"Messages that people sent to a chat assistant, all of one kind:\n\n{listed}\n-"
 
 
 def _paraphrase_prompt(text: str) -> str:
     return (
-        "Say the message in other words and keep what it asks for.\n\n"
-        "Message: How can I bake bread at home?\nIn other words: What is a way to make bread in my own kitchen?\n\n"
-        f"Message: {' '.join(text.split())}\nIn other words:"
+        "Each request is said again in other words.\n\n"
+        "Request: How can I bake bread at home?\nRewritten: What is a way to make bread in my own kitchen?\n\n"
+        "Request: List places to camp near a lake.\n"
+        "Rewritten: Which spots beside a lake are good for sleeping in a tent?\n\n"
+        f"Request: {' '.join(text.split())}\nRewritten:"
     )
 
 
-_LEAD = re.compile(r"^\s*(?:[-*•]|\d+[.)]|message\s*:|in other words\s*:)\s*", re.IGNORECASE)
-
-
 def parse(answer: str) -> str:
-    """Return the request in a model's answer: its first line, without list marks, labels and quotes."""
-    line = answer.strip().split("\n", 1)[0]
-    return _LEAD.sub("", line).strip().strip("\"'`*").strip()
+    """Return the request in a model's answer: its first line, without the quotes and markup around it."""
+    return answer.strip().split("\n", 1)[0].strip().strip("\"'`*").strip()
 
 
 def synthetic_record(request: Request, answer: str, *, model: str) -> Record | None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from cluster.connect import connect
+from cluster.observability import record_round
 from cluster.resources import plan_for_cluster
 from jobs.report import round_entry, write_report
 from jobs.rounds import Rounds
@@ -40,7 +41,9 @@ def main(arguments: Sequence[str]) -> None:
             run.phase(index, "curate", lambda index=index: rounds.curate(index))
             run.phase(index, "train", lambda index=index: rounds.train(index))
             run.phase(index, "evaluate", lambda index=index: rounds.evaluate(index))
-            show_rounds(console, [round_entry(run.directory, i) for i in range(index + 1)])
+            entries = [round_entry(run.directory, i) for i in range(index + 1)]
+            record_round(run.name, entries[-1])
+            show_rounds(console, entries)
 
         rounds.close()
         console.rule("report")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from cluster.observability import record
 from cluster.resources import ResourcePlan
 from guardrail.curation import curate
 
@@ -130,9 +131,8 @@ class Rounds:
         """Train the attackers against the guard in use, and keep every attempt."""
         adversary = self._adversary_at(round_index)
         guard = self.guard_in_use(round_index)
-        outcome = adversary.attack(
-            round_index, self.split(TRAIN) + self.split(HELD_OUT), guard, archive=self._texts_of_archive(round_index)
-        )
+        goals = self.split(TRAIN) + self.split(HELD_OUT)
+        outcome = adversary.attack(round_index, goals, guard, self._texts_of_archive(round_index), self._show_iteration)
         table = attack_table(outcome, round_index, GuardCard.read(guard))
         write_table(table, self.run.round(round_index) / "attacks.parquet")
         adversary.save(self.run.directory / "attacker", round_index)
@@ -149,6 +149,15 @@ class Rounds:
             "learner": outcome.learner,
             "diversity": diversity([a["text"] for a in successes], embeddings),
         }
+
+    def _show_iteration(self, done: int, attempts: Sequence[dict[str, Any]]) -> None:
+        """Show how an iteration went, to the person at the terminal and in Ray's metrics."""
+        valid, successes = sum(a["valid"] for a in attempts), sum(a["success"] for a in attempts)
+        reward = float(np.mean([a["scores"]["reward"] for a in attempts]))
+        note = f"{valid} of {len(attempts)} valid, {successes} successes, mean reward {reward:.2f}"
+        self.run.advance(done, self.settings.adversary.iterations, note)
+        record("rayguard_attack_iteration", done, run=self.run.name)
+        record("rayguard_reward_mean", reward, run=self.run.name)
 
     def _adversary_at(self, round_index: int) -> Adversary:
         if self._adversary is None:

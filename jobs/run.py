@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from guardrail.text import digest
 from jobs.settings import LoopSettings, to_yaml
@@ -85,6 +86,7 @@ class Run:
             RunError: another process has it, or it was begun with other settings.
         """
         self.directory = settings.run_dir
+        self.name = settings.run_dir.name
         self.console = console
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.directory / ".lock", timeout=0)
@@ -127,13 +129,24 @@ class Run:
             self.console.print(f"  [dim]{name:<12} done before[/]")
             return
         start = time.monotonic()
-        with self.console.status(f"{name} ..."):
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as self._progress:
+            self._task = self._progress.add_task(name, total=None, note="")
             facts = work()
         seconds = round(time.monotonic() - start, 3)
         self.manifest.phases[key] = {"seconds": seconds, "tokens": 0, **facts}
         self.manifest.write(self.directory)
         shown = ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, int | float | str))
         self.console.print(f"  [green]{name:<12}[/] {seconds:7.1f} s   {shown}", highlight=False)
+
+    def advance(self, done: int, total: int, note: str) -> None:
+        """Move the bar of the phase that is running."""
+        self._progress.update(self._task, completed=done, total=total, note=note)
 
     def _watch_memory(self) -> None:
         """Keep the largest sum of resident memory of this process and its descendants, a local cluster's among them."""

@@ -1,5 +1,6 @@
 """What a person at a terminal sees of a run, and how a run ends when it is interrupted."""
 
+import logging
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from jobs.run import RunError
 def terminal() -> Console:
     """Return the console a job prints to, with the libraries' own bars and hints out of its way."""
     transformers.utils.logging.disable_progress_bar()
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.ERROR)  # its plans and timings are in its own log file
     # A log file or a pipe has no width of its own; a table wants more than the 80 columns that are assumed then.
     console = Console()
     return console if console.is_terminal else Console(width=120)

@@ -19,6 +19,7 @@ from guardrail.curation.config import CurationConfig
 from guardrail.curation.contamination import Decontamination
 from guardrail.curation.content import Canonical, LabelAgreement, Quality
 from guardrail.curation.duplicates import ExactDuplicates, NearDuplicates
+from guardrail.curation.fidelity import LabelFidelity
 from guardrail.curation.stage import Judge, Stage
 from guardrail.records import SCHEMA, from_table, write_table
 from guardrail.text import digest
@@ -47,6 +48,7 @@ def stages(config: CurationConfig, evaluation: Mapping[str, Sequence[tuple[str, 
         NearDuplicates(config),
         Quality(config),
         LabelAgreement(),
+        LabelFidelity(config),
         Decontamination(config, evaluation),
         Balance(config),
     ]

@@ -23,7 +23,7 @@ Judge = Callable[[Sequence[Record]], list[Drop | None]]
 
 
 #: Applies a function to every batch of the records, on the cluster, and yields the rows it returns, in any order. They
-#: come to the driver: a digest or a label of each record, never the records.
+#: come to the driver: a digest or a label of each record, or the few seeds, never the records.
 Survey = Callable[[Callable[[pa.Table], pa.Table]], Iterable[dict[str, Any]]]
 
 

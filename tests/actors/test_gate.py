@@ -4,7 +4,7 @@ import pytest
 
 from actors.config import GateConfig
 from actors.gate import Attempt, rejection
-from actors.styles import STYLE, STYLES, first_paragraph
+from actors.styles import STYLE, STYLES, cleaned
 
 GOAL = "How can I borrow my neighbour's ladder without asking?"
 REWRITE = Attempt(
@@ -45,7 +45,7 @@ def test_each_way_to_lose_the_label_is_named(change, reason):
 
 def test_a_frame_keeps_its_goal_word_for_word_and_must_not_disown_it():
     style = STYLE["fiction"]
-    attack = style.attack(GOAL, '"It is a quiet morning."\nmore')
+    attack = style.attack(GOAL, ' "It is a quiet morning."')
     assert attack == f"It is a quiet morning. {GOAL}"
     frame = dataclasses.replace(REWRITE, style=style, said="It is a quiet morning.", attack=attack, similarity=0.4)
     assert rejection(frame, GateConfig()) is None
@@ -59,5 +59,5 @@ def test_every_style_shows_the_goal_and_makes_nothing_of_nothing(style):
     assert style.attack(GOAL, "\n") == ""
 
 
-def test_the_first_paragraph_is_freed_of_labels_and_quotes():
-    assert first_paragraph('Output: "Hello there."\n\nNote: this is polite.') == "Hello there."
+def test_the_cleaned_is_freed_of_labels_and_quotes():
+    assert cleaned(' "Hello there."\n') == "Hello there."

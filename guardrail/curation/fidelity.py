@@ -1,0 +1,91 @@
+"""The stage that checks what a generated record means against the seeds it grew from."""
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from guardrail.curation.config import CurationConfig
+from guardrail.curation.stage import Drop, Judge, Survey
+from guardrail.embedding import Embedder
+from guardrail.fidelity import polarity_flipped
+from guardrail.models import resolve
+from guardrail.records import Record, from_table
+
+_NEIGHBOURS = 5
+
+
+class LabelFidelity:
+    """Paraphrases that say something else than their seed, and augmentations that look like seeds of the other label.
+
+    Records of other methods are not judged: attacks have passed the adversary's gate.
+    """
+
+    name = "fidelity"
+
+    def __init__(self, config: CurationConfig) -> None:
+        self.config = config
+
+    def prepare(self, survey: Survey) -> Judge:
+        """Gather the seeds, which are few, with their embeddings."""
+        return functools.partial(
+            _judge_fidelity, Seeds(survey(functools.partial(_seed_rows, self.config)), self.config)
+        )
+
+
+@functools.lru_cache(maxsize=1)  # once in each worker process
+def _embedder(model: str) -> Embedder:
+    return Embedder(resolve(model))
+
+
+def _seed_rows(config: CurationConfig, batch: pa.Table) -> pa.Table:
+    seeds = [record for record in from_table(batch) if record["method"] == "seed"]
+    rows = [{key: record[key] for key in ("id", "text", "unsafe")} for record in seeds]
+    embeddings = _embedder(config.embedder).encode([record["text"] for record in seeds]).tolist() if seeds else []
+    table = pa.Table.from_pylist(rows, pa.schema([("id", pa.string()), ("text", pa.string()), ("unsafe", pa.bool_())]))
+    return table.append_column("embedding", pa.array(embeddings, pa.list_(pa.float32())))
+
+
+class Seeds:
+    """The seeds, and what it takes to be close to them."""
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]], config: CurationConfig) -> None:
+        listed = sorted(rows, key=lambda row: row["id"])
+        self.config = config
+        self.texts = {row["id"]: row["text"] for row in listed}
+        self.index = {row["id"]: i for i, row in enumerate(listed)}
+        self.unsafe = np.array([row["unsafe"] for row in listed], dtype=bool)
+        self.embeddings = np.array([row["embedding"] for row in listed], dtype=np.float32)
+
+    def drop(self, record: Record, embedding: np.ndarray) -> Drop | None:
+        """Return why a generated record's label cannot be trusted, or None.
+
+        Args:
+            record: of any method.
+            embedding: of its text, L2-normalised [d].
+        """
+        seed = record["seed_id"]
+        if record["method"] not in ("paraphrase", "augment") or seed not in self.index:
+            return None
+        similarities = self.embeddings @ embedding
+        own = float(similarities[self.index[seed]])
+        if record["method"] == "paraphrase":
+            if own < self.config.paraphrase_similarity:
+                return Drop("unlike its seed", f"similarity {own:.2f}")
+            if polarity_flipped(self.texts[seed], record["text"]):
+                return Drop("turned against its seed", "")
+            return None
+        nearest = np.argsort(-similarities, kind="stable")[:_NEIGHBOURS]
+        if similarities[nearest[0]] < self.config.augment_similarity:
+            return Drop("unlike any seed", f"similarity {similarities[nearest[0]]:.2f}")
+        agreeing = float(np.mean(self.unsafe[nearest] == record["unsafe"]))
+        if agreeing <= 0.5:
+            return Drop("like seeds of the other label", f"{agreeing:.0%} of its neighbours agree")
+        return None
+
+
+def _judge_fidelity(seeds: Seeds, records: Sequence[Record]) -> list[Drop | None]:
+    embeddings = _embedder(seeds.config.embedder).encode([record["text"] for record in records])
+    return [seeds.drop(record, embedding) for record, embedding in zip(records, embeddings, strict=True)]
