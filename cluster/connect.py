@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,6 +32,8 @@ def connect(address: str | None = None, num_cpus: int | None = None, dashboard: 
     if address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     try:
+        if address is not None:
+            _probe(address)
         if address is None:
             ray.init(
                 num_cpus=num_cpus,
@@ -41,7 +44,7 @@ def connect(address: str | None = None, num_cpus: int | None = None, dashboard: 
             )
         else:
             ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise ConnectionError(
             f"cannot reach the Ray cluster at {address!r} ({error}): start it (ray start --head), correct the address, "
             "or leave --cluster.address and RAY_ADDRESS unset to start one here"
@@ -50,3 +53,10 @@ def connect(address: str | None = None, num_cpus: int | None = None, dashboard: 
         yield
     finally:
         ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Raise OSError where nothing listens at HOST:PORT; Ray itself tries for five minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()

@@ -1,0 +1,31 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.resources import plan
+
+counts = st.integers(0, 16)
+
+
+@given(st.integers(2, 512), st.sampled_from([0, 1, 2, 8, 64]), counts, counts, counts)
+def test_everything_that_lives_at_once_fits_and_leaves_a_cpu_for_reads(cpus, gpus, runners, learners, workers):
+    made = plan(cpus, gpus, num_env_runners=runners, num_learners=learners, num_guard_workers=workers)
+    lasting = runners * made.env_runner_cpus + learners * made.learner_cpus + made.scorer_cpus
+    assert lasting + 1 <= cpus + 1e-6
+    assert lasting + workers * made.guard_worker_cpus <= cpus + 1e-6
+    assert lasting + made.data_task_cpus <= cpus + 1e-6
+    gpu_demand = runners * made.env_runner_gpus + learners * made.learner_gpus + workers * made.guard_worker_gpus
+    assert gpu_demand <= gpus + 1e-6
+
+
+def test_two_cores_run_everything_and_accelerators_are_used_where_there_are_any():
+    small = plan(2, 0, num_env_runners=1, num_learners=0, num_guard_workers=1)
+    assert (small.env_runner_cpus, small.scorer_cpus, small.guard_worker_cpus) == (0.5, 0.5, 1.0)
+    assert small.env_runner_gpus == 0.0
+    large = plan(64, 8, num_env_runners=4, num_learners=2, num_guard_workers=2)
+    assert large.env_runner_gpus == large.learner_gpus == large.guard_worker_gpus == 1.0
+
+
+def test_one_cpu_is_refused_with_what_to_do():
+    with pytest.raises(ValueError, match="has 1 CPUs and needs 2; add a node"):
+        plan(1, 0, num_env_runners=1, num_learners=0, num_guard_workers=1)
