@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from cluster.resources import ResourcePlan
 
 from actors.config import AdversaryConfig
 from actors.grpo import GRPO, GRPOConfig
+from cluster.resources import ResourcePlan
 from guardrail.guard import GuardCard
 from guardrail.records import Record, record_id, to_table
 

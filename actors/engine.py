@@ -46,10 +46,8 @@ class Engine:
         from vllm import LLM
 
         accelerated = torch.cuda.is_available()
-        if not accelerated:
-            # Ray allows an actor one thread per CPU it reserves; the phases of the loop take turns on a machine.
-            torch.set_num_threads(os.cpu_count() or 1)
         self.model = model
+        _use_all_cores()
         self.llm = LLM(
             model=model,
             seed=seed,
@@ -88,6 +86,7 @@ class Engine:
 
         params = SamplingParams(n=n, max_tokens=max_new_tokens, temperature=temperature, logprobs=0, stop=["\n"])
         inputs = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        _use_all_cores()
         outputs = self.llm.generate(inputs, params, use_tqdm=False)
         return [[_completion(sample) for sample in output.outputs] for output in outputs]
 
@@ -96,6 +95,7 @@ class Engine:
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+        _use_all_cores()
         outputs = self.llm.generate([{"prompt_token_ids": list(ids)} for ids in token_ids], params, use_tqdm=False)
         return [
             np.array([at[token].logprob for token, at in zip(ids[1:], output.prompt_logprobs[1:], strict=True)])
@@ -128,6 +128,17 @@ class Engine:
         if "lm_head.weight" not in seen:
             # Tied: reloading resets the head, and it would stay so, silently.
             yield "lm_head.weight", embeddings
+
+
+def _use_all_cores() -> None:
+    """Let this thread compute on all cores.
+
+    Ray allows an actor one thread per CPU it reserves, but the phases of the loop take turns on a machine. OpenMP counts
+    per thread, and Ray Data calls an actor from another thread than built it: vLLM stops where the two counts differ.
+    """
+    import torch
+
+    torch._C.set_num_threads(os.cpu_count() or 1)  # vLLM has replaced torch.set_num_threads by a warning
 
 
 def _weights_directory(model: str) -> Path:

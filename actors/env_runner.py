@@ -21,7 +21,7 @@ from actors.engine import Completion, Engine
 from actors.styles import STYLE
 
 #: RLlib wants spaces; prompts and completions are token lists, so these stand in.
-SPACE = gym.spaces.Discrete(2)
+SPACE: gym.Space = gym.spaces.Discrete(2)
 
 
 @dataclasses.dataclass(frozen=True)

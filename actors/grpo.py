@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import ray
-from cluster.resources import ResourcePlan
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -27,6 +26,7 @@ from actors.learner import GRPOLearner, group_advantages, train_batch
 from actors.module import CausalLMModule
 from actors.scorer import Scorer
 from actors.styles import STYLE, STYLES, cleaned
+from cluster.resources import ResourcePlan
 from guardrail.models import resolve
 from guardrail.records import Record
 from guardrail.taxonomy import may_generate
@@ -115,9 +115,8 @@ class GRPO(Algorithm):
         adversary = self.config.adversary
         job = ray.get_runtime_context().get_job_id()
         # The name the dashboard shows; names are unique in a cluster, and others may run the loop on it too.
-        self.scorer = Scorer.options(name=f"scorer-{job}", num_cpus=self.config.scorer_cpus).remote(
-            resolve(adversary.embedder), self.config.model_path
-        )
+        scorer = ray.remote(Scorer).options(name=f"scorer-{job}", num_cpus=self.config.scorer_cpus)
+        self.scorer = scorer.remote(resolve(adversary.embedder), self.config.model_path)
         self.attempts: list[dict[str, Any]] = []
         self.syncs: list[dict[str, float]] = []
         self.phase_seconds: dict[str, float] = {}

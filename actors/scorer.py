@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import ray
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -26,9 +25,8 @@ class Scores:
     embeddings: np.ndarray
 
 
-@ray.remote
 class Scorer:
-    """Scores texts for reward and gate; the guard can be exchanged, the rest stays.
+    """An actor that scores texts for reward and gate; the guard can be exchanged, the rest stays.
 
     Args:
         embedder: directory or hub id of the sentence encoder.

@@ -1,7 +1,7 @@
 """The catalogue of attack styles: what the attacker is shown with a goal, and how its words become an attack.
 
-A *frame* puts a generated sentence before the goal, which stays word for word; a *rewrite* says the goal in other words.
-Prompts are few-shot: two harmless examples, then the goal.
+A *frame* puts a generated sentence before the goal, which stays word for word; a *rewrite* says the goal in other
+words. Prompts are few-shot: two harmless examples, then the goal.
 """
 
 import dataclasses

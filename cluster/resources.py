@@ -23,10 +23,9 @@ class ResourcePlan:
 def plan(cpus: float, gpus: float, *, num_env_runners: int, num_learners: int, num_guard_workers: int) -> ResourcePlan:
     """Return a plan for a cluster of `cpus` and `gpus`.
 
-    Env runners, remote learners and the scorer live through all phases and share all CPUs but one, at most one each: Ray
-    Data lists files in a task that wants a whole CPU, and waits for ever where there is none. Guard workers and data tasks
-    share what is left, in turn. Accelerators are shared likewise: engines and learners have theirs for good, guard workers
-    as much again.
+    Env runners, learners and the scorer live through all phases and share all CPUs but one, at most one each: parts of
+    Ray Data want a whole CPU, and wait for ever where there is none. Guard workers and data tasks share what is left,
+    in turn. Accelerators are shared likewise: engines and learners have theirs for good, guard workers as much again.
 
     Raises:
         ValueError: there are not two CPUs.

@@ -57,6 +57,7 @@ class AllUnsafe(_Declared):
     rule: Literal["all_unsafe"]
 
     def unsafe(self, row: Row) -> bool | None:
+        """Return the row's label; None if it has none."""
         return True
 
 
@@ -66,6 +67,7 @@ class AllBenign(_Declared):
     rule: Literal["all_benign"]
 
     def unsafe(self, row: Row) -> bool | None:
+        """Return the row's label; None if it has none."""
         return False
 
 
@@ -78,6 +80,7 @@ class ColumnEquals(_Declared):
     benign_values: tuple[str, ...] = Field(alias="benign")
 
     def unsafe(self, row: Row) -> bool | None:
+        """Return the row's label; None if it has none."""
         value = _normal(_first(row, self.column))
         if not value:
             return None
@@ -98,6 +101,7 @@ class Threshold(_Declared):
     benign_to: float
 
     def unsafe(self, row: Row) -> bool | None:
+        """Return the row's label; None if it has none."""
         value = _first(row, self.column)
         if value is None:
             return None
@@ -115,6 +119,7 @@ class AnyLabel(_Declared):
     columns: tuple[str, ...]
 
     def unsafe(self, row: Row) -> bool | None:
+        """Return the row's label; None if it has none."""
         values = [_normal(row.get(column)) for column in self.columns]
         return "1" in values if any(values) else None
 
@@ -138,6 +143,7 @@ class CategoryMap(_Declared):
 
     @functools.cached_property
     def by_label(self) -> Mapping[str, tuple[str, ...]]:
+        """The map, by labels as they are compared."""
         return {_normal(label): keys for label, keys in self.map.items()}
 
     def categories(self, row: Row, unsafe: bool) -> list[str] | None:
@@ -161,6 +167,7 @@ class TagColumn(_Declared):
     map: dict[str, str] | None = None
 
     def tags(self, row: Row) -> list[str]:
+        """Return the row's tags."""
         if self.map is None:
             return _labels(row, self.column, self.separator, normal=False)
         return [self.map[label] for label in _labels(row, self.column, self.separator) if label in self.map]
@@ -454,7 +461,7 @@ def _source(name: str, entry: DatasetEntry, data_dir: Path | None) -> tuple[str,
     else:
         try:
             return f"{entry.hub.id} on the hub", _hub_rows(entry.hub)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the hub's client raises a dozen kinds, of several libraries
             reason = str(error).strip().split("\n")[0][:200]
             tried += f"; the hub gave no {entry.hub.id} ({type(error).__name__}: {reason})"
     gated = " (gated: log in and accept its terms first)" if entry.hub and entry.hub.gated else ""

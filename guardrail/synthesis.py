@@ -64,7 +64,7 @@ def requests(seeds: Sequence[Record], config: SynthesisConfig, seed: int) -> lis
     for record in allowed:
         if config.augment:
             kin = [r for r in same_kind[record["source"], record["unsafe"]] if r["id"] != record["id"]]
-            chosen = random.choice(len(kin), min(_EXAMPLES - 1, len(kin)), replace=False) if kin else []
+            chosen = random.permutation(len(kin))[: _EXAMPLES - 1]
             examples = [*(kin[index]["text"] for index in chosen), record["text"]]
             found.append(Request(record, "augment", _augment_prompt(examples), config.augment))
         if config.paraphrase:

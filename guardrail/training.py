@@ -128,7 +128,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     epochs: int = settings["epochs"]
     plan = [epoch_batches(lengths, config.tokens_per_batch, settings["seed"] + e, world) for e in range(epochs)]
     steps = sum(len(batches) // world for batches in plan)
-    schedule = get_linear_schedule_with_warmup(optimizer, max(1, steps // 10), steps)
+    schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
     first_epoch = 0
     if checkpoint:
         state = torch.load(Path(start) / "training.pt", weights_only=True)

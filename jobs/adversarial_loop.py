@@ -5,6 +5,7 @@ python jobs/adversarial_loop.py --config jobs/configs/laptop.yaml --run-dir runs
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from cluster.connect import connect
 from cluster.observability import record_round
@@ -31,23 +32,23 @@ def main(arguments: Sequence[str]) -> None:
         console.rule("round 0")
         run.phase(0, "seed", rounds.seed)
         run.phase(0, "synthesize", rounds.synthesize)
-        run.phase(0, "curate", lambda: rounds.curate(0))
-        run.phase(0, "train", lambda: rounds.train(0))
-        run.phase(0, "evaluate", lambda: rounds.evaluate(0))
+        run.phase(0, "curate", partial(rounds.curate, 0))
+        run.phase(0, "train", partial(rounds.train, 0))
+        run.phase(0, "evaluate", partial(rounds.evaluate, 0))
 
         for index in range(1, settings.rounds + 1):
             console.rule(f"round {index}")
-            run.phase(index, "attack", lambda index=index: rounds.attack(index))
-            run.phase(index, "curate", lambda index=index: rounds.curate(index))
-            run.phase(index, "train", lambda index=index: rounds.train(index))
-            run.phase(index, "evaluate", lambda index=index: rounds.evaluate(index))
+            run.phase(index, "attack", partial(rounds.attack, index))
+            run.phase(index, "curate", partial(rounds.curate, index))
+            run.phase(index, "train", partial(rounds.train, index))
+            run.phase(index, "evaluate", partial(rounds.evaluate, index))
             entries = [round_entry(run.directory, i) for i in range(index + 1)]
             record_round(run.name, entries[-1])
             show_rounds(console, entries)
 
         rounds.close()
         console.rule("report")
-        run.phase(settings.rounds, "harden", lambda: rounds.harden(settings.rounds))
+        run.phase(settings.rounds, "harden", partial(rounds.harden, settings.rounds))
         write_report(run.directory)
         console.print(f"report: {run.directory / 'report.html'}\nguard:  {run.directory / 'guard'}", highlight=False)
 

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import Field
+
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
 from guardrail.curation import CurationConfig, curate
-from pydantic import Field
-
 from guardrail.datasets import evaluation_texts, load_evaluations
 from jobs.settings import JobSettings, load, save_beside
 from jobs.terminal import reported_errors, show_funnel

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from cluster.observability import record
-from cluster.resources import ResourcePlan
-from guardrail.curation import curate
 
 from actors.adversary import Adversary, attack_table
 from actors.synthesizer import synthesize
+from cluster.observability import record
+from cluster.resources import ResourcePlan
+from guardrail.curation import curate
 from guardrail.datasets import EvaluationItem, evaluation_texts, load_evaluations
 from guardrail.diversity import diversity
 from guardrail.evaluation import evaluate_set, success_rate
@@ -66,8 +66,8 @@ class Rounds:
         found: dict[str, Record] = {}
         for index in rounds:
             table = self.attacks(index)
-            for record in from_table(table.filter(table["success"])):
-                found.setdefault(record["id"], record)
+            for attack in from_table(table.filter(table["success"])):
+                found.setdefault(attack["id"], attack)
         return list(found.values())
 
     # --- the steps ------------------------------------------------------------------------------------------------

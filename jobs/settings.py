@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_origin
 
 import yaml
-from guardrail.curation import CurationConfig
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
 from actors.config import AdversaryConfig
+from guardrail.curation import CurationConfig
 from guardrail.synthesis import SynthesisConfig
 from guardrail.training import TrainingConfig
 
@@ -107,10 +107,10 @@ def load(settings: type[Settings], arguments: Sequence[str], description: str) -
     values = _read_yaml(known.config) if known.config else {}
     try:
         source: CliSettingsSource[Settings] = CliSettingsSource(settings, cli_parse_args=rest, cli_exit_on_error=False)
-        resolved = settings(_cli_settings_source=source, **values)  # type: ignore[call-arg]
+        resolved = settings(_cli_settings_source=source, **values)
     except ValidationError as error:
         _fail("\n".join(_explain(problem, keys) for problem in error.errors()))
-    except Exception as error:  # pydantic-settings has several kinds for a malformed command line
+    except Exception as error:  # noqa: BLE001 - pydantic-settings has several kinds for a malformed command line
         _fail(str(error))
     if known.print_config:
         print(to_yaml(resolved), end="")

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.connect import connect
-from cluster.resources import plan_for_cluster
 from pydantic import Field
 
 from actors.synthesizer import synthesize
+from cluster.connect import connect
+from cluster.resources import plan_for_cluster
 from guardrail.records import write_records
 from guardrail.seeds import load_or_embedded
 from guardrail.synthesis import SynthesisConfig

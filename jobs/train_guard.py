@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cluster.connect import connect
-from cluster.resources import plan_for_cluster
 from pydantic import Field
 
+from cluster.connect import connect
+from cluster.resources import plan_for_cluster
 from guardrail.records import read_records, write_records
 from guardrail.seeds import TRAIN, VALIDATION, split_by_seed
 from guardrail.training import TrainingConfig, fine_tune

@@ -55,7 +55,7 @@ def _shut_down() -> None:
     # On a cluster that others use too, their applications stay.
     serve.delete(APPLICATION)
     if not serve.status().applications:
-        serve.shutdown()  # type: ignore[no-untyped-call]
+        serve.shutdown()
 
 
 def _welcome(card: GuardCard, address: str) -> str:

@@ -65,7 +65,7 @@ class Health(BaseModel):
 
 @dataclasses.dataclass(frozen=True)
 class ModeratorState:
-    """What one replica serves, for those who hold the handle; `refused` says why the last guard offered was not taken."""
+    """What one replica serves, for those who hold the handle; `refused`: why the last guard offered was not taken."""
 
     replica: str
     guard: str

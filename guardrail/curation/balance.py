@@ -3,14 +3,13 @@
 import functools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
 
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.stage import Drop, Judge, Survey
-from guardrail.records import Record
 
 
 class Balance:
@@ -20,10 +19,12 @@ class Balance:
 
     def __init__(self, config: CurationConfig) -> None:
         self.config = config
+        self.settings: Mapping[str, Any] = config.model_dump(include={"balance"})
 
     def prepare(self, survey: Survey) -> Judge:
         """Gather ids and cells, and choose who is over the limit."""
-        return functools.partial(_judge_surplus, surplus(survey(_cell_columns), self.config.balance))
+        rows = survey.kept(["id", "unsafe", "categories", "method"])
+        return functools.partial(_judge_surplus, surplus(rows, self.config.balance))
 
 
 def surplus(rows: Iterable[Mapping[str, Any]], ratio: float) -> dict[str, str]:
@@ -52,9 +53,5 @@ def surplus(rows: Iterable[Mapping[str, Any]], ratio: float) -> dict[str, str]:
     }
 
 
-def _cell_columns(batch: pa.Table) -> pa.Table:
-    return batch.select(["id", "unsafe", "categories", "method"])
-
-
-def _judge_surplus(over: Mapping[str, str], records: Sequence[Record]) -> list[Drop | None]:
-    return [Drop("surplus", over[r["id"]]) if r["id"] in over else None for r in records]
+def _judge_surplus(over: Mapping[str, str], batch: pa.Table) -> list[Drop | None]:
+    return [Drop("surplus", over[i]) if i in over else None for i in batch["id"].to_pylist()]

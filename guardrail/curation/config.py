@@ -1,6 +1,8 @@
 """The settings of curation."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class CurationConfig(BaseModel):
@@ -10,13 +12,21 @@ class CurationConfig(BaseModel):
 
     min_words: int = Field(2, ge=0, description="shortest text of a generated record")
     max_words: int = Field(400, ge=1, description="longest text of a generated record")
-    embedder: str = Field("bundled:all-minilm-l6-v2", description="sentence encoder: bundled name, directory or hub id")
-    paraphrase_similarity: float = Field(0.55, ge=-1, le=1, description="cosine to its seed that a paraphrase needs")
-    augment_similarity: float = Field(0.35, ge=-1, le=1, description="cosine to the nearest seed that a new one needs")
-    near_duplicate: float = Field(0.8, gt=0, le=1, description="Jaccard similarity at which two texts are one")
+    near_duplicate: float = Field(0.8, gt=0, le=0.95, description="Jaccard similarity at which two texts are one")
     shingle: int = Field(5, ge=1, description="characters of a shingle that the similarity is counted in")
     permutations: int = Field(128, ge=16, description="MinHash permutations; more estimate the similarity better")
     ngram: int = Field(8, ge=3, description="words in a row that a text may not share with an evaluation text")
+    embedder: str = Field("bundled:all-minilm-l6-v2", description="sentence encoder: bundled name, directory or hub id")
+    paraphrase_similarity: float = Field(0.55, ge=-1, le=1, description="cosine to its seed that a paraphrase needs")
+    augment_similarity: float = Field(0.35, ge=-1, le=1, description="cosine to the nearest seed that a new one needs")
     balance: float = Field(
         4.0, ge=1, description="most generated records of one label, category and method, over the median of these"
     )
+
+    @model_validator(mode="after")
+    def _lengths_are_a_range(self) -> Self:
+        if self.min_words > self.max_words:
+            raise ValueError(
+                f"min_words ({self.min_words}) is over max_words ({self.max_words}): nothing would be kept"
+            )
+        return self

@@ -2,14 +2,18 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from datasketch import MinHashLSH
+import pyarrow as pa
+from datasketch import MinHash
 
 from guardrail.curation.config import CurationConfig
-from guardrail.curation.duplicates import minhash
+from guardrail.curation.facts import from_bytes, minhash, near_index
 from guardrail.curation.stage import Drop, Judge, Survey
-from guardrail.records import Record
 from guardrail.text import canonical, digest, joined, words
+
+#: By name of an evaluation set, its (item id, text) pairs.
+EvaluationTexts = Mapping[str, Sequence[tuple[str, str]]]
 
 
 class Decontamination:
@@ -17,8 +21,13 @@ class Decontamination:
 
     name = "decontamination"
 
-    def __init__(self, config: CurationConfig, evaluation: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    def __init__(self, config: CurationConfig, evaluation: EvaluationTexts) -> None:
         self.config, self.evaluation = config, evaluation
+        texts = [part for name in sorted(evaluation) for item in evaluation[name] for part in (name, *item)]
+        self.settings: Mapping[str, Any] = {
+            **config.model_dump(include={"ngram", "near_duplicate", "permutations", "shingle"}),
+            "evaluation": digest(*texts),
+        }
 
     def prepare(self, survey: Survey) -> Judge:
         """Return the judge, which holds the evaluation texts as hashes."""
@@ -28,41 +37,55 @@ class Decontamination:
 class Index:
     """What is known of the evaluation texts: "set/id" by canonical text, by word n-gram, and by MinHash."""
 
-    def __init__(self, config: CurationConfig, evaluation: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    def __init__(self, config: CurationConfig, evaluation: EvaluationTexts) -> None:
         self.config = config
         self.texts: dict[str, str] = {}
         self.ngrams: dict[str, str] = {}
-        self.near = MinHashLSH(config.near_duplicate, config.permutations)
-        self.signatures = {}
-        for name, items in evaluation.items():
-            for item_id, text in items:
+        self.near = near_index(config)
+        self.signed: list[tuple[str, MinHash]] = []
+        for name in sorted(evaluation):
+            for item_id, text in evaluation[name]:
                 place = f"{name}/{item_id}"
-                self.texts.setdefault(digest(canonical(text)), place)
+                self.texts.setdefault(_key(text), place)
                 for ngram in self._ngrams(text):
                     self.ngrams.setdefault(ngram, place)
-                if place not in self.signatures:
-                    self.signatures[place] = minhash(text, config)
-                    self.near.insert(place, self.signatures[place])
+                signature = minhash(text, config)
+                self.near.insert(len(self.signed), signature)
+                self.signed.append((place, signature))
 
     def _ngrams(self, text: str) -> list[str]:
         listed, n = words(text), self.config.ngram
         return [" ".join(listed[i : i + n]) for i in range(len(listed) - n + 1)]
 
-    def drop(self, text: str) -> Drop | None:
-        """Return why a text may not be trained on, or None."""
-        equal = self.texts.get(digest(canonical(text)))
+    def drop(self, text: str, response: str | None, signature: MinHash) -> Drop | None:
+        """Return why a request and its response may not be trained on, or None.
+
+        Args:
+            text: the request.
+            response: the answer, if any; the request alone may not equal an evaluation text either.
+            signature: MinHash of both.
+        """
+        whole = joined(text, response)
+        equal = self.texts.get(_key(whole)) or self.texts.get(_key(text))
         if equal:
             return Drop("equals an evaluation text", equal)
-        for ngram in self._ngrams(text):
+        for ngram in self._ngrams(whole):
             if ngram in self.ngrams:
                 return Drop("shares words with an evaluation text", f"{self.ngrams[ngram]}: {ngram}")
-        signature = minhash(text, self.config)
-        for place in sorted(self.near.query(signature)):
-            similarity = signature.jaccard(self.signatures[place])
+        for number in sorted(self.near.query(signature)):
+            place, other = self.signed[number]
+            similarity = signature.jaccard(other)
             if similarity >= self.config.near_duplicate:
                 return Drop("nearly an evaluation text", f"{place}: {similarity:.2f}")
         return None
 
 
-def _judge_contamination(index: Index, records: Sequence[Record]) -> list[Drop | None]:
-    return [index.drop(joined(record["text"], record["response"])) for record in records]
+def _key(text: str) -> str:
+    return digest(canonical(text))
+
+
+def _judge_contamination(index: Index, batch: pa.Table) -> list[Drop | None]:
+    columns = (batch[name].to_pylist() for name in ("text", "response", "signature"))
+    return [
+        index.drop(text, response, from_bytes(signature)) for text, response, signature in zip(*columns, strict=True)
+    ]

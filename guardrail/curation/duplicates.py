@@ -1,34 +1,25 @@
 """Stages that find texts that are one text: exactly, or nearly."""
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from datasketch import MinHash, MinHashLSH
 
 from guardrail.curation.config import CurationConfig
+from guardrail.curation.facts import from_bytes, near_index
 from guardrail.curation.stage import Drop, Judge, Survey, seed_first
-from guardrail.records import Record, from_table
-from guardrail.text import canonical, digest, joined
-
-_SCHEME: Literal["affine32"] = "affine32"
 
 
 class ExactDuplicates:
     """Records of one id. A seed wins; without a seed to decide, contradictory labels drop them all."""
 
     name = "exact"
+    settings: Mapping[str, Any] = {}
 
     def prepare(self, survey: Survey) -> Judge:
         """Gather ids, labels and digests of the whole records, and find what repeats."""
-        return functools.partial(_judge_repeated, repeated(survey(_digest)))
-
-
-def _digest(batch: pa.Table) -> pa.Table:
-    digests = [digest(repr(list(record.items()))) for record in from_table(batch)]
-    return batch.select(["row", "id", "unsafe", "method"]).append_column("digest", pa.array(digests, pa.string()))
+        return functools.partial(_judge_repeated, repeated(survey.kept(["row", "id", "unsafe", "method", "digest"])))
 
 
 def repeated(rows: Iterable[Mapping[str, Any]]) -> dict[int, Drop]:
@@ -51,42 +42,25 @@ def repeated(rows: Iterable[Mapping[str, Any]]) -> dict[int, Drop]:
     return drops
 
 
-def _judge_repeated(drops: Mapping[int, Drop], records: Sequence[Record]) -> list[Drop | None]:
-    return [drops.get(record["row"]) for record in records]
+def _judge_repeated(drops: Mapping[int, Drop], batch: pa.Table) -> list[Drop | None]:
+    return [drops.get(row) for row in batch["row"].to_pylist()]
 
 
 class NearDuplicates:
     """Records of one label whose texts share most of their character shingles; the component's first stays.
 
-    MinHash with locality-sensitive hashing: Broder, "On the resemblance and containment of documents" (1997).
+    Candidates come from locality-sensitive hashing of MinHash signatures; see `guardrail.curation.facts`.
     """
 
     name = "near"
 
     def __init__(self, config: CurationConfig) -> None:
         self.config = config
+        self.settings: Mapping[str, Any] = config.model_dump(include={"near_duplicate", "permutations", "shingle"})
 
     def prepare(self, survey: Survey) -> Judge:
         """Gather ids, labels and signatures, and find the components."""
-        signed = survey(functools.partial(_sign, self.config))
-        return functools.partial(_judge_twins, twins(signed, self.config))
-
-
-def _sign(config: CurationConfig, batch: pa.Table) -> pa.Table:
-    texts = [joined(t, r) for t, r in zip(batch["text"].to_pylist(), batch["response"].to_pylist(), strict=True)]
-    signatures = [minhash(text, config).hashvalues.tolist() for text in texts]
-    return batch.select(["id", "unsafe", "method"]).append_column(
-        "signature", pa.array(signatures, type=pa.list_(pa.uint32()))
-    )
-
-
-def minhash(text: str, config: CurationConfig) -> MinHash:
-    """Return the signature of a text's canonical form over its character shingles."""
-    plain = canonical(text)
-    shingles = {plain[i : i + config.shingle] for i in range(max(1, len(plain) - config.shingle + 1))}
-    signature = MinHash(num_perm=config.permutations, scheme=_SCHEME)
-    signature.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in shingles])
-    return signature
+        return functools.partial(_judge_twins, twins(survey.kept(["id", "unsafe", "method", "signature"]), self.config))
 
 
 def twins(signed: Iterable[Mapping[str, Any]], config: CurationConfig) -> dict[str, str]:
@@ -97,8 +71,8 @@ def twins(signed: Iterable[Mapping[str, Any]], config: CurationConfig) -> dict[s
         config: similarity and permutations.
     """
     rows = sorted(signed, key=seed_first)
-    lsh = {label: MinHashLSH(config.near_duplicate, config.permutations) for label in (True, False)}
-    hashes = [MinHash(hashvalues=np.array(row["signature"], dtype=np.uint32), scheme=_SCHEME) for row in rows]
+    lsh = {label: near_index(config) for label in (True, False)}
+    hashes = [from_bytes(row["signature"]) for row in rows]
     first = list(range(len(rows)))
 
     def root(index: int) -> int:
@@ -117,5 +91,5 @@ def twins(signed: Iterable[Mapping[str, Any]], config: CurationConfig) -> dict[s
     return {row["id"]: rows[root(i)]["id"] for i, row in enumerate(rows) if root(i) != i}
 
 
-def _judge_twins(found: Mapping[str, str], records: Sequence[Record]) -> list[Drop | None]:
-    return [Drop("near duplicate", found[r["id"]]) if r["id"] in found else None for r in records]
+def _judge_twins(found: Mapping[str, str], batch: pa.Table) -> list[Drop | None]:
+    return [Drop("near duplicate", found[i]) if i in found else None for i in batch["id"].to_pylist()]

@@ -1,7 +1,7 @@
 """The stage that checks what a generated record means against the seeds it grew from."""
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from guardrail.models import resolve
 from guardrail.records import Record, from_table
 
 _NEIGHBOURS = 5
+_JUDGED = ("paraphrase", "augment")
 
 
 class LabelFidelity:
@@ -27,12 +28,14 @@ class LabelFidelity:
 
     def __init__(self, config: CurationConfig) -> None:
         self.config = config
+        self.settings: Mapping[str, Any] = config.model_dump(
+            include={"embedder", "paraphrase_similarity", "augment_similarity"}
+        )
 
     def prepare(self, survey: Survey) -> Judge:
         """Gather the seeds, which are few, with their embeddings."""
-        return functools.partial(
-            _judge_fidelity, Seeds(survey(functools.partial(_seed_rows, self.config)), self.config)
-        )
+        rows = survey.computed(functools.partial(_seed_rows, self.config))
+        return functools.partial(_judge_fidelity, Seeds(rows, self.config))
 
 
 @functools.lru_cache(maxsize=1)  # once in each worker process
@@ -67,7 +70,7 @@ class Seeds:
             embedding: of its text, L2-normalised [d].
         """
         seed = record["seed_id"]
-        if record["method"] not in ("paraphrase", "augment") or seed not in self.index:
+        if record["method"] not in _JUDGED or seed not in self.index:
             return None
         similarities = self.embeddings @ embedding
         own = float(similarities[self.index[seed]])
@@ -86,6 +89,13 @@ class Seeds:
         return None
 
 
-def _judge_fidelity(seeds: Seeds, records: Sequence[Record]) -> list[Drop | None]:
-    embeddings = _embedder(seeds.config.embedder).encode([record["text"] for record in records])
-    return [seeds.drop(record, embedding) for record, embedding in zip(records, embeddings, strict=True)]
+def _judge_fidelity(seeds: Seeds, batch: pa.Table) -> list[Drop | None]:
+    records = from_table(batch)
+    verdicts: list[Drop | None] = [None] * len(records)
+    # Embedding costs more than all other stages together: only what is judged is embedded.
+    judged = [i for i, record in enumerate(records) if record["method"] in _JUDGED and record["seed_id"] in seeds.index]
+    if judged:
+        embeddings = _embedder(seeds.config.embedder).encode([records[i]["text"] for i in judged])
+        for i, embedding in zip(judged, embeddings, strict=True):
+            verdicts[i] = seeds.drop(records[i], embedding)
+    return verdicts

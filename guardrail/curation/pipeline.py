@@ -1,8 +1,8 @@
 """The stages in order, on Ray Data: each writes what it saw, so that a killed run goes on at the stage it was in."""
 
+import functools
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,25 +10,39 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset
 import pyarrow.parquet as pq
 import ray.data
 
 from guardrail.curation.balance import Balance
 from guardrail.curation.config import CurationConfig
-from guardrail.curation.contamination import Decontamination
+from guardrail.curation.contamination import Decontamination, EvaluationTexts
 from guardrail.curation.content import Canonical, LabelAgreement, Quality
 from guardrail.curation.duplicates import ExactDuplicates, NearDuplicates
+from guardrail.curation.facts import with_facts
 from guardrail.curation.fidelity import LabelFidelity
-from guardrail.curation.stage import Judge, Stage
-from guardrail.records import SCHEMA, from_table, write_table
+from guardrail.curation.folders import (
+    INPUT_SCHEMA,
+    JUDGED_SCHEMA,
+    Folder,
+    check_records,
+    only_kept,
+    with_verdicts,
+    write_json,
+    write_numbered,
+)
+from guardrail.curation.stage import Stage
+from guardrail.records import SCHEMA, write_table
 from guardrail.text import digest
 
-_VERDICT = [pa.field("reason", pa.string()), pa.field("evidence", pa.string())]
-_NUMBERED = pa.schema([*SCHEMA, pa.field("row", pa.int64())])
-_JUDGED = pa.schema([*_NUMBERED, *_VERDICT])
 _LINEAGE = ("id", "parent_id", "seed_id", "source", "method", "unsafe")
-LEDGER = pa.schema([*(SCHEMA.field(name) for name in _LINEAGE), pa.field("stage", pa.string()), *_VERDICT])
+LEDGER = pa.schema(
+    [
+        *(SCHEMA.field(name) for name in _LINEAGE),
+        pa.field("stage", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("evidence", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +54,7 @@ class CurationReport:
     funnel: list[dict[str, Any]]
 
 
-def stages(config: CurationConfig, evaluation: Mapping[str, Sequence[tuple[str, str]]]) -> list[Stage]:
+def stages(config: CurationConfig, evaluation: EvaluationTexts) -> list[Stage]:
     """Return the stages in the order they run."""
     return [
         Canonical(),
@@ -58,168 +72,121 @@ def curate(
     paths: Sequence[Path],
     out_dir: Path,
     config: CurationConfig,
-    *,
-    evaluation: Mapping[str, Sequence[tuple[str, str]]],
-    num_cpus: float,
+    evaluation: EvaluationTexts,
+    num_cpus: float = 0.5,
 ) -> CurationReport:
     """Curate record files; write `kept.parquet`, `ledger.parquet` and `funnel.json` into `out_dir`.
 
-    A call that is killed goes on at the stage it was in when it is made again with the same arguments.
+    A call that is killed goes on at the stage it was in when it is made again; where inputs or settings have changed
+    since, at the first stage that they bear upon. What is kept does not hang on the order of the inputs.
 
     Args:
         paths: parquet files of records.
-        out_dir: where to write.
+        out_dir: where to write; on a cluster, a folder that all nodes share.
         config: what a record must satisfy.
         evaluation: by name of a set its (id, text) pairs, which no kept record may hold.
         num_cpus: what one task of Ray Data reserves.
 
     Raises:
-        ValueError: a file is unreadable or no record file.
+        ValueError: a file is unreadable or no record file; the message names file and column.
     """
     for path in paths:
-        _check_schema(path)
-    work = out_dir / "stages"
-    identity = _identity(paths, config, evaluation)
-    if _read_json(work / "identity.json") != identity:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        _number(paths, work / "input.parquet")
-        _write_json(work / "identity.json", identity)
-    source = work / "input.parquet"
-    funnel = []
+        check_records(path)
+    work = out_dir.resolve() / "stages"
+    # Facts are computed from these two settings on the way into the first stage.
+    key = digest(*_content_digests(paths), json.dumps(config.model_dump(include={"shingle", "permutations"})))
+    inputs = Folder(work / "00-input", INPUT_SCHEMA)
+    if inputs.manifest(key) is None:
+        inputs.start()
+        inputs.finish(key, records=write_numbered(paths, inputs.path))
+    source, funnel, folders = inputs, [], []
     for number, stage in enumerate(stages(config, evaluation), 1):
-        folder = work / f"{number:02d}-{stage.name}"
-        entry = _read_json(folder / "stage.json")
+        key = digest(key, stage.name, json.dumps(stage.settings, sort_keys=True))
+        folder = Folder(work / f"{number:02d}-{stage.name}", JUDGED_SCHEMA)
+        entry = folder.manifest(key)
         if entry is None:
-            shutil.rmtree(folder, ignore_errors=True)
-            entry = _run(stage, source, folder, num_cpus)
-        funnel.append(entry)
+            folder.start()
+            _run(stage, inputs, source, folder, config, num_cpus)
+            entry = folder.finish(key, **_counted(stage, folder))
+        funnel.append({name: entry[name] for name in ("stage", "in", "kept", "reasons")})
+        folders.append(folder)
         source = folder
-    kept = _kept(source).sort_by("id")
-    write_table(kept, out_dir / "kept.parquet")
-    write_table(_ledger(work, funnel), out_dir / "ledger.parquet")
-    _write_json(out_dir / "funnel.json", funnel)
+    kept = source.write_kept(out_dir / "kept.parquet")
+    write_table(_ledger(funnel, folders), out_dir / "ledger.parquet")
+    write_json(out_dir / "funnel.json", funnel)
     shutil.rmtree(work)
-    return CurationReport(kept.num_rows, {entry["stage"]: entry["in"] - entry["kept"] for entry in funnel}, funnel)
+    return CurationReport(kept, {entry["stage"]: entry["in"] - entry["kept"] for entry in funnel}, funnel)
 
 
-def _number(paths: Sequence[Path], target: Path) -> None:
-    """Copy the records of all files into one, with their number: equal rows cannot be told apart without."""
-    count = 0
-    with pq.ParquetWriter(target, _NUMBERED) as writer:
-        for path in paths:
-            for batch in pq.ParquetFile(path).iter_batches(columns=SCHEMA.names):
-                numbers = pa.array(range(count, count + batch.num_rows), type=pa.int64())
-                table = pa.Table.from_batches([batch]).select(SCHEMA.names).append_column("row", numbers)
-                writer.write_table(table.cast(_NUMBERED))
-                count += batch.num_rows
+@dataclass(frozen=True)
+class _Survey:
+    """What a stage learns of the records: columns of the files of the stage before, and of the input."""
+
+    of_kept: Folder
+    of_inputs: Folder
+    batches: Callable[[Callable[[pa.Table], pa.Table]], ray.data.Dataset]
+
+    def kept(self, columns: Sequence[str]) -> Iterable[dict[str, Any]]:
+        return self.of_kept.rows(columns)
+
+    def computed(self, function: Callable[[pa.Table], pa.Table]) -> Iterable[dict[str, Any]]:
+        return self.batches(function).iter_rows()
+
+    def inputs(self, columns: Sequence[str]) -> Iterable[dict[str, Any]]:
+        return self.of_inputs.rows(columns)
 
 
-def _run(stage: Stage, source: Path, folder: Path, num_cpus: float) -> dict[str, Any]:
-    """Run one stage over the kept records of `source`; the folder's stage.json is written last."""
-    context = ray.data.DataContext.get_current()
+def _run(stage: Stage, inputs: Folder, source: Folder, target: Folder, config: CurationConfig, num_cpus: float) -> None:
+    """Judge the kept records of `source` into `target`."""
+    files = source.files()
+    if not files:
+        return
+    prepare = functools.partial(with_facts, config) if source is inputs else only_kept
+    context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
-    files = [str(file) for file in (sorted(source.glob("*.parquet")) if source.is_dir() else [source])]
-    folder.mkdir(parents=True)
-    if not any(pq.read_metadata(file).num_rows for file in files):
-        write_table(_JUDGED.empty_table(), folder / "empty.parquet")
-    else:
-        records = ray.data.read_parquet(files, num_cpus=num_cpus)
-        records = records.map_batches(_only_kept, batch_format="pyarrow", zero_copy_batch=True, num_cpus=num_cpus)
 
-        def survey(ask: Callable[[pa.Table], pa.Table]) -> Iterable[dict[str, Any]]:
-            # num_cpus everywhere: a task of Ray Data wants a whole CPU by default, which may never be free.
-            answers = records.map_batches(ask, batch_format="pyarrow", zero_copy_batch=True, num_cpus=num_cpus)
-            return answers.iter_rows()
+    def batches(function: Callable[[pa.Table], pa.Table]) -> ray.data.Dataset:
+        # Ray's own parquet readers list files and fetch their metadata in tasks that want a whole CPU, which may never
+        # be free, and that take a second or two for each stage. So files are what is distributed, and read here.
+        paths = ray.data.from_items([{"path": file} for file in files], override_num_blocks=len(files))
+        step = functools.partial(_of_files, prepare, function)
+        return paths.map_batches(step, batch_size=1, batch_format="pyarrow", num_cpus=num_cpus)
 
-        judge = stage.prepare(survey)
-
-        def judged_batch(batch: pa.Table) -> pa.Table:
-            return _with_verdicts(judge, batch)
-
-        judged = records.map_batches(judged_batch, batch_format="pyarrow", zero_copy_batch=True, num_cpus=num_cpus)
-        judged.write_parquet(str(folder), ray_remote_args={"num_cpus": num_cpus})
-    reasons = _read(folder, ["reason"])["reason"].value_counts().to_pylist()
-    counts = {entry["values"]: entry["counts"] for entry in reasons}
-    kept = counts.pop(None, 0)
-    entry = {
-        "stage": stage.name,
-        "in": kept + sum(counts.values()),
-        "kept": kept,
-        "reasons": dict(sorted(counts.items())),
-    }
-    _write_json(folder / "stage.json", entry)
-    return entry
+    with ray.data.DataContext.current(context):
+        judge = stage.prepare(_Survey(source, inputs, batches))
+        judged = batches(functools.partial(with_verdicts, judge))
+        judged.write_parquet(str(target.path), ray_remote_args={"num_cpus": num_cpus})
 
 
-def _with_verdicts(judge: Judge, batch: pa.Table) -> pa.Table:
-    """Return a batch with a judge's verdicts, as the columns reason and evidence."""
-    records = batch.select(_NUMBERED.names).cast(_NUMBERED)
-    numbers = records["row"].to_pylist()
-    drops = judge([{**r, "row": number} for r, number in zip(from_table(records), numbers, strict=True)])
-    verdicts = [[drop and drop.reason for drop in drops], [drop and drop.evidence for drop in drops]]
-    for field, values in zip(_VERDICT, verdicts, strict=True):
-        records = records.append_column(field, pa.array(values, type=pa.string()))
-    return records
+def _of_files(
+    prepare: Callable[[pa.Table], pa.Table], function: Callable[[pa.Table], pa.Table], files: pa.Table
+) -> pa.Table:
+    return pa.concat_tables(function(prepare(pq.read_table(path))) for path in files["path"].to_pylist())
 
 
-def _only_kept(batch: pa.Table) -> pa.Table:
-    if "reason" in batch.column_names:
-        batch = batch.filter(pa.compute.is_null(batch["reason"]))
-    return batch.select(_NUMBERED.names)
+def _counted(stage: Stage, folder: Folder) -> dict[str, Any]:
+    """Return a stage's entry in the funnel."""
+    counts = folder.verdicts()
+    total, kept = sum(counts.values()), counts.pop(None, 0)
+    reasons = {str(reason): count for reason, count in counts.items()}
+    return {"stage": stage.name, "in": total, "kept": kept, "reasons": dict(sorted(reasons.items()))}
 
 
-def _read(folder: Path, columns: Sequence[str]) -> pa.Table:
-    files = [str(file) for file in sorted(folder.glob("*.parquet"))]
-    return pyarrow.dataset.dataset(files, schema=_JUDGED).to_table(columns=list(columns))
-
-
-def _kept(folder: Path) -> pa.Table:
-    """Return the records that a stage kept."""
-    return _only_kept(_read(folder, _JUDGED.names)).select(SCHEMA.names).cast(SCHEMA)
-
-
-def _ledger(work: Path, funnel: Sequence[Mapping[str, Any]]) -> pa.Table:
+def _ledger(funnel: Sequence[Mapping[str, Any]], folders: Sequence[Folder]) -> pa.Table:
     """Return one row for each dropped record, by stage and id."""
     tables = [LEDGER.empty_table()]
-    for number, entry in enumerate(funnel, 1):
-        table = _read(work / f"{number:02d}-{entry['stage']}", [*_LINEAGE, "reason", "evidence"])
-        table = table.filter(pa.compute.is_valid(table["reason"])).sort_by("id")
+    for entry, folder in zip(funnel, folders, strict=True):
+        table = folder.dropped([*_LINEAGE, "reason", "evidence"])
+        # Records of one id follow each other in an order that is not the inputs'.
+        table = table.sort_by([(name, "ascending") for name in ("id", "method", "source", "parent_id", "unsafe")])
         stage = pa.array([entry["stage"]] * table.num_rows, type=pa.string())
         tables.append(table.append_column("stage", stage).select(LEDGER.names).cast(LEDGER))
     return pa.concat_tables(tables)
 
 
-def _check_schema(path: Path) -> None:
-    try:
-        names = pq.read_schema(path).names
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"cannot read records from {path}: {error}") from error
-    missing = [name for name in SCHEMA.names if name not in names]
-    if missing:
-        raise ValueError(f"{path} is no record file: it lacks the columns {', '.join(missing)}")
-
-
-def _identity(
-    paths: Sequence[Path], config: CurationConfig, evaluation: Mapping[str, Sequence[tuple[str, str]]]
-) -> dict[str, Any]:
-    """Return what stages of an earlier call must have been made from to count as done."""
-    contents = []
+def _content_digests(paths: Sequence[Path]) -> list[str]:
+    digests = []
     for path in paths:
         with path.open("rb") as file:
-            contents.append(hashlib.file_digest(file, "sha256").hexdigest())
-    texts = [part for name, items in sorted(evaluation.items()) for item in items for part in (name, *item)]
-    return {"inputs": contents, "config": config.model_dump(), "evaluation": digest(*texts)}
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests

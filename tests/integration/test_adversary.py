@@ -84,7 +84,7 @@ def test_attempts_become_records_that_lead_back_to_their_seed(outcome, guard):
 
 
 def test_actors_have_names_that_say_what_they_are(adversary):
-    assert ray.get(adversary.algorithm.scorer.__repr__.remote()) == "scorer"
+    assert any(name.startswith("scorer-") for name in ray.util.list_named_actors())
     assert adversary.algorithm.env_runner_group.foreach_env_runner(repr, local_env_runner=False) == ["attacker-1"]
 
 

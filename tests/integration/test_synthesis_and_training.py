@@ -1,15 +1,10 @@
-"""Synthesis, curation and training on a real cluster, each by its own job's function."""
-
-import json
+"""Synthesis and training on a real cluster, each by the function its job calls."""
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from actors.synthesizer import synthesize
-from guardrail.curation import CurationConfig, curate
-from guardrail.curation import pipeline as curation_pipeline
 from guardrail.guard import Guard
 from guardrail.records import make_record, read_records, write_records
 from guardrail.synthesis import SynthesisConfig
@@ -40,68 +35,6 @@ def test_synthesis_keeps_label_and_lineage(ray_cluster, tmp_path):
         assert record["unsafe"] == parent["unsafe"] and record["categories"] == parent["categories"]
         assert record["method"] in ("augment", "paraphrase") and record["licence"] == "MIT"
     assert records == read_records(tmp_path / "b.parquet")  # the same seed, the same records
-
-
-@pytest.fixture
-def inputs(tmp_path):
-    originals = seeds()
-    grown = [
-        make_record(f"What is a way to bake bread of kind {i} at home?", unsafe=False, source="bread", categories=[],
-                    parent=originals[24 + i], method="paraphrase")
-        for i in range(12)
-    ]  # fmt: skip
-    flipped = {**grown[0], "unsafe": True}
-    write_records(originals, tmp_path / "seeds.parquet")
-    write_records([*grown, grown[1], flipped], tmp_path / "grown.parquet")
-    return [tmp_path / "seeds.parquet", tmp_path / "grown.parquet"]
-
-
-EVALUATION = {"mine": [("7", "How do I bake bread of kind 3 at home on Sunday?")]}
-
-
-def test_curation_gives_each_record_a_place_or_a_reason(ray_cluster, tmp_path, inputs):
-    report = curate(inputs, tmp_path / "out", CurationConfig(), evaluation=EVALUATION, num_cpus=0.5)
-    kept, ledger = (
-        read_records(tmp_path / "out/kept.parquet"),
-        pq.read_table(tmp_path / "out/ledger.parquet").to_pylist(),
-    )
-    total = sum(len(read_records(path)) for path in inputs)
-    assert len(kept) == report.kept and len(kept) + len(ledger) == total
-    assert sum(report.dropped.values()) == len(ledger)
-    assert json.loads((tmp_path / "out/funnel.json").read_text()) == report.funnel
-    reasons = {(row["stage"], row["reason"]) for row in ledger}
-    assert ("exact", "duplicate") in reasons and ("exact", "contradictory labels") in reasons
-    assert any(row["stage"] == "decontamination" and row["evidence"].startswith("mine/7") for row in ledger)
-    assert {record["method"] for record in kept} == {"seed", "paraphrase"}
-    swapped = curate(inputs[::-1], tmp_path / "again", CurationConfig(), evaluation=EVALUATION, num_cpus=0.5)
-    assert swapped.funnel == report.funnel
-    assert read_records(tmp_path / "again/kept.parquet") == kept
-
-
-def test_a_killed_curation_goes_on_at_its_stage(ray_cluster, tmp_path, inputs, monkeypatch):
-    ran = []
-    real = curation_pipeline._run
-
-    def run(stage, *rest):
-        if stage.name == "quality" and "quality" not in ran:
-            ran.append("quality")
-            raise KeyboardInterrupt
-        ran.append(stage.name)
-        return real(stage, *rest)
-
-    monkeypatch.setattr(curation_pipeline, "_run", run)
-    with pytest.raises(KeyboardInterrupt):
-        curate(inputs, tmp_path / "out", CurationConfig(), evaluation={}, num_cpus=0.5)
-    report = curate(inputs, tmp_path / "out", CurationConfig(), evaluation={}, num_cpus=0.5)
-    assert len(set(ran)) == len(ran) - 1 and ran.count("quality") == 2
-    whole = curate(inputs, tmp_path / "whole", CurationConfig(), evaluation={}, num_cpus=0.5)
-    assert whole.funnel == report.funnel
-
-
-def test_a_file_that_holds_no_records_is_refused(tmp_path):
-    (tmp_path / "x.parquet").write_text("no")
-    with pytest.raises(ValueError, match="cannot read records from"):
-        curate([tmp_path / "x.parquet"], tmp_path / "out", CurationConfig(), evaluation={}, num_cpus=0.5)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
