@@ -133,8 +133,9 @@ class Engine:
 def _use_all_cores() -> None:
     """Let this thread compute on all cores.
 
-    Ray allows an actor one thread per CPU it reserves, but the phases of the loop take turns on a machine. OpenMP counts
-    per thread, and Ray Data calls an actor from another thread than built it: vLLM stops where the two counts differ.
+    Ray allows an actor one thread per CPU it reserves, but the phases of the loop take turns on a machine. OpenMP keeps
+    the number for each calling thread, and Ray Data calls an actor from another one than built it: vLLM stops where
+    the two differ.
     """
     import torch
 

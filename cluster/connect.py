@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
@@ -32,18 +33,12 @@ def connect(address: str | None = None, num_cpus: int | None = None, dashboard: 
     if address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     try:
-        if address is not None:
-            _probe(address)
         if address is None:
-            ray.init(
-                num_cpus=num_cpus,
-                include_dashboard=dashboard,
-                namespace=NAMESPACE,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            start: dict[str, Any] = {"address": "local", "num_cpus": num_cpus, "include_dashboard": dashboard}
         else:
-            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+            start = {"address": address}
+            _probe(address)
+        ray.init(**start, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError) as error:
         raise ConnectionError(
             f"cannot reach the Ray cluster at {address!r} ({error}): start it (ray start --head), correct the address, "

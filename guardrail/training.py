@@ -39,9 +39,12 @@ class TrainingConfig(BaseModel):
     epochs: int = Field(4, ge=1, description="passes over the data when training from the base")
     retrain_epochs: int = Field(2, ge=1, description="passes when an earlier guard is trained further")
     learning_rate: float = Field(2e-4, gt=0, description="peak of a linear schedule with warm-up")
+    retrain_learning_rate: float = Field(
+        1e-4, gt=0, description="the same when an earlier guard is trained further: what it knows should outlive that"
+    )
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
     tokens_per_batch: int = Field(1024, ge=64, description="tokens of one worker's batch, padding included")
-    category_weight: float = Field(0.5, ge=0, description="weight of the category loss beside the unsafe loss")
+    category_weight: float = Field(2.0, ge=0, description="weight of the category loss beside the unsafe loss")
     freeze_embeddings: bool = Field(True, description="leave the token embeddings alone: their dense update costs most")
     max_fpr: float = Field(0.05, gt=0, lt=1, description="most of the benign validation records the threshold may flag")
     workers: int = Field(1, ge=0, description="DDP workers; 0 trains in the calling process")
@@ -120,7 +123,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
-        lr=config.learning_rate,
+        lr=settings["learning_rate"],
         weight_decay=config.weight_decay,
         fused=True,
     )
@@ -209,6 +212,7 @@ def fine_tune(
         "work": str(work.resolve()),
         "start": str(start.resolve()) if start else resolve(config.base),
         "epochs": config.retrain_epochs if start else config.epochs,
+        "learning_rate": config.retrain_learning_rate if start else config.learning_rate,
         "seed": seed,
     }
     resources = {"CPU": cpus_per_worker, "GPU": gpus_per_worker}

@@ -128,6 +128,9 @@ class Run:
         if key in self.manifest.phases:
             self.console.print(f"  [dim]{name:<12} done before[/]")
             return
+        interactive = self.console.is_terminal  # a log has no bars
+        if not interactive:
+            self.console.print(f"  {name:<12} begins", highlight=False)
         start = time.monotonic()
         columns = (
             TextColumn("  {task.description}"),
@@ -135,7 +138,7 @@ class Run:
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True) as self._progress:
+        with Progress(*columns, console=self.console, transient=True, disable=not interactive) as self._progress:
             self._task = self._progress.add_task(name, total=None, note="")
             facts = work()
         seconds = round(time.monotonic() - start, 3)
@@ -147,6 +150,8 @@ class Run:
     def advance(self, done: int, total: int, note: str) -> None:
         """Move the bar of the phase that is running."""
         self._progress.update(self._task, completed=done, total=total, note=note)
+        if not self.console.is_terminal:
+            self.console.print(f"  {'':<12} {done} of {total}: {note}", highlight=False)
 
     def _watch_memory(self) -> None:
         """Keep the largest sum of resident memory of this process and its descendants, a local cluster's among them."""

@@ -23,6 +23,7 @@ def terminal() -> Console:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.ERROR)  # its plans and timings are in its own log file
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # it warns of what it does by default
     # A log file or a pipe has no width of its own; a table wants more than the 80 columns that are assumed then.
     console = Console()
     return console if console.is_terminal else Console(width=120)

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny_loop
+from tests.tiny_llama import tiny_llama
+
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -18,3 +21,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name in ("integration", "chaos"):
             if name in item.path.relative_to(Path(__file__).parent).parts:
                 item.add_marker(name)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of the tiny language model."""
+    return tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def finished_loop(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a tiny run that nothing disturbed."""
+    run_dir = tmp_path_factory.mktemp("runs") / "tiny"
+    ended = tiny_loop.run(run_dir, tiny_model)
+    assert ended.returncode == 0, ended.stdout
+    return run_dir

@@ -1,0 +1,98 @@
+"""The driver of the loop is killed in every phase; the same command goes on, and ends as if nothing had happened."""
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+
+from tests import tiny_loop
+
+PATIENCE = 120  # seconds until something that must happen counts as never happening
+
+
+def lines_of(process: subprocess.Popen[str]) -> Callable[[str], None]:
+    """Return a function that reads what the process prints until a line holds a text."""
+
+    def until(text: str) -> None:
+        for line in process.stdout:
+            if text in line:
+                return
+        raise AssertionError(f"the loop ended before it printed {text!r}")
+
+    return until
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "never happened"
+        time.sleep(0.01)
+
+
+def in_the_middle(phase: str, folder: Path, process: subprocess.Popen[str], until: Callable[[str], None]) -> None:
+    """Wait until a long phase is halfway; the others are short: their beginning is their middle."""
+    if phase == "synthesize":
+        children = psutil.Process(process.pid).children
+        wait_for(lambda: any("Synthesizer" in " ".join(cmdline(child)) for child in children(recursive=True)))
+    elif phase == "curate":
+        wait_for(lambda: list(folder.glob("curation/stages/03-*")))
+    elif phase == "train":
+        wait_for(lambda: list(folder.glob(".guard.training/*")))
+    elif phase == "attack":
+        until("1 of 2: ")
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def phases(run_dir: Path) -> dict[str, dict]:
+    path = run_dir / "manifest.json"
+    return json.loads(path.read_text())["phases"] if path.exists() else {}
+
+
+def kill_in(index: int, phase: str, command: list[str], run_dir: Path) -> None:
+    """Start the loop, wait until it is in a phase, and kill it."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        until = lines_of(process)
+        until(f"{phase:<12} begins")
+        in_the_middle(phase, run_dir / "rounds" / f"{index:02d}", process, until)
+        children = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    _, left = psutil.wait_procs(children, timeout=PATIENCE)
+    assert not left, f"processes of a killed run live on: {left}"
+
+
+def test_a_run_killed_in_every_phase_ends_as_one_that_was_not(finished_loop, tiny_model, tmp_path):
+    run_dir = tmp_path / finished_loop.name
+    command = tiny_loop.command(run_dir, tiny_model)
+    keys = list(phases(finished_loop))
+    for done, key in enumerate(keys):
+        before = phases(run_dir)
+        assert list(before) == keys[:done] or list(before) == keys[: done + 1]  # a short phase may outrun the signal
+        if key in before:
+            continue
+        index, phase = key.split("/")
+        kill_in(int(index), phase, command, run_dir)
+        after = phases(run_dir)
+        assert {name: after[name] for name in before} == before  # what was done was not done again
+    ended = tiny_loop.run(run_dir, tiny_model)
+    assert ended.returncode == 0, ended.stdout
+    for name in ("rounds/00/synthetic", "rounds/00/curated", "rounds/01/attacks", "rounds/01/curated"):
+        ours, theirs = (pq.read_table(folder / f"{name}.parquet") for folder in (run_dir, finished_loop))
+        assert ours.select(["id", "text", "unsafe"]).equals(theirs.select(["id", "text", "unsafe"])), name
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (run_dir, finished_loop)]
+    assert reports[0]["hardening"] == reports[1]["hardening"]
+    assert [r["guard"] for r in reports[0]["rounds"]] == [r["guard"] for r in reports[1]["rounds"]]

@@ -1,0 +1,70 @@
+"""The run directory: a phase that has ended is never run again, one that has not leaves no trace in the manifest."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from jobs.run import Manifest, Run, RunError
+from jobs.settings import LoopSettings
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), width=120)
+
+
+def opened(directory, **settings) -> Run:
+    return Run(LoopSettings(run_dir=directory, **settings), console())
+
+
+def test_an_ended_phase_is_entered_and_not_run_again(tmp_path):
+    ran = []
+    for _ in range(2):
+        with opened(tmp_path) as run:
+            run.phase(1, "attack", lambda: ran.append("attack") or {"tokens": 7, "valid": 3})
+    assert ran == ["attack"]
+    phase = Manifest.read(tmp_path).phases["01/attack"]
+    assert (phase["tokens"], phase["valid"]) == (7, 3) and phase["seconds"] >= 0
+    assert Manifest.read(tmp_path).of_round(1) == {"attack": phase} and Manifest.read(tmp_path).of_round(0) == {}
+
+
+def test_a_phase_that_fails_is_run_again(tmp_path):
+    def fails():
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"), opened(tmp_path) as run:
+        run.phase(0, "seed", dict)
+        run.phase(0, "train", fails)
+    assert list(Manifest.read(tmp_path).phases) == ["00/seed"]
+    with opened(tmp_path) as run:
+        run.phase(0, "train", dict)
+    assert list(Manifest.read(tmp_path).phases) == ["00/seed", "00/train"]
+
+
+def test_a_log_has_lines_where_a_terminal_has_bars(tmp_path):
+    with opened(tmp_path) as run:
+        run.phase(1, "attack", lambda: run.advance(1, 4, "3 of 8 valid") or {})
+        printed = run.console.file.getvalue()
+    assert "attack       begins" in printed and "1 of 4: 3 of 8 valid" in printed
+
+
+def test_one_process_at_a_time_has_a_run(tmp_path):
+    with opened(tmp_path), pytest.raises(RunError, match="in use by another process"):
+        opened(tmp_path)
+    opened(tmp_path)
+
+
+def test_a_run_is_not_continued_with_other_settings(tmp_path):
+    with opened(tmp_path):
+        pass
+    with pytest.raises(RunError, match="begun with other settings .*config.yaml.*--run-dir"):
+        opened(tmp_path, seed=4)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"phases": {}}', "[]"])
+def test_a_damaged_manifest_is_named(tmp_path, content):
+    with opened(tmp_path):
+        pass
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match="cannot read .*manifest.json"):
+        opened(tmp_path)

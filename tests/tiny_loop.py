@@ -1,0 +1,47 @@
+"""The whole loop on real engines at tiny size, in a process of its own, as its users run it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(run_dir: Path, model: Path, *more: str) -> list[str]:
+    """Return the command of a one-round loop whose attacker is the tiny model.
+
+    A random model writes bytes at random, so the gate's bounds are as wide as they go: what is tested is the machinery.
+    """
+    settings = {
+        "run_dir": run_dir,
+        "split.held_out_goals": 0.1,
+        "synthesis.model": model,
+        "synthesis.max_seeds": 16,
+        "synthesis.max_prompt_tokens": 700,
+        "synthesis.max_new_tokens": 16,
+        "synthesis.temperature": 1.0,
+        "adversary.model": model,
+        "adversary.iterations": 2,
+        "adversary.groups": 8,
+        "adversary.group_size": 2,
+        "adversary.max_prompt_tokens": 700,
+        "adversary.max_new_tokens": 48,
+        "adversary.temperature": 1.0,
+        "adversary.trainable_layers": 1,
+        "adversary.minibatch": 4,
+        "adversary.learning_rate": 0.001,
+        "adversary.gate.min_similarity": -1,
+        "adversary.gate.min_overlap": 0,
+        "adversary.gate.min_fluency": -1000,
+        "adversary.gate.max_words": 200,
+    }
+    dotted = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+    job = [sys.executable, str(ROOT / "jobs/adversarial_loop.py"), "--config", str(ROOT / "jobs/configs/smoke.yaml")]
+    return [*job, *dotted, *more]
+
+
+def run(run_dir: Path, model: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Run the loop to its end and return what it printed, both streams in one."""
+    return subprocess.run(
+        command(run_dir, model, *more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
+    )
