@@ -22,7 +22,7 @@ from actors.archive import Archive
 from actors.config import AdversaryConfig
 from actors.env_runner import SPACE, Rollout, Task, VLLMEnvRunner
 from actors.gate import Attempt, rejection
-from actors.learner import GRPOLearner, group_advantages, train_batch
+from actors.learner import Group, GRPOLearner, group_advantages, train_batch
 from actors.module import CausalLMModule
 from actors.scorer import Scorer
 from actors.styles import STYLE, STYLES, cleaned
@@ -276,12 +276,19 @@ class GRPO(Algorithm):
     def _update(self, rollouts: Sequence[Rollout], reward: np.ndarray) -> bool:
         """Update the policy on the groups that differ in reward; return whether there was anything to learn from."""
         adversary = self.config.adversary
-        advantages = group_advantages(reward.reshape(-1, adversary.group_size)).reshape(-1)
+        size = adversary.group_size
+        advantages = group_advantages(reward.reshape(-1, size))
+        groups = [
+            Group(
+                prompt_ids=rollouts[i * size].prompt_ids,
+                completions=[r.completion.token_ids for r in rollouts[i * size : (i + 1) * size]],
+                logprobs=[r.completion.logprobs for r in rollouts[i * size : (i + 1) * size]],
+                advantages=of_group,
+            )
+            for i, of_group in enumerate(advantages)
+        ]
         batch = train_batch(
-            [
-                (r.prompt_ids, r.completion.token_ids, r.completion.logprobs, float(advantage))
-                for r, advantage in zip(rollouts, advantages, strict=True)
-            ],
+            groups,
             multiple=adversary.minibatch * max(1, adversary.learners),
         )
         if batch is None:

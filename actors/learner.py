@@ -10,7 +10,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.policy.sample_batch import SampleBatch
 
-from actors.module import ADVANTAGES, ATTENTION_MASK, COMPLETION_MASK, ENGINE_LOGPROBS, INPUT_IDS
+from actors.module import ADVANTAGES, ENGINE_LOGPROBS, INPUT_IDS, SEGMENTS, completion_starts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,27 +30,29 @@ def grpo_loss(
     advantages: torch.Tensor,
     mask: torch.Tensor,
     *,
+    completions: torch.Tensor,
     clip: float,
     kl_coefficient: float,
     max_new_tokens: int,
 ) -> LossTerms:
     """Return the GRPO loss of a minibatch.
 
-    Tokens are summed and divided by rows times `max_new_tokens`, a constant, so that neither padding nor a completion's
-    length changes a token's weight (Dr. GRPO, arXiv 2503.20783); rows whose mask is empty are padding and do not count.
-    The KL is the k3 estimator, as in GRPO (arXiv 2402.03300).
+    Tokens are summed and divided by completions times `max_new_tokens`, a constant, so that neither padding nor a
+    completion's length changes a token's weight (Dr. GRPO, arXiv 2503.20783). The KL is the k3 estimator, as in GRPO
+    (arXiv 2402.03300).
 
     Args:
         logprobs, engine_logprobs, reference_logprobs: [batch, tokens].
-        advantages: [batch].
+        advantages: [batch, tokens], of the completion a token is in.
         mask: [batch, tokens], true on completion tokens.
+        completions: how many there are; scalar.
         clip: half-width of the trusted range of the probability ratio.
         kl_coefficient: weight of the KL.
         max_new_tokens: the longest completion there can be.
     """
-    scale = mask.any(dim=1).sum().clamp(min=1) * max_new_tokens
+    scale = completions.clamp(min=1) * max_new_tokens
     ratio = torch.exp(logprobs - engine_logprobs)
-    surrogate = torch.minimum(ratio * advantages[:, None], ratio.clamp(1 - clip, 1 + clip) * advantages[:, None])
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
     policy_loss = -(surrogate * mask).sum() / scale
     gap = reference_logprobs - logprobs
     kl = ((torch.exp(gap) - gap - 1) * mask).sum() / mask.sum().clamp(min=1)
@@ -69,35 +71,48 @@ def group_advantages(rewards: np.ndarray) -> np.ndarray:
     return np.where(spread > 1e-6, centred / np.maximum(spread, 1e-6), 0.0)
 
 
-def train_batch(
-    samples: Sequence[tuple[Sequence[int], Sequence[int], np.ndarray, float]], multiple: int
-) -> SampleBatch | None:
-    """Return one padded batch of (prompt ids, completion ids, engine logprobs, advantage), or None without samples.
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A prompt and what was sampled from it: token ids, and of each completion the engine's logprobs and advantage."""
 
-    Rows with advantage zero are left out. The rest is ordered by length, so that minibatches pad little, and filled up
-    with empty rows to a multiple of `multiple` (minibatch times learners), or the learners would wait for each other.
+    prompt_ids: Sequence[int]
+    completions: Sequence[Sequence[int]]
+    logprobs: Sequence[np.ndarray]
+    advantages: np.ndarray
+
+
+def train_batch(groups: Sequence[Group], multiple: int) -> SampleBatch | None:
+    """Return one padded batch, a row for each group, or None if there is nothing to learn.
+
+    Groups without an advantage are left out. The rest is ordered by length, so that minibatches pad little, and filled
+    up with empty rows to a multiple of `multiple` (minibatch times learners), or learners would wait for each other.
     """
-    kept = sorted((s for s in samples if s[3] != 0.0 and len(s[1]) > 0), key=lambda s: len(s[0]) + len(s[1]))
+    kept = sorted((group for group in groups if group.advantages.any()), key=_width)
     if not kept:
         return None
-    rows = len(kept) + (-len(kept) % multiple)
-    width = max(len(prompt) + len(completion) for prompt, completion, _, _ in kept)
-    batch = {
-        INPUT_IDS: np.zeros((rows, width), dtype=np.int64),
-        ATTENTION_MASK: np.zeros((rows, width), dtype=np.int64),
-        COMPLETION_MASK: np.zeros((rows, width), dtype=bool),
-        ENGINE_LOGPROBS: np.zeros((rows, width), dtype=np.float32),
-        ADVANTAGES: np.zeros(rows, dtype=np.float32),
+    shape = (len(kept) + (-len(kept) % multiple), _width(kept[-1]))
+    batch: dict[str, np.ndarray] = {
+        INPUT_IDS: np.zeros(shape, dtype=np.int64),
+        SEGMENTS: np.full(shape, -1, dtype=np.int64),
+        ENGINE_LOGPROBS: np.zeros(shape, dtype=np.float32),
+        ADVANTAGES: np.zeros(shape, dtype=np.float32),
     }
-    batch[ATTENTION_MASK][:, 0] = 1  # an empty row still attends to something
-    for row, (prompt, completion, logprobs, advantage) in enumerate(kept):
-        start, end = len(prompt), len(prompt) + len(completion)
-        batch[INPUT_IDS][row, :end] = [*prompt, *completion]
-        batch[ATTENTION_MASK][row, :end] = 1
-        batch[COMPLETION_MASK][row, start:end] = True
-        batch[ENGINE_LOGPROBS][row, start:end] = logprobs
-        batch[ADVANTAGES][row] = advantage
+    for row, group in enumerate(kept):
+        end = len(group.prompt_ids)
+        batch[INPUT_IDS][row, :end] = group.prompt_ids
+        batch[SEGMENTS][row, :end] = 0
+        for number, completion in enumerate(group.completions):
+            start, end = end, end + len(completion)
+            place = np.s_[row, start:end]
+            batch[INPUT_IDS][place] = completion
+            batch[SEGMENTS][place] = number + 1
+            batch[ENGINE_LOGPROBS][place] = group.logprobs[number]
+            batch[ADVANTAGES][place] = group.advantages[number]
     return SampleBatch(batch)
+
+
+def _width(group: Group) -> int:
+    return len(group.prompt_ids) + sum(len(completion) for completion in group.completions)
 
 
 class GRPOLearner(TorchLearner):
@@ -112,25 +127,28 @@ class GRPOLearner(TorchLearner):
         )
 
     def _uncompiled_update(self, batch: dict[str, Any], **kwargs: Any) -> Any:
-        # The batch is as wide as its longest row; a minibatch of short rows need not be.
+        # The batch is as wide as its longest row; a minibatch of short rows need not be. Empty rows have done their
+        # part once minibatches are cut; one stays if there is nothing else: other learners wait for a gradient.
         for module_batch in batch.values():
-            width = int(module_batch[ATTENTION_MASK].sum(1).max())
+            lengths = (module_batch[SEGMENTS] >= 0).sum(1)
+            rows = lengths > 0 if lengths.any() else torch.arange(len(lengths), device=lengths.device) == 0
             for key, value in module_batch.items():
                 if value.ndim == 2:
-                    module_batch[key] = value[:, :width]
+                    module_batch[key] = value[rows, : max(1, int(lengths.max()))]
         return super()._uncompiled_update(batch, **kwargs)
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """Return the loss of a minibatch and log its terms."""
-        mask = batch[COMPLETION_MASK].bool()
+        mask = batch[SEGMENTS] > 0
         terms = grpo_loss(
             fwd_out["logprobs"],
             batch[ENGINE_LOGPROBS],
             fwd_out["reference_logprobs"],
             batch[ADVANTAGES],
             mask,
+            completions=completion_starts(batch[SEGMENTS]).sum(),
             clip=config.clip_param,
             kl_coefficient=config.kl_coefficient,
             max_new_tokens=config.max_new_tokens,
@@ -156,8 +174,8 @@ class GRPOLearner(TorchLearner):
         rows = [torch.tensor([list(ids)], device=self._device) for ids in token_ids]
         logprobs = []
         for ids in rows:
-            wanted = torch.ones_like(ids, dtype=torch.bool)
-            wanted[:, 0] = False
-            result = module.logprobs(ids, torch.ones_like(ids), wanted, temperature=1.0)
+            segments = torch.ones_like(ids)
+            segments[:, 0] = 0
+            result = module.logprobs(ids, segments, temperature=1.0)
             logprobs.append(result["logprobs"][0, 1:].double().cpu().numpy())
         return logprobs, module.distance_from_reference()

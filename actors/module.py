@@ -1,7 +1,8 @@
 """The policy as an RLModule: a causal language model whose top layers are trained over a frozen copy of itself.
 
 Embeddings, output head and lower layers are shared by policy and reference, so one pass through them serves both, and
-only the top layers travel to the engines and into checkpoints.
+only the top layers travel to the engines and into checkpoints. A row holds a whole group, the prompt once and then its
+completions, each of which sees the prompt and itself: prompts are several times as long as what follows them.
 """
 
 import copy
@@ -14,8 +15,8 @@ from ray.rllib.utils.torch_utils import convert_to_torch_tensor
 from transformers import AutoModelForCausalLM
 
 INPUT_IDS = "input_ids"
-ATTENTION_MASK = "attention_mask"
-COMPLETION_MASK = "completion_mask"
+#: 0 on the prompt, k on the k-th completion, -1 on padding.
+SEGMENTS = "segments"
 ENGINE_LOGPROBS = "engine_logprobs"
 ADVANTAGES = "advantages"
 
@@ -37,26 +38,23 @@ class CausalLMModule(TorchRLModule):
         self.temperature: float = self.model_config["temperature"]
 
     def _forward_train(self, batch: dict[str, Any], **_: Any) -> dict[str, torch.Tensor]:
-        """Return `logprobs`, `reference_logprobs` and `entropy`, float [batch, tokens], zero outside the completion.
-
-        Position t of each is about the token at t given those before it.
-        """
-        return self.logprobs(
-            batch[INPUT_IDS].long(), batch[ATTENTION_MASK].long(), batch[COMPLETION_MASK].bool(), self.temperature
-        )
+        """Return what `logprobs` returns, at the temperature that was sampled with."""
+        return self.logprobs(batch[INPUT_IDS].long(), batch[SEGMENTS].long(), self.temperature)
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, torch.Tensor]:
         return self._forward_train(batch, **kwargs)
 
-    def logprobs(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, wanted: torch.Tensor, temperature: float
-    ) -> dict[str, torch.Tensor]:
-        """Return policy and reference log-probabilities and the policy's entropy at the `wanted` positions.
+    def logprobs(self, input_ids: torch.Tensor, segments: torch.Tensor, temperature: float) -> dict[str, torch.Tensor]:
+        """Return `logprobs`, `reference_logprobs` and `entropy`, float [batch, tokens], zero outside completions.
+
+        At t each is about the token at t given the prompt and those of its completion before it.
 
         Args:
-            input_ids, attention_mask, wanted: [batch, tokens]; position 0 cannot be wanted.
-            temperature: divides the logits of both.
+            input_ids, segments: [batch, tokens].
+            temperature: divides the logits of both policies.
         """
+        wanted = segments > 0
+        positions, before, mask = _layout(segments)
         first_trained: dict[str, Any] = {}
 
         def capture(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -68,7 +66,7 @@ class CausalLMModule(TorchRLModule):
         try:
             with torch.no_grad():
                 reference_hidden = self.reference.model(
-                    input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+                    input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False
                 ).last_hidden_state
         finally:
             hook.remove()
@@ -82,11 +80,11 @@ class CausalLMModule(TorchRLModule):
             hidden = output[0] if isinstance(output, tuple) else output
         hidden = self.norm(hidden)
 
-        before = wanted[:, 1:]  # the state at t - 1 predicts the token at t
-        tokens = input_ids[:, 1:][before]
+        rows = torch.arange(len(segments), device=segments.device)[:, None].expand_as(segments)[wanted]
+        tokens, before = input_ids[wanted], before[wanted]
         with torch.no_grad():
-            reference, _ = self._token_logprobs(reference_hidden[:, :-1][before], tokens, temperature)
-        policy, entropy = self._token_logprobs(hidden[:, :-1][before], tokens, temperature)
+            reference, _ = self._token_logprobs(reference_hidden[rows, before], tokens, temperature)
+        policy, entropy = self._token_logprobs(hidden[rows, before], tokens, temperature)
         return {
             "logprobs": _scatter(policy, wanted),
             "reference_logprobs": _scatter(reference, wanted),
@@ -130,6 +128,30 @@ class CausalLMModule(TorchRLModule):
             for name, parameter in layer.named_parameters():
                 named[f"model.layers.{self.frozen_layers + offset}.{name}"] = parameter
         return named
+
+
+def completion_starts(segments: torch.Tensor) -> torch.Tensor:
+    """Return where completions begin, bool [batch, tokens]."""
+    starts = segments > 0
+    starts[:, 1:] &= segments[:, 1:] != segments[:, :-1]
+    return starts
+
+
+def _layout(segments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return positions, the index of each token's predecessor, and the additive attention mask [batch, 1, query, key].
+
+    Every completion goes on where the prompt ends, and sees nothing of its siblings.
+    """
+    index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    starts = completion_starts(segments)
+    prompt = (segments == 0).sum(dim=1, keepdim=True)
+    own_start = torch.where(starts, index, 0).cummax(dim=1).values
+    positions = torch.where(segments > 0, prompt + index - own_start, index)
+    before = torch.where(starts, prompt, index) - 1
+    query, key = segments[:, :, None], segments[:, None, :]
+    visible = ((key == 0) | (key == query)) & (index[:, :, None] >= index[:, None, :])
+    mask = torch.zeros(visible.shape, device=segments.device).masked_fill_(~visible, torch.finfo(torch.float32).min)
+    return positions, before, mask[:, None]
 
 
 def _scatter(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,9 @@ def fit_temperature(logits: np.ndarray, unsafe: np.ndarray) -> float:
 
 
 def choose_threshold(probabilities: np.ndarray, unsafe: np.ndarray, max_fpr: float) -> float:
-    """Return the threshold with the best F1 among those that flag at most `max_fpr` of the benign.
+    """Return the lowest threshold that flags at most `max_fpr` of the benign: all the recall that this rate buys.
+
+    Guards of all rounds have the same operating point so, and what is said of one can be compared with the others.
 
     Raises:
         ValueError: the split lacks one of the labels.
@@ -30,8 +32,5 @@ def choose_threshold(probabilities: np.ndarray, unsafe: np.ndarray, max_fpr: flo
     # Half-way between neighbouring scores: as far as can be from flipping on a rounding difference.
     # The last flags nothing, even where a score is 1.
     candidates = np.append((values[1:] + values[:-1]) / 2, np.nextafter((values[-1] + 1) / 2, 2))
-    flagged = probabilities[None, :] >= candidates[:, None]
-    hits = (flagged & unsafe).sum(axis=1)
-    f1 = 2 * hits / (flagged.sum(axis=1) + unsafe.sum())
-    allowed = (flagged & ~unsafe).sum(axis=1) <= max_fpr * (~unsafe).sum()
-    return float(candidates[np.argmax(np.where(allowed, f1, -1.0))])
+    flagged_benign = (probabilities[None, ~unsafe] >= candidates[:, None]).sum(axis=1)
+    return float(candidates[np.argmax(flagged_benign <= max_fpr * (~unsafe).sum())])

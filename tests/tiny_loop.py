@@ -28,7 +28,7 @@ def command(run_dir: Path, model: Path, *more: str) -> list[str]:
         "adversary.max_new_tokens": 48,
         "adversary.temperature": 1.0,
         "adversary.trainable_layers": 1,
-        "adversary.minibatch": 4,
+        "adversary.minibatch": 2,
         "adversary.learning_rate": 0.001,
         "adversary.gate.min_similarity": -1,
         "adversary.gate.min_overlap": 0,

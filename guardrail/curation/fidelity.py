@@ -33,7 +33,9 @@ class LabelFidelity:
         )
 
     def prepare(self, survey: Survey) -> Judge:
-        """Gather the seeds, which are few, with their embeddings."""
+        """Gather the seeds, which are few, with their embeddings, if there is anything to hold against them."""
+        if not any(row["method"] in _JUDGED for row in survey.kept(["method"])):
+            return _keep_all
         rows = survey.computed(functools.partial(_seed_rows, self.config))
         return functools.partial(_judge_fidelity, Seeds(rows, self.config))
 
@@ -87,6 +89,10 @@ class Seeds:
         if agreeing <= 0.5:
             return Drop("like seeds of the other label", f"{agreeing:.0%} of its neighbours agree")
         return None
+
+
+def _keep_all(batch: pa.Table) -> list[Drop | None]:
+    return [None] * batch.num_rows
 
 
 def _judge_fidelity(seeds: Seeds, batch: pa.Table) -> list[Drop | None]:

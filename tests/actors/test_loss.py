@@ -8,14 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.learner import group_advantages, grpo_loss, train_batch
-from actors.module import ADVANTAGES, ATTENTION_MASK, COMPLETION_MASK, ENGINE_LOGPROBS, INPUT_IDS
+from actors.learner import Group, group_advantages, grpo_loss, train_batch
+from actors.module import ADVANTAGES, ENGINE_LOGPROBS, INPUT_IDS, SEGMENTS, completion_starts
 
 
 def loss_of(logprobs, engine, reference, advantages, mask, **options):
+    """The loss of rows with one completion and one advantage each."""
     settings = {"clip": 0.2, "kl_coefficient": 0.0, "max_new_tokens": 2, **options}
-    tensors = [torch.tensor(values, dtype=torch.float64) for values in (logprobs, engine, reference, advantages)]
-    return grpo_loss(*tensors, torch.tensor(mask, dtype=torch.bool), **settings)
+    tensors = [torch.tensor(values, dtype=torch.float64) for values in (logprobs, engine, reference)]
+    mask = torch.tensor(mask, dtype=torch.bool)
+    advantages = torch.tensor(advantages, dtype=torch.float64)[:, None].expand_as(mask)
+    return grpo_loss(*tensors, advantages, mask, completions=mask.any(dim=1).sum(), **settings)
 
 
 def test_advantages_by_hand():
@@ -70,17 +73,23 @@ def test_padding_rows_and_columns_do_not_change_the_loss():
     assert padded.loss.item() == pytest.approx(bare.loss.item())
 
 
+def group(prompt, *completions):
+    """A group of (token ids, advantage); the engine's logprobs are the ids' negatives."""
+    ids = [list(ids) for ids, _ in completions]
+    logprobs = [-np.array(row, dtype=np.float32) for row in ids]
+    return Group(prompt, ids, logprobs, np.array([advantage for _, advantage in completions]))
+
+
 def test_a_batch_is_ordered_padded_and_keeps_every_value():
-    long = ([5, 6, 7], [8, 9], np.array([-0.1, -0.2], dtype=np.float32), 1.0)
-    short = ([5], [6], np.array([-0.3], dtype=np.float32), -1.0)
-    batch = train_batch([long, ([1], [2], np.array([-1.0], dtype=np.float32), 0.0), short], multiple=4)
-    assert batch[INPUT_IDS].shape == (4, 5)
-    assert batch[INPUT_IDS][:2].tolist() == [[5, 6, 0, 0, 0], [5, 6, 7, 8, 9]]
-    assert batch[ATTENTION_MASK].sum(1).tolist() == [2, 5, 1, 1]
-    assert batch[COMPLETION_MASK].tolist()[1] == [False, False, False, True, True]
-    assert np.allclose(batch[ENGINE_LOGPROBS][1], [0, 0, 0, -0.1, -0.2])
-    assert batch[ADVANTAGES].tolist() == [-1.0, 1.0, 0.0, 0.0]
+    long, short = group([5, 6, 7], ([8, 9], 1.0), ([4], -1.0)), group([5], ([6], -1.0), ([], 1.0))
+    batch = train_batch([long, group([1], ([2], 0.0), ([3], 0.0)), short], multiple=4)
+    assert batch[INPUT_IDS].tolist()[:2] == [[5, 6, 0, 0, 0, 0], [5, 6, 7, 8, 9, 4]]
+    assert batch[SEGMENTS].tolist() == [[0, 1, -1, -1, -1, -1], [0, 0, 0, 1, 1, 2], [-1] * 6, [-1] * 6]
+    assert batch[ENGINE_LOGPROBS].tolist()[1] == [0, 0, 0, -8, -9, -4]
+    assert batch[ADVANTAGES].tolist()[:2] == [[0, -1, 0, 0, 0, 0], [0, 0, 0, 1, 1, -1]]
+    starts = completion_starts(torch.from_numpy(batch[SEGMENTS]))
+    assert starts.sum(1).tolist() == [1, 2, 0, 0] and starts[1].tolist() == [False, False, False, True, False, True]
 
 
 def test_nothing_to_learn_makes_no_batch():
-    assert train_batch([([1], [2], np.array([-1.0]), 0.0)], multiple=2) is None
+    assert train_batch([group([1], ([2], 0.0))], multiple=2) is None

@@ -23,34 +23,45 @@ def build(model, layers=1, temperature=0.8):
     return spec.build()
 
 
+#: A group of three completions after one prompt, and a shorter group of one that is padded.
+GROUPS = [([10, 20, 30], [[40, 50], [41], [42, 52, 62]]), ([11, 21], [[31, 32]])]
+
+
 def rows():
-    """Two sequences, the second one padded."""
-    ids = torch.tensor([[10, 20, 30, 40, 50], [11, 21, 31, 0, 0]])
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-    wanted = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]]).bool()
-    return ids, mask, wanted
+    width = max(len(prompt) + sum(map(len, completions)) for prompt, completions in GROUPS)
+    ids, segments = torch.zeros(2, width, dtype=torch.long), torch.full((2, width), -1)
+    for row, (prompt, completions) in enumerate(GROUPS):
+        parts = [prompt, *completions]
+        flat = [(token, number) for number, part in enumerate(parts) for token in part]
+        ids[row, : len(flat)] = torch.tensor([token for token, _ in flat])
+        segments[row, : len(flat)] = torch.tensor([number for _, number in flat])
+    return ids, segments
 
 
 @pytest.mark.parametrize("layers", [1, 2, 5])
-def test_logprobs_are_those_of_transformers(model, layers):
-    ids, mask, wanted = rows()
-    ours = build(model, layers).logprobs(ids, mask, wanted, temperature=0.8)
-    with torch.no_grad():
-        logits = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)(ids, attention_mask=mask).logits
-    expected = torch.log_softmax(logits[:, :-1] / 0.8, -1).gather(-1, ids[:, 1:, None]).squeeze(-1)
-    expected = torch.cat([torch.zeros(2, 1), expected], dim=1) * wanted
-    assert torch.allclose(ours["logprobs"], expected, atol=1e-5)
-    assert torch.allclose(ours["reference_logprobs"], expected, atol=1e-5)  # untrained, policy and reference agree
+def test_logprobs_are_those_of_each_completion_alone(model, layers):
+    ids, segments = rows()
+    ours = build(model, layers).logprobs(ids, segments, temperature=0.8)
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    for row, (prompt, completions) in enumerate(GROUPS):
+        for number, completion in enumerate(completions, 1):
+            with torch.no_grad():
+                logits = plain(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+            expected = torch.log_softmax(logits / 0.8, -1).gather(-1, torch.tensor(completion)[:, None]).squeeze(-1)
+            of_completion = segments[row] == number
+            for name in ("logprobs", "reference_logprobs"):  # untrained, policy and reference agree
+                assert torch.allclose(ours[name][row][of_completion], expected, atol=1e-5)
+    assert not ours["logprobs"][segments <= 0].any()
 
 
 def test_only_the_policy_learns_and_its_state_travels(model):
     module, other = build(model), build(model)
-    ids, mask, wanted = rows()
-    before = module.logprobs(ids, mask, wanted, 1.0)
+    ids, segments = rows()
+    before = module.logprobs(ids, segments, 1.0)
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.5)
     (-before["logprobs"].sum()).backward()
     optimizer.step()
-    after = module.logprobs(ids, mask, wanted, 1.0)
+    after = module.logprobs(ids, segments, 1.0)
     assert after["logprobs"].sum() > before["logprobs"].sum()
     assert torch.equal(after["reference_logprobs"], before["reference_logprobs"])
     assert module.distance_from_reference() > 0 and other.distance_from_reference() == 0
@@ -58,7 +69,7 @@ def test_only_the_policy_learns_and_its_state_travels(model):
     assert all(name.startswith(("model.layers.1.", "model.norm.")) for name in state)
     assert all(isinstance(array, np.ndarray) for array in state.values())
     other.set_state(state)
-    assert torch.equal(other.logprobs(ids, mask, wanted, 1.0)["logprobs"], after["logprobs"])
+    assert torch.equal(other.logprobs(ids, segments, 1.0)["logprobs"], after["logprobs"])
 
 
 def test_a_state_of_another_shape_is_refused(model):

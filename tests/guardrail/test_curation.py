@@ -322,6 +322,12 @@ def test_what_is_generated_must_mean_what_its_seed_means():
     ]
 
 
+def test_nothing_is_embedded_where_nothing_is_judged(monkeypatch):
+    monkeypatch.delattr("guardrail.curation.fidelity._embedder")
+    bread = seed(BREAD)
+    assert verdicts(LabelFidelity(CONFIG), [bread, child(bread, "Anything else.", method="rl")]) == [None, None]
+
+
 # --- decontamination ----------------------------------------------------------------------------------------------
 
 

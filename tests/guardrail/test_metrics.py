@@ -57,6 +57,9 @@ def test_a_threshold_keeps_its_promise_on_false_positives(seed, max_fpr):
     scores = random.random(40).round(1)
     threshold = choose_threshold(scores, unsafe, max_fpr)
     assert ((scores >= threshold) & ~unsafe).sum() <= max_fpr * 20
+    lower = scores[scores < threshold]
+    if lower.size:  # to flag one score more would break the promise
+        assert ((scores >= lower.max()) & ~unsafe).sum() > max_fpr * 20
 
 
 def test_a_threshold_needs_both_labels():

@@ -36,7 +36,7 @@ def config(tmp_path_factory):
         temperature=0.9,
         trainable_layers=1,
         learning_rate=1e-3,
-        minibatch=4,
+        minibatch=2,
         gate=GateConfig(min_similarity=-1, min_overlap=0, min_fluency=-1000, max_words=200),
     )
 
