@@ -205,8 +205,8 @@ class Rounds:
         return {
             "promoted": metrics["promoted"],
             "reason": metrics["reason"],
-            "validation f1": f"{validation['f1']:.3f}",
-            "fpr": f"{validation['fpr']:.3f}",
+            "validation_f1": validation["f1"],
+            "validation_fpr": validation["fpr"],
         }
 
     def _evaluation_sets(self) -> dict[str, Sequence[EvaluationItem]]:

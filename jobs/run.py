@@ -144,7 +144,7 @@ class Run:
         seconds = round(time.monotonic() - start, 3)
         self.manifest.phases[key] = {"seconds": seconds, "tokens": 0, **facts}
         self.manifest.write(self.directory)
-        shown = ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, int | float | str))
+        shown = ", ".join(_shown(key, value) for key, value in facts.items() if isinstance(value, int | float | str))
         self.console.print(f"  [green]{name:<12}[/] {seconds:7.1f} s   {shown}", highlight=False)
 
     def advance(self, done: int, total: int, note: str) -> None:
@@ -169,6 +169,10 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(text)
     os.replace(partial, path)
+
+
+def _shown(key: str, value: int | float | str) -> str:
+    return f"{key.replace('_', ' ')} {value:.3f}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
 
 
 def _version(distribution: str) -> str | None:

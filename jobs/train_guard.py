@@ -6,7 +6,6 @@ python jobs/train_guard.py --records kept.parquet --output guards/mine [--traini
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from pydantic import Field
 
@@ -34,9 +33,10 @@ class TrainGuardSettings(JobSettings):
 def main(arguments: Sequence[str]) -> None:
     """Write a guard directory."""
     settings = load(TrainGuardSettings, arguments, __doc__)
-    with reported_errors(), TemporaryDirectory(dir=settings.output.parent) as folder:
+    data = settings.output.with_name(f".{settings.output.name}.records.parquet")
+    with reported_errors():
         parts = split_by_seed(read_records(settings.records), validation=settings.validation, held_out=0.0)
-        data = Path(folder) / "training.parquet"
+        settings.output.parent.mkdir(parents=True, exist_ok=True)
         write_records(parts[TRAIN], data)
         with connect(address=settings.cluster.address):
             plan = plan_for_cluster(num_env_runners=0, num_learners=0, num_guard_workers=settings.training.workers)
@@ -50,6 +50,7 @@ def main(arguments: Sequence[str]) -> None:
                 cpus_per_worker=plan.guard_worker_cpus,
                 gpus_per_worker=plan.guard_worker_gpus,
             )
+    data.unlink()
     save_beside(settings, settings.output)
     print(f"guard {card.version} (digest {card.digest}, threshold {card.thresholds['unsafe']:.3f}): {settings.output}")
 
