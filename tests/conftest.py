@@ -30,9 +30,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished_loop(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def loop_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of what tiny runs start from."""
+    directory = tmp_path_factory.mktemp("inputs")
+    tiny_loop.write_inputs(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def finished_loop(loop_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the directory of a tiny run that nothing disturbed."""
     run_dir = tmp_path_factory.mktemp("runs") / "tiny"
-    ended = tiny_loop.run(run_dir, tiny_model)
+    ended = tiny_loop.run(run_dir, loop_inputs)
     assert ended.returncode == 0, ended.stdout
     return run_dir

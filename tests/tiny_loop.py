@@ -4,28 +4,45 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.tiny_guard import tiny_guard
+from tests.tiny_llama import tiny_llama
+
 ROOT = Path(__file__).parents[1]
 
 
-def command(run_dir: Path, model: Path, *more: str) -> list[str]:
-    """Return the command of a one-round loop whose attacker is the tiny model.
+def write_inputs(directory: Path) -> None:
+    """Write what the loop starts from: seeds, a language model and a classifier of two layers."""
+    unsafe = [f"How do I steal item {i} from the shop on street {i}?,yes,illicit" for i in range(40)]
+    benign = [f"How do I bake bread of sort {i} for guest {i}?,no," for i in range(40)]
+    (directory / "seeds.csv").write_text("\n".join(["text,unsafe,categories", *unsafe, *benign]) + "\n")
+    tiny_llama(directory / "llama")
+    tiny_guard(directory / "base")
+
+
+def command(run_dir: Path, inputs: Path, *more: str) -> list[str]:
+    """Return the command of a one-round loop on what `write_inputs` wrote.
 
     A random model writes bytes at random, so the gate's bounds are as wide as they go: what is tested is the machinery.
     """
+    model = inputs / "llama"
     settings = {
         "run_dir": run_dir,
-        "split.held_out_goals": 0.1,
+        "seeds": inputs / "seeds.csv",
+        "split.validation": 0.25,
+        "split.held_out_goals": 0.25,
         "synthesis.model": model,
         "synthesis.max_seeds": 16,
         "synthesis.max_prompt_tokens": 700,
-        "synthesis.max_new_tokens": 16,
+        "synthesis.max_new_tokens": 128,
         "synthesis.temperature": 1.0,
+        "training.base": inputs / "base",
+        "training.window": 48,
         "adversary.model": model,
         "adversary.iterations": 2,
         "adversary.groups": 8,
         "adversary.group_size": 2,
         "adversary.max_prompt_tokens": 700,
-        "adversary.max_new_tokens": 48,
+        "adversary.max_new_tokens": 256,
         "adversary.temperature": 1.0,
         "adversary.trainable_layers": 1,
         "adversary.minibatch": 2,
@@ -40,8 +57,8 @@ def command(run_dir: Path, model: Path, *more: str) -> list[str]:
     return [*job, *dotted, *more]
 
 
-def run(run_dir: Path, model: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def run(run_dir: Path, inputs: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """Run the loop to its end and return what it printed, both streams in one."""
     return subprocess.run(
-        command(run_dir, model, *more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
+        command(run_dir, inputs, *more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
     )

@@ -75,9 +75,9 @@ def kill_in(index: int, phase: str, command: list[str], run_dir: Path) -> None:
     assert not left, f"processes of a killed run live on: {left}"
 
 
-def test_a_run_killed_in_every_phase_ends_as_one_that_was_not(finished_loop, tiny_model, tmp_path):
+def test_a_run_killed_in_every_phase_ends_as_one_that_was_not(finished_loop, loop_inputs, tmp_path):
     run_dir = tmp_path / finished_loop.name
-    command = tiny_loop.command(run_dir, tiny_model)
+    command = tiny_loop.command(run_dir, loop_inputs)
     keys = list(phases(finished_loop))
     for done, key in enumerate(keys):
         before = phases(run_dir)
@@ -88,7 +88,7 @@ def test_a_run_killed_in_every_phase_ends_as_one_that_was_not(finished_loop, tin
         kill_in(int(index), phase, command, run_dir)
         after = phases(run_dir)
         assert {name: after[name] for name in before} == before  # what was done was not done again
-    ended = tiny_loop.run(run_dir, tiny_model)
+    ended = tiny_loop.run(run_dir, loop_inputs)
     assert ended.returncode == 0, ended.stdout
     for name in ("rounds/00/synthetic", "rounds/00/curated", "rounds/01/attacks", "rounds/01/curated"):
         ours, theirs = (pq.read_table(folder / f"{name}.parquet") for folder in (run_dir, finished_loop))

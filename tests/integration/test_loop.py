@@ -77,14 +77,14 @@ def test_the_page_needs_no_network(finished_loop):
     assert not re.findall(r"""(?:src|href)=["']https?:""", page)
 
 
-def test_the_same_command_again_does_nothing_again(finished_loop, tiny_model):
+def test_the_same_command_again_does_nothing_again(finished_loop, loop_inputs):
     before = {path: path.stat().st_mtime_ns for path in finished_loop.rglob("*.parquet")}
-    again = tiny_loop.run(finished_loop, tiny_model)
+    again = tiny_loop.run(finished_loop, loop_inputs)
     assert again.returncode == 0 and again.stdout.count("done before") == sum(map(len, PHASES.values()))
     assert {path: path.stat().st_mtime_ns for path in finished_loop.rglob("*.parquet")} == before
 
 
-def test_other_settings_do_not_mix_with_a_run(finished_loop, tiny_model):
-    refused = tiny_loop.run(finished_loop, tiny_model, "--seed", "5")
+def test_other_settings_do_not_mix_with_a_run(finished_loop, loop_inputs):
+    refused = tiny_loop.run(finished_loop, loop_inputs, "--seed", "5")
     assert refused.returncode == 1 and "begun with other settings" in refused.stdout
     assert "Traceback" not in refused.stdout
