@@ -46,7 +46,7 @@ def test_from_seeds_to_metrics_by_hand(tmp_path, tiny_model, capsys):
     evaluate.main(["--guard", str(guard), "--data", str(held), "--output", str(metrics)])
     written = json.loads(metrics.read_text())
     assert written["guard"] == GuardCard.read(guard).digest
-    assert written["sets"][str(held)]["n"] == 2
+    assert written["sets"]["held"]["n"] == 2
     assert "decontamination" in capsys.readouterr().out  # the funnel is shown
 
 
