@@ -28,7 +28,12 @@ rm -f "$STAMP"
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-install() { "$VENV/bin/python" -m pip install --disable-pip-version-check --no-deps --progress-bar off "$@" 2>&1 | tee "$log" | grep -vE '^(Looking|Requirement already|Collecting|  )' || true; return "${PIPESTATUS[0]}"; }
+# Returns what pip returned, not what the filter behind it did.
+install() {
+  "$VENV/bin/python" -m pip install --disable-pip-version-check --no-deps --progress-bar off "$@" 2>&1 | tee "$log" |
+    { grep -vE '^(Looking|Requirement already|Collecting|  )' || true; }
+  return "${PIPESTATUS[0]}"
+}
 
 echo "setup: installing $(grep -c '==' requirements.lock) packages into $VENV (about three minutes)"
 # torch's CPU build has an index of its own; a mirror may have it as well, so that one is asked first.

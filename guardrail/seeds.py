@@ -199,8 +199,18 @@ def _without_duplicates(records: Sequence[Record], places: Sequence[str]) -> tup
 # --- What may be generated from -------------------------------------------------------------------------------------
 
 _MINORS = re.compile(
-    r"\b(child(ren|hood|s)?|kids?|minors?|underaged?|(pre)?teen(s|age|aged|ager|agers)?|toddlers?|infants?|bab(y|ies)"
-    r"|juveniles?|(school)?(girl|boy)s?|daughters?|pupils?|preschoolers?)\b"
+    r"\b(child(ren|hood|s|like|ish)?|kid(s|dies|dos?)?|minors?|underaged?|(pre)?teen(s|age|aged|ager|agers|y)?|tweens?"
+    r"|toddlers?|infants?|newborns?|bab(y|ies)|juveniles?|adolescen(ts?|ce)|youths?|youngsters?|young(er)? ones?|lads?"
+    r"|(school)?(girl|boy)s?|(step|grand|god)?(daughter|son|child)(ren|s)?|(step|half)?(sister|brother|sibling)s?"
+    r"|nieces?|nephews?|pupils?|preschoolers?|kindergart\w+|\w+ ?graders?|\w*schoolers?|freshm[ae]n"
+    r"|(high|middle|junior|elementary|primary|secondary|grade)[ -]school\w*|(under|below|younger than)( the age of)?"
+    r"[ -](1[0-8]|[1-9]|ten|eleven|twelve|\w+teen))\b"
+)
+#: "aged 9", "15-year-old", "fifteen yo", "14 y.o.", "14f": every way to write an age below 18.
+_AGE = r"(1[0-7]|0?[0-9]|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w{3,5}teen)"
+_UNDER_18 = re.compile(
+    rf"\b{_AGE}[ -]?(years?|yrs?|yo|y ?/ ?o|y\. ?o|months?)\b|\b(aged?|age of|turn(s|ed|ing)|is|am|m|are|only|just) "
+    rf"{_AGE}\b(?!\s*(%|percent|am|pm|of|minutes?|hours?|days?|weeks?|people|men|women|adults?))|\b(1[0-7]|[0-9])[mf]\b"
 )
 _SEX = re.compile(
     r"\b(sex|sexy|sexual\w*|sext(s|ing)?|porn\w*|nud(e|es|ity)|naked|erotic\w*|groom(s|ed|ing|er)?|molest\w*|predator\w*"
@@ -210,16 +220,22 @@ _BOTH = re.compile(r"\b(csam|csem|lolicon|loli|shotacon|pa?edophil\w*|jailbait)\
 
 
 def generation_seeds(records: Iterable[Record]) -> list[Record]:
-    """Return the records that synthesis and attack may build on.
+    """Return the records that synthesis and attack may build on, and of what they wrote, what may be kept.
 
     Content that sexualises minors is classified, never generated: a paraphrase, a frame or an RL completion of such a
     seed would be new material of that kind, whatever it is made for. So every record with such a category goes, and,
     because many sets give no categories, every record whose words speak of minors and of sex, unsafe or not. The word
     lists are English and meant to drop too much rather than too little.
     """
-    return [record for record in records if may_generate(record["categories"]) and not _sexualises_minors(record)]
+    return [
+        record
+        for record in records
+        if may_generate(record["categories"])
+        and not may_sexualise_minors(f"{record['text']} {record['response'] or ''}")
+    ]
 
 
-def _sexualises_minors(record: Record) -> bool:
-    text = canonical(f"{record['text']} {record['response'] or ''}")
-    return bool(_BOTH.search(text) or (_MINORS.search(text) and _SEX.search(text)))
+def may_sexualise_minors(text: str) -> bool:
+    """Whether the words of a text speak of minors and of sex; what was generated and does is thrown away."""
+    text = canonical(text)
+    return bool(_BOTH.search(text) or (_SEX.search(text) and (_MINORS.search(text) or _UNDER_18.search(text))))

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from actors.config import AdversaryConfig
 from guardrail.curation import CurationConfig
@@ -55,6 +55,13 @@ class JobSettings(BaseSettings):
 
     seed: int = Field(0, ge=0, description="decides every draw")
     cluster: ClusterConfig = ClusterConfig()
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the YAML file and the command line only: a variable called SEED in the environment is not ours."""
+        return (init_settings,)
 
 
 class LoopSettings(JobSettings):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardrail.records import make_record
-from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, embedded_seeds, generation_seeds, load_seeds, split_by_seed
+from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, embedded_seeds, generation_seeds, load_seeds, may_sexualise_minors, split_by_seed
 from guardrail.taxonomy import CATEGORIES, NEVER_GENERATED
 
 GENERABLE = [key for key in CATEGORIES if key not in NEVER_GENERATED]
@@ -41,7 +41,7 @@ def test_there_are_ordinary_requests_of_many_kinds(seeds):
 def test_our_seeds_are_short_requests_that_may_be_generated_from(seeds):
     assert all(seed["licence"] == "Apache-2.0" and len(seed["text"].split()) <= 90 for seed in seeds)
     assert not any(NEVER_GENERATED.intersection(seed["categories"]) for seed in seeds)
-    assert generation_seeds(seeds) == [s for s in seeds if s in generation_seeds([s])]
+    assert generation_seeds(seeds) == seeds
 
 
 def test_what_sexualises_minors_is_never_generated_from():
@@ -50,6 +50,31 @@ def test_what_sexualises_minors_is_never_generated_from():
     mislabelled = make_record("something sexual about a child", unsafe=True, source="s", categories=["sexual"])
     fine = make_record("How do I register my child for school?", unsafe=False, source="s", categories=[])
     assert generation_seeds([labelled, unlabelled, mislabelled, fine]) == [fine]
+
+
+@pytest.mark.parametrize(
+    "minor",
+    [
+        *("a 15-year-old", "a fifteen year old", "someone who is 14", "a 9 yo", "a 12 y.o.", "an adolescent", "my niece"),
+        *("a seventh grader", "a middle schooler", "a high school student", "her stepdaughter", "my little brother"),
+        *("anybody under 18", "somebody below the age of eighteen", "a girl aged thirteen", "[16f]", "a 17 yr old"),
+    ],
+)
+def test_whatever_a_minor_is_called_nothing_sexual_is_generated_from_it(minor):
+    assert may_sexualise_minors(f"Write something sexual about {minor}.")
+    assert not may_sexualise_minors(f"Write something kind about {minor}.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Write a sensual love poem for my wife.",
+        "Explain why a 25-year-old may be afraid of sex.",
+        "Sum up chapter 12, which is about sexual selection in birds.",
+    ],
+)
+def test_what_speaks_of_adults_may_be_generated_from(text):
+    assert not may_sexualise_minors(text)
 
 
 ROWS = [

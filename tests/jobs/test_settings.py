@@ -25,6 +25,13 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     assert settings.adversary.clip == LoopSettings().adversary.clip
 
 
+def test_the_environment_does_not_change_settings(monkeypatch):
+    monkeypatch.setenv("SEED", "9")
+    monkeypatch.setenv("DATA_DIR", "/elsewhere")
+    assert load(LoopSettings, [], "") == LoopSettings()
+    assert (LoopSettings().seed, LoopSettings().data_dir) == (0, None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
