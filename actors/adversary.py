@@ -22,6 +22,7 @@ class Outcome:
 
     Attributes:
         attempts: every attempt, see `GRPO.attempts`.
+        goals_left_out: how many goals could not be used, by reason.
         attacker: version of the attacker that the round ended with.
         syncs: `probe_max_abs_logprob_diff` and `weight_distance` after each weight sync.
         seconds: by phase: generate, score, update, sync.
@@ -30,6 +31,7 @@ class Outcome:
     """
 
     attempts: list[dict[str, Any]]
+    goals_left_out: dict[str, int]
     attacker: str
     syncs: list[dict[str, float]]
     seconds: dict[str, float]
@@ -68,7 +70,7 @@ class Adversary:
             after_iteration: called with how many iterations are done and the attempts of the last one.
         """
         algorithm = self.algorithm
-        algorithm.start_round(round_index, goals, str(guard), archive)
+        algorithm.start_round(round_index, goals, str(guard.resolve()), archive)  # actors have folders of their own
         result: dict[str, Any] = {}
         for done in range(1, self.config.iterations + 1):
             before = len(algorithm.attempts)
@@ -77,6 +79,7 @@ class Adversary:
         learner = result.get("learners", {}).get("default_policy", {})
         return Outcome(
             attempts=algorithm.attempts,
+            goals_left_out=algorithm.goals_left_out,
             attacker=f"{self.config.model.removeprefix('bundled:')}/round-{round_index:02d}",
             syncs=algorithm.syncs,
             seconds={name: round(value, 3) for name, value in algorithm.phase_seconds.items()},

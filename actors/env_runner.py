@@ -19,6 +19,7 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from actors.config import AdversaryConfig
 from actors.engine import Completion, Engine
 from actors.styles import STYLE
+from guardrail.models import resolve
 
 #: RLlib wants spaces; prompts and completions are token lists, so these stand in.
 SPACE: gym.Space = gym.spaces.Discrete(2)
@@ -50,11 +51,12 @@ class VLLMEnvRunner(EnvRunner):
         self.adversary: AdversaryConfig = config.adversary
         self.weights_seq_no = 0
         self.engine = Engine(
-            config.model_path,
+            resolve(self.adversary.model),
             max_tokens=self.adversary.max_prompt_tokens + self.adversary.max_new_tokens,
             seed=config.seed or 0,
             gpu_memory=self.adversary.gpu_memory,
             kv_cache_gib=self.adversary.kv_cache_gib,
+            dtype="float32",  # the learner's: in bf16 the probe's bound cannot hold
         )
 
     def __repr__(self) -> str:
@@ -69,25 +71,18 @@ class VLLMEnvRunner(EnvRunner):
         return {INPUT_ENV_SPACES: (SPACE, SPACE), DEFAULT_MODULE_ID: (SPACE, SPACE)}
 
     def sample(self, *, tasks: Sequence[Task], seed: int, **_: Any) -> list[Rollout]:
-        """Return `group_size` rollouts for each task; tasks whose prompt is too long for the engine get none.
-
-        An exception here would make RLlib restart the engine, so what a goal can cause is handled, not raised.
-        """
-        limit = self.adversary.max_prompt_tokens
+        """Return `group_size` rollouts for each task, those of a task in a row."""
         prompts = [self.engine.encode(STYLE[task.style].prompt(task.goal)) for task in tasks]
-        fitting = [(task, ids) for task, ids in zip(tasks, prompts, strict=True) if len(ids) <= limit]
-        if not fitting:
-            return []
         self.engine.reseed(seed)
         groups = self.engine.generate(
-            [ids for _, ids in fitting],
+            prompts,
             n=self.adversary.group_size,
             max_new_tokens=self.adversary.max_new_tokens,
             temperature=self.adversary.temperature,
         )
         return [
             Rollout(task.index, ids, completion)
-            for (task, ids), group in zip(fitting, groups, strict=True)
+            for task, ids, group in zip(tasks, prompts, groups, strict=True)
             for completion in group
         ]
 

@@ -5,7 +5,7 @@ One iteration reads top to bottom in `GRPO.training_step`.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.policy.sample_batch import MultiAgentBatch
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
+from transformers import AutoTokenizer
 
 from actors import rewards
 from actors.archive import Archive
@@ -29,12 +30,13 @@ from actors.styles import STYLE, STYLES, cleaned
 from cluster.resources import ResourcePlan
 from guardrail.models import resolve
 from guardrail.records import Record
-from guardrail.taxonomy import may_generate
+from guardrail.seeds import generation_seeds, may_sexualise_minors
 
 logger = logging.getLogger(__name__)
 
 _PROBE = "The quick brown fox jumps over the lazy dog, and nobody asks why it would."
 _RUNNER_TIMEOUT_SECONDS = 600.0
+_TRIES = 3
 
 
 class GRPOConfig(AlgorithmConfig):
@@ -43,7 +45,6 @@ class GRPOConfig(AlgorithmConfig):
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or GRPO)
         self.adversary = AdversaryConfig()
-        self.model_path = ""
         self.clip_param = 0.2
         self.kl_coefficient = 0.0
         self.max_new_tokens = 1
@@ -54,7 +55,6 @@ class GRPOConfig(AlgorithmConfig):
         """Return the configuration for an adversary on the resources of `plan`."""
         config = cls()
         config.adversary = adversary
-        config.model_path = resolve(adversary.model)
         config.clip_param = adversary.clip
         config.kl_coefficient = adversary.kl_coefficient
         config.max_new_tokens = adversary.max_new_tokens
@@ -84,7 +84,7 @@ class GRPOConfig(AlgorithmConfig):
         return RLModuleSpec(
             module_class=CausalLMModule,
             model_config={
-                "model": self.model_path,
+                "model": self.adversary.model,
                 "trainable_layers": self.adversary.trainable_layers,
                 "temperature": self.adversary.temperature,
             },
@@ -116,42 +116,54 @@ class GRPO(Algorithm):
         job = ray.get_runtime_context().get_job_id()
         # The name the dashboard shows; names are unique in a cluster, and others may run the loop on it too.
         scorer = ray.remote(Scorer).options(name=f"scorer-{job}", num_cpus=self.config.scorer_cpus)
-        self.scorer = scorer.remote(resolve(adversary.embedder), self.config.model_path)
+        self.scorer = scorer.remote(adversary.embedder, adversary.model)
         self.attempts: list[dict[str, Any]] = []
         self.syncs: list[dict[str, float]] = []
         self.phase_seconds: dict[str, float] = {}
         self.generated_tokens = 0
         super().setup(config)
-        tokenizer = self._module_tokenizer()
-        self._probe_ids = [tokenizer(_PROBE)["input_ids"], tokenizer(STYLES[0].prompt(_PROBE))["input_ids"]]
+        self._tokenizer = AutoTokenizer.from_pretrained(resolve(adversary.model))
+        self._probe_ids = [self._tokens(_PROBE), self._tokens(STYLES[0].prompt(_PROBE))]
 
-    def _module_tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.config.model_path)
+    def _tokens(self, text: str) -> list[int]:
+        return self._tokenizer(text)["input_ids"]
 
     def start_round(self, round_index: int, goals: Sequence[Record], guard: str, archive: Sequence[str]) -> None:
         """Attack another guard.
 
         Args:
             round_index: of the loop; seeds what is drawn and sampled.
-            goals: records to attack with; those that must never be generated from are left out here.
+            goals: records to attack with; `goals_left_out` then says how many cannot be used, and why.
             guard: directory of the guard.
             archive: texts of earlier successes, for novelty.
 
         Raises:
             ValueError: no goals of one of the labels are left.
         """
-        allowed = [goal for goal in goals if may_generate(goal["categories"])]
-        self._goals = {label: [g for g in allowed if g["unsafe"] is label] for label in (True, False)}
+        usable = self._usable(goals)
+        self._goals = {label: [g for g in usable if g["unsafe"] is label] for label in (True, False)}
         if not self._goals[True] or (not self._goals[False] and self.config.adversary.benign_share > 0):
-            raise ValueError("the adversary needs goals of both labels")
+            raise ValueError(
+                f"the adversary needs unsafe and benign goals: {len(self._goals[True])} and {len(self._goals[False])} "
+                f"of {len(goals)} can be used ({_listed(self.goals_left_out)})"
+            )
         self._round, self._iteration_in_round = round_index, 0
         self.archive = Archive(self.config.adversary.archive_size)
         if archive:
             self.archive.add(ray.get(self.scorer.embed.remote(list(archive))))
         self._threshold = ray.get(self.scorer.set_guard.remote(guard))
         self.attempts, self.syncs, self.phase_seconds, self.generated_tokens = [], [], {}, 0
+
+    def _usable(self, goals: Sequence[Record]) -> list[Record]:
+        """Return the goals an attack can be made of, and count the others in `goals_left_out`."""
+        allowed = generation_seeds(goals)
+        limit = self.config.adversary.max_prompt_tokens
+        usable = [g for g in allowed if all(len(self._tokens(style.prompt(g["text"]))) <= limit for style in STYLES)]
+        self.goals_left_out = {
+            "not to be generated from": len(goals) - len(allowed),
+            "too long for adversary.max_prompt_tokens": len(allowed) - len(usable),
+        }
+        return usable
 
     def training_step(self) -> None:
         """Draw tasks, generate, score, reward, update, and send the new weights to the engines."""
@@ -186,9 +198,13 @@ class GRPO(Algorithm):
         return [Task(i, g["text"], s) for i, (g, s) in enumerate(zip(goals, styles, strict=True))], goals
 
     def _generate(self, tasks: Sequence[Task], seed: int) -> list[Rollout]:
-        """Return the rollouts of all tasks; if every engine died, wait for one to come back and ask again."""
-        while True:
-            group = self.env_runner_group
+        """Return the rollouts of all tasks; if every engine died, wait for one to come back and ask again.
+
+        Raises:
+            RuntimeError: engines do not answer in time, or die again and again.
+        """
+        group = self.env_runner_group
+        for _ in range(_TRIES):
             runners = group.healthy_env_runner_ids()
             shares = [{"tasks": tasks[i :: len(runners)], "seed": seed + i} for i in range(len(runners))]
             results = group.foreach_env_runner(
@@ -198,24 +214,29 @@ class GRPO(Algorithm):
                 remote_worker_ids=runners,
                 timeout_seconds=_RUNNER_TIMEOUT_SECONDS,
             )
-            rollouts = [rollout for result in results for rollout in result]
             if len(results) < len(shares):
+                if set(runners) <= set(group.healthy_env_runner_ids()):  # RLlib takes a late runner for a healthy one
+                    raise RuntimeError(
+                        f"attackers took longer than {_RUNNER_TIMEOUT_SECONDS:.0f} s to generate; "
+                        "ask for less at once: adversary.groups, adversary.group_size or adversary.max_new_tokens"
+                    )
                 logger.warning("%d of %d attackers died; their tasks are lost", len(shares) - len(results), len(shares))
-                self._revive()
+                self._wait_for_an_engine()
+                self._send_and_probe()
+            rollouts = [rollout for result in results for rollout in result]
             if rollouts:
                 self.generated_tokens += sum(len(r.completion.token_ids) for r in rollouts)
                 return rollouts
+        raise RuntimeError(f"all attackers died {_TRIES} times in a row; see the log of VLLMEnvRunner in the dashboard")
 
-    def _revive(self) -> None:
-        """Wait until a dead engine is back and give all of them the current weights."""
+    def _wait_for_an_engine(self) -> None:
         deadline = time.monotonic() + _RUNNER_TIMEOUT_SECONDS
         while not self.restore_env_runners(self.env_runner_group):
             if self.env_runner_group.num_healthy_remote_env_runners():
-                return  # it comes back on its own and is given weights with the next sync
+                return  # the dead one comes back on its own, and RLlib gives it weights when it does
             if time.monotonic() > deadline:
-                raise RuntimeError("no attacker came back; see the dashboard's log of VLLMEnvRunner")
+                raise RuntimeError("no attacker came back; see the log of VLLMEnvRunner in the dashboard")
             time.sleep(1.0)
-        self._send_weights()
 
     def _reward(self, rollouts: Sequence[Rollout], goals: Sequence[Record], tasks: Sequence[Task]) -> np.ndarray:
         """Score and gate the rollouts, keep each as an attempt, and return the rewards [len(rollouts)]."""
@@ -223,6 +244,8 @@ class GRPO(Algorithm):
         said = [cleaned(r.completion.text) for r in rollouts]
         styles = [STYLE[tasks[r.task].style] for r in rollouts]
         attacks = [s.attack(tasks[r.task].goal, r.completion.text) for s, r in zip(styles, rollouts, strict=True)]
+        withheld = [may_sexualise_minors(attack) for attack in attacks]
+        attacks = ["" if hidden else attack for attack, hidden in zip(attacks, withheld, strict=True)]
         scores, goal_embeddings = ray.get(
             [self.scorer.score.remote(attacks), self.scorer.embed.remote([goal["text"] for goal in goals])]
         )
@@ -230,7 +253,9 @@ class GRPO(Algorithm):
         unsafe = np.array([goals[i]["unsafe"] for i in owner])
         similarity = (scores.embeddings * goal_embeddings[owner]).sum(axis=1)
         reasons = [
-            rejection(
+            "withheld"
+            if withheld[i]
+            else rejection(
                 Attempt(
                     style=styles[i],
                     goal=tasks[r.task].goal,
@@ -287,10 +312,7 @@ class GRPO(Algorithm):
             )
             for i, of_group in enumerate(advantages)
         ]
-        batch = train_batch(
-            groups,
-            multiple=adversary.minibatch * max(1, adversary.learners),
-        )
+        batch = train_batch(groups, multiple=adversary.minibatch * max(1, adversary.learners))
         if batch is None:
             return False
         results = self.learner_group.update(
@@ -303,27 +325,41 @@ class GRPO(Algorithm):
         return True
 
     def _sync(self) -> None:
-        """Send the weights to the engines and check by fixed token ids that they compute what the learner computes.
+        """Send an update's weights to the engines, and enter in `syncs` how well they took them."""
+        self.syncs.append(self._send_and_probe())
+
+    def _send_and_probe(self) -> dict[str, float]:
+        """Send the weights and check by fixed token ids that the engines compute what the learner computes.
+
+        Returns:
+            The largest difference of a log-probability, and the distance of the weights from those at the start.
 
         Raises:
-            WeightSyncError: a log-probability differs by more than `max_probe_difference`.
+            WeightSyncError: the difference is more than `max_probe_difference`.
+            RuntimeError: engines die again and again.
         """
-        self._send_weights()
         expected = self.learner_group.foreach_learner(lambda learner, ids=self._probe_ids: learner.probe(ids))
         learner_logprobs, distance = expected.result_or_errors[0].get()
-        answers = self.env_runner_group.foreach_env_runner(
-            "probe", kwargs={"token_ids": self._probe_ids}, local_env_runner=False
-        )
+        for _ in range(_TRIES):
+            self._send_weights()
+            answers = self.env_runner_group.foreach_env_runner(
+                "probe", kwargs={"token_ids": self._probe_ids}, local_env_runner=False
+            )
+            if answers:
+                break
+            self._wait_for_an_engine()
+        else:
+            raise RuntimeError(f"attackers died at {_TRIES} weight syncs in a row; see their log in the dashboard")
         difference = max(
             float(np.abs(mine - theirs).max())
             for answer in answers
             for mine, theirs in zip(learner_logprobs, answer, strict=True)
         )
-        self.syncs.append({"probe_max_abs_logprob_diff": difference, "weight_distance": distance})
-        if difference > self.config.adversary.max_probe_difference:
+        if not difference <= self.config.adversary.max_probe_difference:  # NaN is not
             raise WeightSyncError(
                 f"after a weight sync the engines' logprobs differ from the learner's by {difference:.2g}"
             )
+        return {"probe_max_abs_logprob_diff": difference, "weight_distance": distance}
 
     def _send_weights(self) -> None:
         self.env_runner_group.sync_weights(
@@ -332,12 +368,16 @@ class GRPO(Algorithm):
 
     def restored(self) -> None:
         """Give the engines the weights of a checkpoint that was just restored."""
-        self._send_weights()
+        self._send_and_probe()
 
     def cleanup(self) -> None:
         """Stop runners, learners and the scorer."""
         super().cleanup()
         ray.kill(self.scorer)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items() if count) or "none was left out"
 
 
 def _balanced(goals: Sequence[Record], count: int, random: np.random.Generator) -> list[Record]:

@@ -14,6 +14,8 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.utils.torch_utils import convert_to_torch_tensor
 from transformers import AutoModelForCausalLM
 
+from guardrail.models import resolve
+
 INPUT_IDS = "input_ids"
 #: 0 on the prompt, k on the k-th completion, -1 on padding.
 SEGMENTS = "segments"
@@ -24,12 +26,20 @@ ADVANTAGES = "advantages"
 class CausalLMModule(TorchRLModule):
     """Log-probabilities of completions under the policy and under the frozen reference.
 
-    `model_config`: `model` (directory or hub id), `trainable_layers`, `temperature` (of the sampling policy).
+    `model_config`: `model` (bundled name, directory or hub id), `trainable_layers`, `temperature` (that is sampled with).
     """
 
     def setup(self) -> None:
         """Load the reference and copy its top layers and final norm as the trainable policy."""
-        self.reference = AutoModelForCausalLM.from_pretrained(self.model_config["model"], dtype=torch.float32)
+        name = self.model_config["model"]
+        self.reference = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=torch.float32)
+        if not all(
+            hasattr(getattr(self.reference, "model", None), part) for part in ("layers", "norm", "embed_tokens")
+        ):
+            raise ValueError(
+                f"cannot train {name}: a {type(self.reference).__name__} is not built as Llama is (model.embed_tokens, "
+                "model.layers, model.norm); Llama, Mistral, Qwen2, Qwen3 and SmolLM are"
+            )
         self.reference.requires_grad_(False)
         layers = self.reference.model.layers
         self.frozen_layers = max(0, len(layers) - self.model_config["trainable_layers"])

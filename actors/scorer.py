@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guardrail.embedding import Embedder
 from guardrail.guard import Guard, token_batches
+from guardrail.models import resolve
 
 _TOKENS_PER_BATCH = 1024
 _LEAST_LIKELY = 5  # the least likely one in so many tokens counts
@@ -29,13 +30,14 @@ class Scorer:
     """An actor that scores texts for reward and gate; the guard can be exchanged, the rest stays.
 
     Args:
-        embedder: directory or hub id of the sentence encoder.
-        reference: directory or hub id of the causal model that judges fluency.
+        embedder: bundled name, directory or hub id of the sentence encoder.
+        reference: bundled name, directory or hub id of the causal model that judges fluency.
     """
 
     def __init__(self, embedder: str, reference: str) -> None:
         torch.set_num_threads(os.cpu_count() or 1)  # scoring, generation and update take turns on a machine
-        self.embedder = Embedder(embedder)
+        self.embedder = Embedder(resolve(embedder))
+        reference = resolve(reference)
         self.tokenizer = AutoTokenizer.from_pretrained(reference)
         self.reference = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32).eval()
         self.guard: Guard | None = None

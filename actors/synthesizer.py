@@ -1,5 +1,6 @@
 """Synthesis over Ray Data: seeds in, vLLM engines as an actor pool, records out."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from actors.engine import Engine
+from actors.engine import Completion, Engine
 from guardrail.models import resolve
 from guardrail.records import SCHEMA, Record, from_table, to_table, write_table
 from guardrail.synthesis import Request, SynthesisConfig, requests, synthetic_record
@@ -29,7 +30,10 @@ class Synthesizer:
         )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Return the synthetic records of a batch of requests (record columns plus strategy, prompt, count)."""
+        """Return the synthetic records of a batch of requests (record columns plus strategy, prompt, count).
+
+        What is dropped comes back as its parent, with the reason in the column `dropped`.
+        """
         columns = batch.select(["strategy", "prompt", "count"]).to_pylist()
         asked = [Request(parent, **row) for parent, row in zip(from_table(batch), columns, strict=True)]
         prompts = [self.engine.encode(request.prompt) for request in asked]
@@ -43,19 +47,30 @@ class Synthesizer:
             max_new_tokens=self.config.max_new_tokens,
             temperature=self.config.temperature,
         )
-        records = [
-            synthetic_record(request, completion.text, model=self.config.model)
+        results = [
+            self._result(request, completion)
             for (request, _), group in zip(repeated, groups, strict=True)
             for completion in group
-            if completion.finished  # what the length limit cut off is half a request
         ]
-        return to_table([record for record in records if record])
+        fits = {id(request) for request, _ in fitting}
+        results += [(r.parent, "prompt too long") for r in asked if id(r) not in fits for _ in range(r.count)]
+        reasons = pa.array([reason for _, reason in results], pa.string())
+        return to_table([record for record, _ in results]).append_column("dropped", reasons)
+
+    def _result(self, request: Request, completion: Completion) -> tuple[Record, str | None]:
+        if not completion.finished:  # half a request
+            return request.parent, "answer too long"
+        record = synthetic_record(request, completion.text, model=self.config.model)
+        return (record, None) if record else (request.parent, "answer empty or withheld")
 
 
 def synthesize(
     seeds: Sequence[Record], config: SynthesisConfig, output: Path, *, seed: int, num_cpus: float, num_gpus: float
-) -> int:
-    """Grow seeds into synthetic records, written to `output` as parquet; return how many.
+) -> tuple[int, dict[str, int]]:
+    """Grow seeds into synthetic records, written to `output` as parquet.
+
+    Returns:
+        How many there are, and how many answers were dropped, by reason.
 
     Args:
         seeds: what to grow.
@@ -67,7 +82,7 @@ def synthesize(
     asked = requests(seeds, config, seed)
     if not asked:
         write_table(SCHEMA.empty_table(), output)
-        return 0
+        return 0, {}
     table = to_table(request.parent for request in asked)
     for name in ("strategy", "prompt", "count"):
         table = table.append_column(name, pa.array([getattr(request, name) for request in asked]))
@@ -81,8 +96,9 @@ def synthesize(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
     )
-    found = [batch for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow") if batch.num_rows]
+    batches = list(answers.iter_batches(batch_size=None, batch_format="pyarrow"))
+    table = pa.concat_tables([batch for batch in batches if batch.num_rows])
+    kept = table.filter(table["dropped"].is_null()).select(SCHEMA.names).cast(SCHEMA)
     # Batches arrive in the order they are done in; the file's order is that of the ids.
-    result = pa.concat_tables([SCHEMA.empty_table(), *(batch.cast(SCHEMA) for batch in found)]).sort_by("id")
-    write_table(result, output)
-    return result.num_rows
+    write_table(kept.sort_by("id"), output)
+    return kept.num_rows, dict(Counter(table["dropped"].drop_null().to_pylist()))

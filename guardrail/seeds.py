@@ -220,8 +220,9 @@ _BOTH = re.compile(r"\b(csam|csem|lolicon|loli|shotacon|pa?edophil\w*|jailbait)\
 
 
 def generation_seeds(records: Iterable[Record]) -> list[Record]:
-    """Return the records that synthesis and attack may build on, and of what they wrote, what may be kept.
+    """Return the records that synthesis and attack may build on: requests whose kind may be generated.
 
+    A record with a response is none: its label is that of both together, and says nothing of another request.
     Content that sexualises minors is classified, never generated: a paraphrase, a frame or an RL completion of such a
     seed would be new material of that kind, whatever it is made for. So every record with such a category goes, and,
     because many sets give no categories, every record whose words speak of minors and of sex, unsafe or not. The word
@@ -230,8 +231,7 @@ def generation_seeds(records: Iterable[Record]) -> list[Record]:
     return [
         record
         for record in records
-        if may_generate(record["categories"])
-        and not may_sexualise_minors(f"{record['text']} {record['response'] or ''}")
+        if not record["response"] and may_generate(record["categories"]) and not may_sexualise_minors(record["text"])
     ]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from guardrail.records import Record, make_record
-from guardrail.seeds import generation_seeds
+from guardrail.seeds import generation_seeds, may_sexualise_minors
 
 Strategy = Literal["augment", "paraphrase"]
 STRATEGIES: tuple[Strategy, ...] = ("augment", "paraphrase")
@@ -106,9 +106,12 @@ def parse(answer: str) -> str:
 
 
 def synthetic_record(request: Request, answer: str, *, model: str) -> Record | None:
-    """Return the answer as a record with the parent's label and lineage, or None where the answer holds no text."""
+    """Return the answer as a record with the parent's label and lineage.
+
+    None where the answer holds no text, or one that must not be kept whoever wrote it.
+    """
     text = parse(answer)
-    if not text:
+    if not text or may_sexualise_minors(text):
         return None
     parent = request.parent
     return make_record(

@@ -85,7 +85,7 @@ class Rounds:
 
     def synthesize(self) -> dict[str, Any]:
         """Grow the training seeds by augmentation and paraphrase."""
-        count = synthesize(
+        count, dropped = synthesize(
             self.split(TRAIN),
             self.settings.synthesis,
             self.run.round(0) / "synthetic.parquet",
@@ -93,7 +93,7 @@ class Rounds:
             num_cpus=self.plan.env_runner_cpus,
             num_gpus=self.plan.env_runner_gpus,
         )
-        return {"records": count}
+        return {"records": count, "dropped": dropped}
 
     def curate(self, round_index: int) -> dict[str, Any]:
         """Curate what the round brought: seeds and synthetic records in round 0, successful attacks later."""
@@ -142,6 +142,7 @@ class Rounds:
         return {
             "tokens": outcome.tokens,
             "attempts": len(outcome.attempts),
+            "goals_left_out": outcome.goals_left_out,
             "valid": len(valid),
             "successes": len(successes),
             "parts": outcome.seconds,

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
         seeds = load_or_embedded(settings.seeds)
         with connect(address=settings.cluster.address):
             plan = plan_for_cluster(num_env_runners=settings.synthesis.engines, num_learners=0, num_guard_workers=0)
-            count = synthesize(
+            count, dropped = synthesize(
                 seeds,
                 settings.synthesis,
                 settings.output,
@@ -46,7 +46,11 @@ def main(arguments: Sequence[str]) -> None:
         if settings.seeds_output:
             write_records(seeds, settings.seeds_output)
     save_beside(settings, settings.output)
-    print(f"{count} records grown from {len(seeds)} seeds: {settings.output}")
+    reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(dropped.items()))
+    print(
+        f"{count} records grown from {len(seeds)} seeds: {settings.output}"
+        + (f"; dropped: {reasons}" if reasons else "")
+    )
 
 
 if __name__ == "__main__":

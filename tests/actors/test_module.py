@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from actors.module import CausalLMModule
 from tests.tiny_llama import tiny_llama
@@ -75,3 +75,9 @@ def test_only_the_policy_learns_and_its_state_travels(model):
 def test_a_state_of_another_shape_is_refused(model):
     with pytest.raises(ValueError, match="trained layers"):
         build(model, 1).set_state(build(model, 2).get_state())
+
+
+def test_a_model_that_is_not_built_as_llama_is_refused_by_name(tmp_path):
+    GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a GPT2LMHeadModel is not built as Llama is"):
+        build(str(tmp_path))

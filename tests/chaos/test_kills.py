@@ -38,7 +38,7 @@ def in_the_middle(phase: str, folder: Path, process: subprocess.Popen[str], unti
     """Wait until a long phase is halfway; the others are short: their beginning is their middle."""
     if phase == "synthesize":
         children = psutil.Process(process.pid).children
-        wait_for(lambda: any("Synthesizer" in " ".join(cmdline(child)) for child in children(recursive=True)))
+        wait_for(lambda: any("Synthesizer" in title(child) for child in children(recursive=True)))
     elif phase == "curate":
         wait_for(lambda: list(folder.glob("curation/stages/03-*")))
     elif phase == "train":
@@ -47,11 +47,11 @@ def in_the_middle(phase: str, folder: Path, process: subprocess.Popen[str], unti
         until("1 of 2: ")
 
 
-def cmdline(process: psutil.Process) -> list[str]:
+def title(process: psutil.Process) -> str:
     try:
-        return process.cmdline()
+        return " ".join(process.cmdline()).strip()  # a title that a process gave itself is padded
     except psutil.NoSuchProcess:
-        return []
+        return ""
 
 
 def phases(run_dir: Path) -> dict[str, dict]:
@@ -68,7 +68,7 @@ def kill_in(index: int, phase: str, command: list[str], run_dir: Path) -> None:
         in_the_middle(phase, run_dir / "rounds" / f"{index:02d}", process, until)
         # Ray's two agents look for the rest of their node once a minute, and hold nothing of the run.
         children = psutil.Process(process.pid).children(recursive=True)
-        workers = [child for child in children if not " ".join(cmdline(child)).endswith("Agent")]
+        workers = [child for child in children if not title(child).endswith("Agent")]
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()

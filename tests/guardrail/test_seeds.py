@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardrail.records import make_record
-from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, embedded_seeds, generation_seeds, load_seeds, may_sexualise_minors, split_by_seed
+from guardrail.seeds import (
+    HELD_OUT,
+    TRAIN,
+    VALIDATION,
+    embedded_seeds,
+    generation_seeds,
+    load_seeds,
+    may_sexualise_minors,
+    split_by_seed,
+)
 from guardrail.taxonomy import CATEGORIES, NEVER_GENERATED
 
 GENERABLE = [key for key in CATEGORIES if key not in NEVER_GENERATED]
@@ -55,7 +64,15 @@ def test_what_sexualises_minors_is_never_generated_from():
 @pytest.mark.parametrize(
     "minor",
     [
-        *("a 15-year-old", "a fifteen year old", "someone who is 14", "a 9 yo", "a 12 y.o.", "an adolescent", "my niece"),
+        *(
+            "a 15-year-old",
+            "a fifteen year old",
+            "someone who is 14",
+            "a 9 yo",
+            "a 12 y.o.",
+            "an adolescent",
+            "my niece",
+        ),
         *("a seventh grader", "a middle schooler", "a high school student", "her stepdaughter", "my little brother"),
         *("anybody under 18", "somebody below the age of eighteen", "a girl aged thirteen", "[16f]", "a 17 yr old"),
     ],

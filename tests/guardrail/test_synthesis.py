@@ -32,6 +32,10 @@ def test_excluded_categories_stay_excluded():
     assert asked and not any(bad["text"] in request.prompt for request in asked)
 
 
+def test_a_seed_with_a_response_grows_nothing():
+    assert requests([make_record("a", unsafe=True, source="s", response="b")], SynthesisConfig(), seed=0) == []
+
+
 def test_a_limit_is_spread_over_topics():
     seeds = [seed(i, topic) for topic in "ab" for i in range(50)]
     asked = requests(seeds, SynthesisConfig(max_seeds=10, paraphrase=0), seed=0)
@@ -60,4 +64,5 @@ def test_lineage_and_label_are_the_parents():
         "paraphrase",
         "MIT",
     )
-    assert synthetic_record(Request(parent, "paraphrase", "p", 1), " ", model="m") is None
+    for answer in (" ", "Something sexual about a child"):
+        assert synthetic_record(Request(parent, "paraphrase", "p", 1), answer, model="m") is None

@@ -21,6 +21,10 @@ GOALS = [
     *(make_record(f"How do I steal {what}?", unsafe=True, source="a", categories=["illicit"]) for what in "abcdef"),
     *(make_record(f"How do I bake {what}?", unsafe=False, source="b", categories=[]) for what in "abcdef"),
     make_record("never used", unsafe=True, source="c", categories=["sexual/minors"]),
+    make_record("Something sexual, never used, about a child", unsafe=True, source="c", categories=None),
+    make_record("Something sexual, never used, about a niece", unsafe=True, source="c", categories=["sexual"]),
+    make_record("never used", unsafe=True, source="c", categories=[], response="its label is that of both"),
+    make_record("never used, for it is long " * 200, unsafe=True, source="c", categories=[]),
 ]
 
 
@@ -71,7 +75,13 @@ def test_a_round_generates_learns_and_keeps_engine_and_learner_together(outcome,
 def test_both_directions_are_attacked_and_never_what_must_not_be(outcome):
     labels = {attempt["goal"]["unsafe"] for attempt in outcome.attempts}
     assert labels == {True, False}
-    assert not any(attempt["goal"]["text"] == "never used" for attempt in outcome.attempts)
+    assert not any("never used" in attempt["goal"]["text"] for attempt in outcome.attempts)
+    assert outcome.goals_left_out == {"not to be generated from": 4, "too long for adversary.max_prompt_tokens": 1}
+
+
+def test_goals_of_one_label_alone_are_refused_with_the_reason(adversary, outcome, guard):
+    with pytest.raises(ValueError, match="6 and 0 of 11 can be used .4 not to be generated from, 1 too long"):
+        adversary.algorithm.start_round(1, [goal for goal in GOALS if goal["unsafe"]], str(guard), [])
 
 
 def test_attempts_become_records_that_lead_back_to_their_seed(outcome, guard):
@@ -88,36 +98,52 @@ def test_actors_have_names_that_say_what_they_are(adversary):
     assert adversary.algorithm.env_runner_group.foreach_env_runner(repr, local_env_runner=False) == ["attacker-1"]
 
 
-def test_what_was_learned_is_saved_and_restored(adversary, outcome, tmp_path):
+def test_what_was_learned_is_saved_and_restored(adversary, outcome, guard, tmp_path):
     def learned():
         return adversary.algorithm.learner_group.get_state()["learner"]["rl_module"]["default_policy"]
 
     before = learned()
-    adversary.save(tmp_path, 1)
-    adversary.save(tmp_path, 2)
-    adversary.save(tmp_path, 3)
+    for round_index in (1, 2, 3):
+        adversary.save(tmp_path, round_index)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["round-02", "round-03"]
+    adversary.attack(2, GOALS, guard, [], lambda done, attempts: None)
+    assert any(not np.array_equal(before[key], value) for key, value in learned().items())
     adversary.restore(tmp_path, 3)
     after = learned()
     assert before.keys() == after.keys() and all(np.array_equal(before[key], after[key]) for key in before)
-    adversary.algorithm._sync()  # the engines have the restored weights
-    assert adversary.algorithm.syncs[-1]["probe_max_abs_logprob_diff"] < 1e-3
+    assert difference_without_sending(adversary) < 1e-3  # the engines have the restored weights
+
+
+def difference_without_sending(adversary):
+    """What the probe finds of the weights that the engines have as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adversary.algorithm, "_send_weights", lambda: None)
+        return adversary.algorithm._send_and_probe()["probe_max_abs_logprob_diff"]
 
 
 def test_a_wrong_weight_in_the_engine_is_noticed(adversary, outcome):
     group = adversary.algorithm.env_runner_group
     group.foreach_env_runner(lambda runner: runner.engine.load_weights({}), local_env_runner=False)
-    send, adversary.algorithm._send_weights = adversary.algorithm._send_weights, lambda: None
-    try:
-        with pytest.raises(WeightSyncError, match="differ from the learner's"):
-            adversary.algorithm._sync()
-    finally:
-        adversary.algorithm._send_weights = send
-    adversary.algorithm._sync()
+    with pytest.raises(WeightSyncError, match="differ from the learner's"):
+        difference_without_sending(adversary)
+    assert adversary.algorithm._send_and_probe()["probe_max_abs_logprob_diff"] < 1e-3
 
 
-def test_a_killed_attacker_comes_back_with_the_learners_weights(adversary, outcome, guard):
+def kill_attacker(adversary):
     (pid,) = adversary.algorithm.env_runner_group.foreach_env_runner(lambda runner: os.getpid(), local_env_runner=False)
     psutil.Process(pid).send_signal(signal.SIGKILL)
-    after = adversary.attack(2, GOALS, guard, [], lambda done, attempts: None)
-    assert after.attempts and all(sync["probe_max_abs_logprob_diff"] < 1e-3 for sync in after.syncs)
+
+
+def test_a_killed_attacker_comes_back_with_the_learners_weights(adversary, outcome, config, guard):
+    kill_attacker(adversary)
+    after = adversary.attack(2, GOALS, guard, [], lambda done, attempts: kill_attacker(adversary))
+    assert len(after.attempts) == config.iterations * config.groups * config.group_size
+    assert len(after.syncs) == config.iterations
+    assert adversary.algorithm._send_and_probe()["weight_distance"] > 0  # it was killed after its last sync
+    assert difference_without_sending(adversary) < 1e-3
+
+
+def test_attackers_that_take_too_long_are_named_with_the_settings_to_change(adversary, outcome, guard, monkeypatch):
+    monkeypatch.setattr("actors.grpo._RUNNER_TIMEOUT_SECONDS", 0.01)
+    with pytest.raises(RuntimeError, match="took longer than 0 s to generate; .*adversary.groups"):
+        adversary.attack(3, GOALS, guard, [], lambda done, attempts: None)

@@ -24,11 +24,14 @@ def seeds(count=24):
 def test_synthesis_keeps_label_and_lineage(ray_cluster, tmp_path):
     model = str(tiny_llama(tmp_path / "llama"))
     config = SynthesisConfig(model=model, max_seeds=8, max_prompt_tokens=700, max_new_tokens=64, temperature=1.0)
+    long = make_record("Where is the shop? " * 200, unsafe=False, source="long", categories=[])
     counts = [
-        synthesize(seeds(), config, tmp_path / f"{name}.parquet", seed=3, num_cpus=0.5, num_gpus=0) for name in "ab"
+        synthesize([*seeds(), long], config, tmp_path / f"{name}.parquet", seed=3, num_cpus=0.5, num_gpus=0)
+        for name in "ab"
     ]
     records = read_records(tmp_path / "a.parquet")
-    assert counts[0] == len(records)
+    kept, dropped = counts[0]
+    assert kept == len(records) and kept + sum(dropped.values()) == 2 * 8 and dropped["prompt too long"] == 2
     known = {seed["id"]: seed for seed in seeds()}
     for record in records:
         parent = known[record["parent_id"]]
