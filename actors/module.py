@@ -26,7 +26,7 @@ ADVANTAGES = "advantages"
 class CausalLMModule(TorchRLModule):
     """Log-probabilities of completions under the policy and under the frozen reference.
 
-    `model_config`: `model` (bundled name, directory or hub id), `trainable_layers`, `temperature` (that is sampled with).
+    `model_config`: `model` (bundled name, directory or hub id), `trainable_layers`, `temperature` (of sampling).
     """
 
     def setup(self) -> None:

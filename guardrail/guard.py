@@ -25,6 +25,7 @@ FORMAT = 1
 
 _OVERLAP = 32  # tokens two neighbouring windows share, so that a short attack is whole in one of them
 _TOKENS_PER_BATCH = 4096
+_DIGESTED = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +64,16 @@ class GuardCard:
         """Read `directory/guard.json`.
 
         Raises:
-            ValueError: it is missing, unreadable, of another format or taxonomy.
+            ValueError: it is missing, unreadable, of another format or taxonomy, or holds values that cannot be.
         """
         path = directory / GUARD_FILE
         try:
             values = json.loads(path.read_text())
             card = cls(**{**values, "taxonomy": tuple(values["taxonomy"])})
-        except (OSError, json.JSONDecodeError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{directory} is no guard directory: cannot read {GUARD_FILE} ({error})") from error
+        if not (card.temperature > 0 and card.window > 0 and card.thresholds.get(UNSAFE, -1) >= 0):
+            raise ValueError(f"{path} is damaged: temperature and window are above 0, thresholds.unsafe is not below")
         if card.format != FORMAT or card.taxonomy != CATEGORIES:
             raise ValueError(f"{path} was written for another version of the taxonomy or format; train it again")
         return card
@@ -188,10 +191,13 @@ def _named(row: np.ndarray) -> dict[str, float]:
 
 
 def content_digest(directory: Path) -> str:
-    """Return the digest of everything in a guard directory but `guard.json`: names and bytes, first 16 hex digits."""
+    """Return the digest of a guard directory's weights, configuration and tokenizer: names and bytes, 16 hex digits.
+
+    Notes and hidden files that people or systems lay beside them do not count.
+    """
     hasher = hashlib.sha256()
     for path in sorted(directory.iterdir()):
-        if path.name == GUARD_FILE or not path.is_file():
+        if path.name == GUARD_FILE or path.suffix not in _DIGESTED or path.name.startswith("."):
             continue
         hasher.update(path.name.encode() + b"\0")
         with path.open("rb") as file:

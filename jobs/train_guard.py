@@ -38,19 +38,21 @@ def main(arguments: Sequence[str]) -> None:
         parts = split_by_seed(read_records(settings.records), validation=settings.validation, held_out=0.0)
         settings.output.parent.mkdir(parents=True, exist_ok=True)
         write_records(parts[TRAIN], data)
-        with connect(address=settings.cluster.address):
-            plan = plan_for_cluster(num_env_runners=0, num_learners=0, num_guard_workers=settings.training.workers)
-            card = fine_tune(
-                settings.training,
-                data=data,
-                validation=parts[VALIDATION],
-                output=settings.output,
-                version=settings.version,
-                seed=settings.seed,
-                cpus_per_worker=plan.guard_worker_cpus,
-                gpus_per_worker=plan.guard_worker_gpus,
-            )
-    data.unlink()
+        try:
+            with connect(address=settings.cluster.address):
+                plan = plan_for_cluster(num_env_runners=0, num_learners=0, num_guard_workers=settings.training.workers)
+                card = fine_tune(
+                    settings.training,
+                    data=data,
+                    validation=parts[VALIDATION],
+                    output=settings.output,
+                    version=settings.version,
+                    seed=settings.seed,
+                    cpus_per_worker=plan.guard_worker_cpus,
+                    gpus_per_worker=plan.guard_worker_gpus,
+                )
+        finally:
+            data.unlink()
     save_beside(settings, settings.output)
     print(f"guard {card.version} (digest {card.digest}, threshold {card.thresholds['unsafe']:.3f}): {settings.output}")
 

@@ -2,12 +2,17 @@
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 from tests.tiny_guard import tiny_guard
 from tests.tiny_llama import tiny_llama
 
 ROOT = Path(__file__).parents[1]
+PATIENCE = 120  # seconds until something that must happen counts as never happening
 
 
 def write_inputs(directory: Path) -> None:
@@ -62,3 +67,24 @@ def run(run_dir: Path, inputs: Path, *more: str) -> subprocess.CompletedProcess[
     return subprocess.run(
         command(run_dir, inputs, *more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
     )
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "never happened"
+        time.sleep(0.01)
+
+
+def title(process: psutil.Process) -> str:
+    """Return what a process calls itself; empty if it is gone."""
+    try:
+        return " ".join(process.cmdline()).strip()  # a title that a process gave itself is padded
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def titles_below(pid: int) -> list[str]:
+    """Return what the descendants of a process call themselves."""
+    return [title(process) for process in psutil.Process(pid).children(recursive=True)]

@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +10,6 @@ import psutil
 import pyarrow.parquet as pq
 
 from tests import tiny_loop
-
-PATIENCE = 120  # seconds until something that must happen counts as never happening
 
 
 def lines_of(process: subprocess.Popen[str]) -> Callable[[str], None]:
@@ -27,31 +24,16 @@ def lines_of(process: subprocess.Popen[str]) -> Callable[[str], None]:
     return until
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "never happened"
-        time.sleep(0.01)
-
-
 def in_the_middle(phase: str, folder: Path, process: subprocess.Popen[str], until: Callable[[str], None]) -> None:
     """Wait until a long phase is halfway; the others are short: their beginning is their middle."""
     if phase == "synthesize":
-        children = psutil.Process(process.pid).children
-        wait_for(lambda: any("Synthesizer" in title(child) for child in children(recursive=True)))
+        tiny_loop.wait_for(lambda: any("Synthesizer" in title for title in tiny_loop.titles_below(process.pid)))
     elif phase == "curate":
-        wait_for(lambda: list(folder.glob("curation/stages/03-*")))
+        tiny_loop.wait_for(lambda: list(folder.glob("curation/stages/03-*")))
     elif phase == "train":
-        wait_for(lambda: list(folder.glob(".guard.training/*")))
+        tiny_loop.wait_for(lambda: list(folder.glob(".guard.training/*")))
     elif phase == "attack":
         until("1 of 2: ")
-
-
-def title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline()).strip()  # a title that a process gave itself is padded
-    except psutil.NoSuchProcess:
-        return ""
 
 
 def phases(run_dir: Path) -> dict[str, dict]:
@@ -68,12 +50,12 @@ def kill_in(index: int, phase: str, command: list[str], run_dir: Path) -> None:
         in_the_middle(phase, run_dir / "rounds" / f"{index:02d}", process, until)
         # Ray's two agents look for the rest of their node once a minute, and hold nothing of the run.
         children = psutil.Process(process.pid).children(recursive=True)
-        workers = [child for child in children if not title(child).endswith("Agent")]
+        workers = [child for child in children if not tiny_loop.title(child).endswith("Agent")]
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-    _, left = psutil.wait_procs(workers, timeout=PATIENCE)
+    _, left = psutil.wait_procs(workers, timeout=tiny_loop.PATIENCE)
     assert not left, f"processes of a killed run live on: {left}"
 
 

@@ -1,6 +1,7 @@
 """The guard directory on a real, tiny classifier, and the pieces of its training that need no Ray."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -77,6 +78,23 @@ def test_a_damaged_or_foreign_directory_is_refused(directory, tmp_path):
     (tmp_path / "guard.json").write_text(json.dumps({**card, "taxonomy": ["hate"]}))
     with pytest.raises(ValueError, match="another version of the taxonomy"):
         GuardCard.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "values", [{"temperature": 0}, {"window": 0}, {"thresholds": {}}, {"thresholds": {"hate": 0.5}}, {"taxonomy": None}]
+)
+def test_a_card_with_values_that_cannot_be_is_refused(directory, tmp_path, values):
+    card = json.loads((directory / "guard.json").read_text())
+    (tmp_path / "guard.json").write_text(json.dumps({**card, **values}))
+    with pytest.raises(ValueError, match="is damaged|no guard directory"):
+        GuardCard.read(tmp_path)
+
+
+def test_notes_beside_a_guard_do_not_damage_it(directory, tmp_path):
+    shutil.copytree(directory, tmp_path / "guard")
+    (tmp_path / "guard" / "README.md").write_text("made for the help desk")
+    (tmp_path / "guard" / ".DS_Store").write_bytes(b"x")
+    assert Guard.from_pretrained(tmp_path / "guard").card.digest == content_digest(directory)
 
 
 def test_the_digest_is_of_the_contents(directory):

@@ -86,5 +86,5 @@ def test_the_same_command_again_does_nothing_again(finished_loop, loop_inputs):
 
 def test_other_settings_do_not_mix_with_a_run(finished_loop, loop_inputs):
     refused = tiny_loop.run(finished_loop, loop_inputs, "--seed", "5")
-    assert refused.returncode == 1 and "begun with other settings" in refused.stdout
+    assert refused.returncode == 1 and "begun with another seed" in refused.stdout
     assert "Traceback" not in refused.stdout

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from ray.util.state import list_actors, list_jobs
 
+from guardrail.models import cache_dir
 from tests.integration.test_serve import free_port, until
 
 ROOT = Path(__file__).parents[2]
@@ -22,11 +23,15 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def cluster():
-    """A cluster as `ray start --head` makes it; yields the dashboard's URL and the metrics' URL."""
+    """A cluster as `ray start --head` makes it; yields the dashboard's URL, the metrics' URL and its cache folder."""
     temp = tempfile.mkdtemp(prefix="rg-", dir="/tmp")  # sockets lie in it: pytest's folders have too long names
     port, dashboard, metrics = free_port(), free_port(), free_port()
     # `python` in the entry point is the one that runs these tests.
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    cache = Path(temp) / "cache"
+    environment["RAYGUARD_CACHE"] = str(cache)
+    cache.mkdir()
+    (cache / "models").symlink_to(cache_dir() / "models")
     head = subprocess.Popen(
         [
             *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"),
@@ -39,7 +44,7 @@ def cluster():
     urls = f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}"
     try:
         until(lambda: answers(f"{urls[0]}/api/version") and answers(urls[1]), "the dashboard answers", seconds=120)
-        yield urls
+        yield *urls, cache
     finally:
         head.send_signal(signal.SIGTERM)
         head.wait(timeout=60)
@@ -53,14 +58,14 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_a_submitted_loop_runs_and_shows_in_the_dashboard(cluster, tmp_path):
-    dashboard, metrics = cluster
-    run_dir = tmp_path / "smoke"
+def test_a_submitted_loop_runs_and_shows_in_the_dashboard(cluster):
+    dashboard, metrics, cache = cluster
+    run_dir = cache / "runs" / "smoke"
     submission = subprocess.Popen(
         [
             *(str(Path(sys.executable).with_name("ray")), "job", "submit", f"--address={dashboard}"),
             *("--submission-id=rayguard-loop", "--working-dir=.", "--", "python", "jobs/adversarial_loop.py"),
-            *("--config", "jobs/configs/smoke.yaml", f"--run-dir={run_dir}"),
+            *("--config", "jobs/configs/smoke.yaml"),
         ],
         cwd=ROOT,
         stdout=subprocess.PIPE,

@@ -1,11 +1,12 @@
 """The run directory: a phase that has ended is never run again, one that has not leaves no trace in the manifest."""
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from jobs.run import Manifest, Run, RunError
+from jobs.run import Manifest, Run, RunError, run_directory
 from jobs.settings import LoopSettings
 
 
@@ -57,8 +58,25 @@ def test_one_process_at_a_time_has_a_run(tmp_path):
 def test_a_run_is_not_continued_with_other_settings(tmp_path):
     with opened(tmp_path):
         pass
-    with pytest.raises(RunError, match="begun with other settings .*config.yaml.*--run-dir"):
+    with pytest.raises(RunError, match="begun with another seed .*config.yaml.*--run-dir"):
         opened(tmp_path, seed=4)
+
+
+def test_a_run_may_be_moved_and_continued_elsewhere(tmp_path):
+    with opened(tmp_path / "here"):
+        pass
+    (tmp_path / "here").rename(tmp_path / "there")
+    opened(tmp_path / "there", cluster={"address": "10.0.0.1:6379"})
+
+
+def test_the_relative_run_directory_of_a_submitted_job_outlives_its_working_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYGUARD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    assert run_directory(Path("runs/x")) == tmp_path / "runs/x"
+    (tmp_path / "_ray_pkg_0123").mkdir()
+    monkeypatch.chdir(tmp_path / "_ray_pkg_0123")
+    assert run_directory(Path("runs/x")) == tmp_path / "cache/runs/x"
+    assert run_directory(tmp_path / "y") == tmp_path / "y"
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"phases": {}}', "[]"])

@@ -1,0 +1,36 @@
+"""Ctrl-C in a phase that a library runs: the loop ends in order, says how to go on, and does."""
+
+import json
+import shutil
+import signal
+import subprocess
+
+import pytest
+
+from tests import tiny_loop
+
+
+def without(run_dir, first):
+    """Take the phases from one on out of a run's manifest: the next call begins there."""
+    path = run_dir / "manifest.json"
+    manifest = json.loads(path.read_text())
+    keys = list(manifest["phases"])
+    manifest["phases"] = {key: manifest["phases"][key] for key in keys[: keys.index(first)]}
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(("first", "sign"), [("00/train", "TrainController"), ("01/attack", "VLLMEnvRunner")])
+def test_an_interrupted_loop_says_how_to_go_on(finished_loop, loop_inputs, tmp_path, first, sign):
+    run_dir = tmp_path / "tiny"
+    shutil.copytree(finished_loop, run_dir, symlinks=True)
+    without(run_dir, first)
+    process = subprocess.Popen(
+        tiny_loop.command(run_dir, loop_inputs), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    tiny_loop.wait_for(lambda: any(sign in title for title in tiny_loop.titles_below(process.pid)))
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=tiny_loop.PATIENCE)
+    assert process.returncode == 130, printed
+    assert f"interrupted; the same command goes on in {run_dir}" in " ".join(printed.split())
+    assert "Traceback" not in printed
+    assert first not in json.loads((run_dir / "manifest.json").read_text())["phases"]

@@ -1,0 +1,59 @@
+"""What `fine_tune` refuses, and what it takes for its own earlier work; the training itself is an integration test."""
+
+import pytest
+from transformers import BertConfig, RobertaConfig
+
+from guardrail.records import make_record, write_records
+from guardrail.training import TrainingConfig, _check_window, _discard_other_training, fine_tune
+
+RECORDS = [make_record(text, unsafe=unsafe, source="s") for text, unsafe in (("a", True), ("b", False))]
+
+
+def refused(output, tmp_path, **config):
+    write_records(RECORDS, tmp_path / "data.parquet")
+    with pytest.raises(ValueError, match="exists and is no guard|reads at most") as error:
+        fine_tune(
+            TrainingConfig(**config),
+            data=tmp_path / "data.parquet",
+            validation=RECORDS,
+            output=output,
+            version="v",
+            seed=0,
+        )
+    return str(error.value)
+
+
+def test_what_is_no_guard_is_not_written_over(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter-1.txt").write_text("years of work")
+    assert "exists and is no guard" in refused(tmp_path / "thesis", tmp_path)
+    assert (tmp_path / "thesis" / "chapter-1.txt").read_text() == "years of work"
+    assert "exists and is no guard" in refused(tmp_path / "data.parquet", tmp_path)
+
+
+def test_a_window_longer_than_the_base_reads_is_refused(tmp_path):
+    assert "reads at most 512 tokens" in refused(tmp_path / "guard", tmp_path, window=513)
+    RobertaConfig(max_position_embeddings=514).save_pretrained(tmp_path / "roberta")
+    BertConfig(max_position_embeddings=64).save_pretrained(tmp_path / "bert")
+    for name, longest in (("roberta", 512), ("bert", 64)):
+        _check_window(str(tmp_path / name), longest)
+        with pytest.raises(ValueError, match=f"at most {longest}"):
+            _check_window(str(tmp_path / name), longest + 1)
+
+
+def test_only_a_training_of_the_same_settings_and_data_is_gone_on_with(tmp_path):
+    data, work = tmp_path / "data.parquet", tmp_path / ".guard.training"
+    data.write_bytes(b"1")
+    settings = {"data": str(data), "seed": 1}
+
+    def kept():
+        _discard_other_training(work, settings)
+        found = (work / "state").exists()
+        (work / "state").touch()
+        return found
+
+    assert [kept(), kept()] == [False, True]
+    data.write_bytes(b"2")
+    assert [kept(), kept()] == [False, True]
+    settings["seed"] = 2
+    assert [kept(), kept()] == [False, True]
