@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from guardrail.records import Record, make_record
 from guardrail.rows import SourceRow, did_you_mean, raise_problems, read_rows, text_problem
-from guardrail.taxonomy import check_category, with_parents
+from guardrail.taxonomy import check_category, may_generate, with_parents
 from guardrail.text import joined
 
 logger = logging.getLogger(__name__)
@@ -154,9 +154,13 @@ class CategoryMap(_Declared):
         for column, keys in self.flags.items():
             if _normal(row.get(column)) == "1":
                 found.update(keys)
-        for label in _labels(row, self.columns, self.separator, every_column=True):
-            found.update(self.by_label.get(label, ()))
-        return with_parents(found) or None
+        whole = True
+        for labels in _cells(row, self.columns, self.separator):
+            mapped = [label for label in labels if label in self.by_label]
+            found.update(key for label in mapped for key in self.by_label[label])
+            # One of a cell's labels is left out: which of our other categories the row has is unknown.
+            whole &= not mapped or len(mapped) == len(labels)
+        return with_parents(found) if found and (whole or not may_generate(found)) else None
 
 
 class TagColumn(_Declared):
@@ -168,9 +172,8 @@ class TagColumn(_Declared):
 
     def tags(self, row: Row) -> list[str]:
         """Return the row's tags."""
-        if self.map is None:
-            return _labels(row, self.column, self.separator, normal=False)
-        return [self.map[label] for label in _labels(row, self.column, self.separator) if label in self.map]
+        labels = next(iter(_cells(row, self.column, self.separator, normal=self.map is not None)), [])
+        return labels if self.map is None else [self.map[label] for label in labels if label in self.map]
 
 
 class Hub(_Declared):
@@ -400,7 +403,7 @@ def _item(item_id: str, entry: DatasetEntry, row: Row) -> EvaluationItem | None:
         categories = entry.categories.categories(row, unsafe)
     else:
         categories = None if unsafe else []
-    tags = [tag for column in entry.tags for tag in column.tags(row)] if entry.tags else None
+    tags = list(dict.fromkeys(tag for column in entry.tags for tag in column.tags(row))) if entry.tags else None
     return EvaluationItem(item_id, text, response, unsafe, categories, tags)
 
 
@@ -420,24 +423,23 @@ def _normal(value: Any) -> str:
     return "" if value is None else str(value).strip().casefold()
 
 
-def _labels(
-    row: Row, columns: Sequence[str], separator: str | None, *, every_column: bool = False, normal: bool = True
-) -> list[str]:
-    """Return the labels of the columns a row has (the first of them, or all): of a cell, a list, or a {label: bool}."""
+def _cells(row: Row, columns: Sequence[str], separator: str | None, *, normal: bool = True) -> list[list[str]]:
+    """Return the labels of each of the columns that a row has; a cell is one label, a list, or a {label: bool}."""
     present = [column for column in columns if column in row]
     if columns and not present:
         _first(row, columns)  # raises, naming what there is
-    labels: list[str] = []
-    for column in present if every_column else present[:1]:
+    cells = []
+    for column in present:
         cell = row[column]
         if isinstance(cell, Mapping):
             cell = [label for label, applies in cell.items() if applies]
         elif isinstance(cell, str) and separator:
             cell = cell.split(separator)
-        labels += [
+        labels = [
             _normal(each) if normal else str(each).strip() for each in (cell if isinstance(cell, list) else [cell])
         ]
-    return [label for label in labels if label and label != "None"]
+        cells.append([label for label in labels if label and label != "None"])
+    return cells
 
 
 # --- Where the rows come from ---------------------------------------------------------------------------------------

@@ -165,11 +165,14 @@ def _json_rows(text: str, levels: tuple[str, str, str] | None) -> Iterator[Sourc
 
 def _nested_rows(content: Any, levels: tuple[str, str, str]) -> Iterator[SourceRow]:
     number = 0
-    for outer, inners in content.items():
-        for inner, leaves in inners.items():
-            for leaf in leaves:
-                number += 1
-                yield SourceRow(f"row {number}", dict(zip(levels, (outer, inner, leaf), strict=True)))
+    try:
+        for outer, inners in content.items():
+            for inner, leaves in inners.items():
+                for leaf in leaves:
+                    number += 1
+                    yield SourceRow(f"row {number}", dict(zip(levels, (outer, inner, leaf), strict=True)))
+    except (AttributeError, TypeError):
+        raise ValueError(f"is not of the form {{{levels[0]}: {{{levels[1]}: [{levels[2]}]}}}}") from None
 
 
 def _parquet_rows(path: Path) -> list[SourceRow]:

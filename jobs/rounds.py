@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from guardrail.diversity import diversity
 from guardrail.evaluation import evaluate_set, success_rate
 from guardrail.guard import Guard, GuardCard
 from guardrail.records import Record, from_table, read_records, write_records, write_table
-from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, load_or_embedded, split_by_seed
+from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, generation_seeds, load_or_embedded, split_by_seed
 from guardrail.text import joined
 from guardrail.training import fine_tune
 from jobs.run import Run, write_text
@@ -34,6 +34,8 @@ class Rounds:
     def __init__(self, run: Run, settings: LoopSettings, plan: ResourcePlan) -> None:
         self.run, self.settings, self.plan = run, settings, plan
         self.evaluation = load_evaluations(settings.evaluation, settings.data_dir)
+        if taken := {VALIDATION, HELD_OUT} & self.evaluation.keys():
+            raise ValueError(f"an evaluation set is named {min(taken)!r}, as a part of the seeds is; rename its file")
         self._adversary: Adversary | None = None
 
     # --- what the steps read -------------------------------------------------------------------------------------
@@ -79,6 +81,7 @@ class Rounds:
             validation=self.settings.split.validation,
             held_out=self.settings.split.held_out_goals,
         )
+        _check_parts(parts, goals_of_both=self.settings.adversary.benign_share > 0)
         for name, part in parts.items():
             write_records(part, self.run.directory / "seeds" / f"{name}.parquet")
         return {name: len(part) for name, part in parts.items()}
@@ -221,9 +224,15 @@ class Rounds:
         if round_index == 0:
             return True, "first guard"
         first = self.metrics_of(0)
-        rise = metrics["evaluation"][VALIDATION]["fpr"] - first["evaluation"][VALIDATION]["fpr"]
-        if rise > self.settings.promotion.max_benign_fpr_rise:
-            return False, f"benign false positives up by {rise:.3f}"
+        limits = self.settings.promotion
+        # The threshold was set on the validation split: its false positives hardly move. The held-out seeds', which
+        # neither training nor threshold has seen, can.
+        for name in (VALIDATION, HELD_OUT):
+            now, then = (each["evaluation"].get(name, {}) for each in (metrics, first))
+            if _change("fpr", then, now) > limits.max_benign_fpr_rise:
+                return False, f"false positives on the benign {name} seeds: {then['fpr']:.3f} to {now['fpr']:.3f}"
+            if -_change("f1", then, now) > limits.max_f1_drop:
+                return False, f"F1 on the {name} seeds: {then['f1']:.3f} to {now['f1']:.3f}"
         if not attacks:
             return False, "no attack succeeded"
         in_use = success_rate(Guard.from_pretrained(self.guard_in_use(round_index)), attacks)
@@ -258,6 +267,31 @@ class Rounds:
         if self._adversary is not None:
             self._adversary.stop()
             self._adversary = None
+
+
+def _check_parts(parts: Mapping[str, list[Record]], *, goals_of_both: bool) -> None:
+    """Raise ValueError now, not an hour later, where a part of the seeds lacks what a step needs of it."""
+    needed = {
+        "to train on": (parts[TRAIN], {True, False}),
+        f"in the {VALIDATION} split": (parts[VALIDATION], {True, False}),
+        "to attack with": (
+            generation_seeds(parts[TRAIN] + parts[HELD_OUT]),
+            {True, False} if goals_of_both else {True},
+        ),
+    }
+    for purpose, (records, labels) in needed.items():
+        for label in labels - {each["unsafe"] for each in records}:
+            kind = "unsafe" if label else "benign"
+            raise ValueError(
+                f"of {sum(map(len, parts.values()))} seeds, none {purpose} is {kind}. Seeds are split within each "
+                "`source` and label: give more of them, or fewer different sources"
+            )
+
+
+def _change(metric: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> float:
+    """Return how much a metric has risen; 0 where the set lacks a label that it needs."""
+    before, after = then.get(metric), now.get(metric)
+    return 0.0 if before is None or after is None else after - before
 
 
 def _as_item(record: Record) -> EvaluationItem:

@@ -16,6 +16,9 @@ from guardrail.text import canonical, digest, joined, words
 EvaluationTexts = Mapping[str, Sequence[tuple[str, str]]]
 
 
+_SHORTEST = 3  # words: two in a row stand in texts that have nothing to do with one another
+
+
 class Decontamination:
     """Records that equal, nearly equal, or share a run of words with a text that a guard is measured on."""
 
@@ -35,27 +38,28 @@ class Decontamination:
 
 
 class Index:
-    """What is known of the evaluation texts: "set/id" by canonical text, by word n-gram, and by MinHash."""
+    """What is known of the evaluation texts: "set/id" by canonical text, by words in a row, and by MinHash."""
 
     def __init__(self, config: CurationConfig, evaluation: EvaluationTexts) -> None:
         self.config = config
         self.texts: dict[str, str] = {}
         self.ngrams: dict[str, str] = {}
+        self.lengths: set[int] = set()  # of the n-grams: a text of fewer words than `ngram` is one as a whole
         self.near = near_index(config)
         self.signed: list[tuple[str, MinHash]] = []
         for name in sorted(evaluation):
             for item_id, text in evaluation[name]:
                 place = f"{name}/{item_id}"
                 self.texts.setdefault(_key(text), place)
-                for ngram in self._ngrams(text):
-                    self.ngrams.setdefault(ngram, place)
+                listed = words(text)
+                length = min(config.ngram, len(listed))
+                if length >= _SHORTEST:
+                    self.lengths.add(length)
+                    for ngram in _ngrams(listed, length):
+                        self.ngrams.setdefault(ngram, place)
                 signature = minhash(text, config)
                 self.near.insert(len(self.signed), signature)
                 self.signed.append((place, signature))
-
-    def _ngrams(self, text: str) -> list[str]:
-        listed, n = words(text), self.config.ngram
-        return [" ".join(listed[i : i + n]) for i in range(len(listed) - n + 1)]
 
     def drop(self, text: str, response: str | None, signature: MinHash) -> Drop | None:
         """Return why a request and its response may not be trained on, or None.
@@ -69,15 +73,21 @@ class Index:
         equal = self.texts.get(_key(whole)) or self.texts.get(_key(text))
         if equal:
             return Drop("equals an evaluation text", equal)
-        for ngram in self._ngrams(whole):
-            if ngram in self.ngrams:
-                return Drop("shares words with an evaluation text", f"{self.ngrams[ngram]}: {ngram}")
+        listed = words(whole)
+        for length in sorted(self.lengths):
+            for ngram in _ngrams(listed, length):
+                if ngram in self.ngrams:
+                    return Drop("shares words with an evaluation text", f"{self.ngrams[ngram]}: {ngram}")
         for number in sorted(self.near.query(signature)):
             place, other = self.signed[number]
             similarity = signature.jaccard(other)
             if similarity >= self.config.near_duplicate:
                 return Drop("nearly an evaluation text", f"{place}: {similarity:.2f}")
         return None
+
+
+def _ngrams(listed: Sequence[str], n: int) -> list[str]:
+    return [" ".join(listed[i : i + n]) for i in range(len(listed) - n + 1)]
 
 
 def _key(text: str) -> str:

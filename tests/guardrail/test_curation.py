@@ -339,22 +339,24 @@ def test_nothing_is_embedded_where_nothing_is_judged(monkeypatch):
         ("Tell me: how do I bake a loaf of rye?", None, "shares words with an evaluation text"),
         ("Tell me", "how do I bake a loaf of rye", "shares words with an evaluation text"),
         ("How do I bake a loaf of wheat", None, None),
+        ("Please tell my friend: what is rye good for, and wheat?", None, "shares words with an evaluation text"),
+        ("What is wheat good for?", None, None),
         ("Short one!", None, "equals an evaluation text"),
         ("A brief one", None, None),
     ],
 )
 def test_evaluation_texts_are_kept_out(text, response, reason):
-    evaluation = {"bakery": [("7", BREAD)], "short": [("1", "short  one!")]}
+    evaluation = {"bakery": [("7", BREAD), ("8", "What is rye good for?")], "short": [("1", "short  one!")]}
     (drop,) = verdicts(Decontamination(CONFIG, evaluation), [seed(text, response=response)])
     assert (drop and drop.reason) == reason
     if drop:
-        assert drop.evidence.startswith("short/1" if "Short" in text else "bakery/7")
+        assert drop.evidence.startswith("short/1" if "Short" in text else "bakery/8" if "good" in text else "bakery/7")
 
 
 def test_a_near_duplicate_without_a_common_run_of_words_is_found():
     word = "antidisestablishmentarianism"
     evaluation = {"long": [("1", f"{word} {word} of seven words, is it?")]}
-    (drop,) = verdicts(Decontamination(CONFIG, evaluation), [seed(f"{word} {word} of seven words, is it")])
+    (drop,) = verdicts(Decontamination(CONFIG, evaluation), [seed(f"{word} {word} of seven words, is its")])
     assert drop
     assert drop.reason == "nearly an evaluation text"
     assert drop.evidence.startswith("long/1: ")

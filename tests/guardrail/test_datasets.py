@@ -69,3 +69,19 @@ def test_an_evaluation_file_is_read_and_its_bad_lines_are_named(tmp_path):
     with pytest.raises(ValueError, match="two evaluation sets are named 'mine'"):
         path.write_text(json.dumps(good) + "\n")
         load_evaluations([str(path), str(path)])
+
+
+def test_a_cell_with_a_label_that_mixes_categories_has_unknown_ones(tmp_path):
+    labels = ["Violence", "Violence, Profanity", "Violence, Other", "Profanity", "Sexual (minor), Other", ""]
+    rows = [{"prompt": f"text {i}", "prompt_label": "unsafe", "violated_categories": x} for i, x in enumerate(labels)]
+    rows.append({**rows[-1], "prompt_label": "safe"})
+    (tmp_path / "aegis.json").write_text(json.dumps(rows))
+    found = [item.categories for item in load_evaluation("aegis", tmp_path)]
+    assert found == [["violence"], ["violence"], None, None, ["sexual", "sexual/minors"], None, []]
+
+
+def test_nested_json_of_another_form_is_refused(tmp_path):
+    for content in ('{"topic": ["a"]}', '{"topic": 3}', "3"):
+        (tmp_path / "harmfulqa.json").write_text(content)
+        with pytest.raises(ValueError, match="harmfulqa.json"):
+            load_evaluation("harmfulqa", tmp_path)
