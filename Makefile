@@ -29,7 +29,7 @@ lint: setup  ## check style, imports and types
 	$(VENV)/bin/mypy
 
 lock:  ## resolve requirements.lock anew (needs uv; UV_ARGS="--find-links DIR" where torch's CPU wheels are)
-	uv pip compile pyproject.toml --extra serve --extra train --extra attack-cpu --extra dev --python-version 3.11 \
+	uv pip compile pyproject.toml --extra serve --extra train --extra attack-cpu --extra models --extra dev --python-version 3.11 \
 	  --override lock-overrides.txt --no-annotate --no-header --no-emit-find-links --no-emit-index-url $(UV_ARGS) \
 	  --output-file requirements.lock
 

@@ -138,6 +138,11 @@ class Engine:
             yield "lm_head.weight", embeddings
 
 
+def memory_share(wanted: float, gpus: float) -> float:
+    """Return the share of an accelerator's memory for an engine that reserves `gpus` of it: at most 0.9 of that."""
+    return min(wanted, 0.9 * gpus) if gpus else wanted
+
+
 def _use_all_cores() -> None:
     """Let this thread compute on all cores.
 

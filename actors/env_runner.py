@@ -17,7 +17,7 @@ from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from actors.config import AdversaryConfig
-from actors.engine import Completion, Engine
+from actors.engine import Completion, Engine, memory_share
 from actors.styles import STYLE
 from guardrail.models import resolve
 
@@ -54,7 +54,7 @@ class VLLMEnvRunner(EnvRunner):
             resolve(self.adversary.model),
             max_tokens=self.adversary.max_prompt_tokens + self.adversary.max_new_tokens,
             seed=config.seed or 0,
-            gpu_memory=self.adversary.gpu_memory,
+            gpu_memory=memory_share(self.adversary.gpu_memory, config.num_gpus_per_env_runner),
             kv_cache_gib=self.adversary.kv_cache_gib,
             dtype="float32",  # the learner's: in bf16 the probe's bound cannot hold
         )

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from actors.engine import Completion, Engine
+from actors.engine import Completion, Engine, memory_share
 from guardrail.models import resolve
 from guardrail.records import SCHEMA, Record, from_table, to_table, write_table
 from guardrail.synthesis import Request, SynthesisConfig, requests, synthetic_record
@@ -18,14 +18,14 @@ from guardrail.text import digest
 class Synthesizer:
     """A Ray Data actor: one engine that answers batches of synthesis requests."""
 
-    def __init__(self, config: dict[str, Any], seed: int) -> None:
+    def __init__(self, config: dict[str, Any], seed: int, num_gpus: float) -> None:
         self.config = SynthesisConfig.model_validate(config)
         self.seed = seed
         self.engine = Engine(
             resolve(self.config.model),
             max_tokens=self.config.max_prompt_tokens + self.config.max_new_tokens,
             seed=seed,
-            gpu_memory=self.config.gpu_memory,
+            gpu_memory=memory_share(self.config.gpu_memory, num_gpus),
             kv_cache_gib=self.config.kv_cache_gib,
         )
 
@@ -88,7 +88,7 @@ def synthesize(
         table = table.append_column(name, pa.array([getattr(request, name) for request in asked]))
     answers = ray.data.from_arrow(table).map_batches(
         Synthesizer,
-        fn_constructor_args=(config.model_dump(), seed),
+        fn_constructor_args=(config.model_dump(), seed, num_gpus),
         batch_format="pyarrow",
         batch_size=config.batch_size,
         zero_copy_batch=True,

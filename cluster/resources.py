@@ -1,5 +1,6 @@
 """How much of a cluster each actor reserves, so that everything fits at once on two cores as on a rack."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -25,10 +26,11 @@ def plan(cpus: float, gpus: float, *, num_env_runners: int, num_learners: int, n
 
     Env runners, learners and the scorer live through all phases and share all CPUs but one, at most one each: parts of
     Ray Data want a whole CPU, and wait for ever where there is none. Guard workers and data tasks share what is left,
-    in turn. Accelerators are shared likewise: engines and learners have theirs for good, guard workers as much again.
+    in turn. Of accelerators, DDP workers have one each, for NCCL wants two ranks on two of them; engines and whatever
+    learner or guard worker is alone share the others evenly.
 
     Raises:
-        ValueError: there are not two CPUs.
+        ValueError: there are not two CPUs, or too few accelerators.
     """
     if cpus < 2:
         raise ValueError(
@@ -37,16 +39,26 @@ def plan(cpus: float, gpus: float, *, num_env_runners: int, num_learners: int, n
     lasting = num_env_runners + num_learners + 1
     share = _floored(min(1.0, (cpus - 1) / lasting))
     left = cpus - share * lasting
-    gpu_users = num_env_runners + num_learners + num_guard_workers
-    gpu_share = _floored(min(1.0, gpus / gpu_users)) if gpu_users and gpus > 0 else 0.0
+    whole = sum(count for count in (num_learners, num_guard_workers) if count > 1)
+    sharing = num_env_runners + sum(count for count in (num_learners, num_guard_workers) if count == 1)
+    others = int(gpus) - whole
+    if gpus and others < (1 if sharing else 0):
+        raise ValueError(
+            f"the cluster has {gpus:g} accelerators and needs {whole + (1 if sharing else 0)}: one for each of several "
+            "learners (adversary.learners) and guard workers (training.workers), and one for the engines; add nodes or "
+            "ask for fewer"
+        )
+    # An actor's share lies on one accelerator: each takes as many actors as divide them evenly.
+    gpu_share = _floored(1 / math.ceil(sharing / others)) if gpus and sharing else 0.0
+    gpus_by_count = {0: 0.0, 1: gpu_share}
     return ResourcePlan(
         env_runner_cpus=share,
         env_runner_gpus=gpu_share,
         learner_cpus=share,
-        learner_gpus=gpu_share,
+        learner_gpus=gpus_by_count.get(num_learners, 1.0 if gpus else 0.0),
         scorer_cpus=share,
         guard_worker_cpus=_floored(min(1.0, left / max(1, num_guard_workers))),
-        guard_worker_gpus=gpu_share,
+        guard_worker_gpus=gpus_by_count.get(num_guard_workers, 1.0 if gpus else 0.0),
         data_task_cpus=_floored(min(1.0, left / 2)),
     )
 

@@ -1,7 +1,9 @@
 """`python -m serve`: the newest promoted guard behind the moderation API, until Ctrl-C or SIGTERM."""
 
 import argparse
+import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -33,8 +35,10 @@ def run(guard: Path, host: str, port: int) -> None:
 
     Raises:
         ValueError: the directory is no guard, or a damaged one.
-        ConnectionError: RAY_ADDRESS names a cluster that does not answer.
+        OSError: the port is taken, or RAY_ADDRESS names a cluster that does not answer.
     """
+    if "RAY_ADDRESS" not in os.environ:
+        _check_free(host, port)
     card = load_checked(guard).card  # a replica would refuse it too, but only once a cluster is up, and at length
     stop = threading.Event()
     with connect():
@@ -49,6 +53,18 @@ def run(guard: Path, host: str, port: int) -> None:
             print("Shutting down.", flush=True)
         finally:
             _shut_down()
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raise OSError where another process listens: Serve would share its port, and half the requests would be its."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise OSError(
+                f"cannot listen on {host}:{port} ({error.strerror}); stop what does, or give --port"
+            ) from None
 
 
 def _shut_down() -> None:

@@ -80,15 +80,21 @@ def batch_units(requests: Sequence[Sequence[str]]) -> int:
 
 
 def load_checked(directory: Path) -> Guard:
-    """Load a guard and have it judge a sentence.
+    """Load a guard and have it judge a sentence and a text of more than one window.
 
     Raises:
-        ValueError: it is no guard directory, is damaged, or its scores are not numbers.
+        ValueError: it is no guard directory, is damaged, cannot read its window, or its scores are not numbers.
         OSError: its files cannot be read.
     """
     guard = Guard.from_pretrained(directory)
-    (verdict,) = guard.classify([_SMOKE_TEXT])
-    if not all(math.isfinite(score) for score in (verdict.score, *verdict.categories.values())):
+    # The second is longer than a window: positions that the model does not have show there first.
+    try:
+        verdicts = guard.classify([_SMOKE_TEXT, "a " * (guard.card.window + 1)])
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(
+            f"the guard in {directory} cannot read a window of {guard.card.window} tokens ({error})"
+        ) from error
+    if not all(math.isfinite(score) for v in verdicts for score in (v.score, *v.categories.values())):
         raise ValueError(f"the guard in {directory} gives scores that are not numbers")
     return guard
 

@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from cluster.observability import METRICS
+from cluster.resources import plan
+from jobs.settings import LoopSettings
 
 CLUSTER = Path("cluster")
 
@@ -33,6 +35,46 @@ def test_the_service_and_the_job_name_what_exists():
     job = yaml.safe_load((CLUSTER / "kuberay" / "rayjob.yaml").read_text())
     for word in job["spec"]["entrypoint"].split():
         assert not word.startswith("jobs/") or Path(word).exists()
+
+
+PRESET = LoopSettings(**yaml.safe_load(Path("jobs/configs/cluster.yaml").read_text()))
+
+
+def of_ray_up():
+    nodes = yaml.safe_load((CLUSTER / "ray-cluster.yaml").read_text())["available_node_types"].values()
+    return [(node.get("min_workers", 0), node["resources"]) for node in nodes]
+
+
+def of_kuberay():
+    job = yaml.safe_load((CLUSTER / "kuberay" / "rayjob.yaml").read_text())
+    for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        yield group["minReplicas"], {"CPU": float(limits["cpu"]), "GPU": float(limits.get("nvidia.com/gpu", 0))}
+
+
+@pytest.mark.parametrize("nodes", [of_ray_up, of_kuberay])
+def test_the_preset_fits_on_the_clusters_that_are_shipped(nodes):
+    nodes = list(nodes())
+    cpus, gpus = (sum(count * resources.get(key, 0) for count, resources in nodes) for key in ("CPU", "GPU"))
+    adversary = PRESET.adversary
+    made = plan(
+        cpus,
+        gpus,
+        num_env_runners=adversary.env_runners,
+        num_learners=adversary.learners,
+        num_guard_workers=PRESET.training.workers,
+    )
+    assert made.env_runner_gpus >= 0.5 and PRESET.synthesis.engines * made.env_runner_gpus <= gpus
+
+
+@pytest.mark.parametrize("name", ["rayjob", "rayservice"])
+def test_heads_on_kubernetes_name_the_ports_that_others_reach_them_on(name):
+    spec = yaml.safe_load((CLUSTER / "kuberay" / f"{name}.yaml").read_text())["spec"]
+    cluster = spec.get("rayClusterSpec") or spec["rayClusterConfig"]
+    (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in head["ports"]}
+    assert ports.items() >= {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}.items()
+    assert name == "rayjob" or ports["serve"] == 8000
 
 
 def test_all_cluster_files_ask_for_tokens():

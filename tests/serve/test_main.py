@@ -1,0 +1,36 @@
+"""What `python -m serve` refuses before it starts a cluster."""
+
+import json
+import socket
+
+import pytest
+
+from serve.__main__ import main
+from serve.app import load_checked
+from tests.tiny_guard import tiny_guard
+
+
+def test_a_port_that_is_taken_is_refused_even_by_one_who_would_share_it(capsys, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as Serve's proxy does
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert main(["--guard", "absent", "--port", str(port)]) == 2
+    assert f"cannot listen on 127.0.0.1:{port} (Address already in use)" in capsys.readouterr().err
+
+
+def test_a_missing_guard_is_named_with_what_to_do(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("serve.__main__._check_free", lambda host, port: None)
+    assert main(["--runs-dir", str(tmp_path)]) == 2
+    assert "run make loop first" in capsys.readouterr().err
+
+
+def test_a_guard_that_cannot_read_its_window_is_refused(tmp_path):
+    guard = tiny_guard(tmp_path / "guard")
+    load_checked(guard)
+    card = json.loads((guard / "guard.json").read_text())
+    (guard / "guard.json").write_text(json.dumps({**card, "window": 4096}))
+    with pytest.raises(ValueError, match="cannot read a window of 4096 tokens"):
+        load_checked(guard)
