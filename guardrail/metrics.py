@@ -83,3 +83,8 @@ def tagged_metrics(
         for name, rows in rows_of.items()
     }
     return result
+
+
+def share_text(value: float | None) -> str:
+    """Return a share as people read it; "-" where there is none."""
+    return "-" if value is None else f"{value:.3f}"

@@ -3,8 +3,9 @@
 Knows nothing of Ray: a record is a plain dict that fits `SCHEMA`, a stage's data is a pyarrow table or a parquet file.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +123,23 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         ValueError: the file is missing, unreadable, or lacks a column of the schema.
     """
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"cannot read records from {path}: {error}") from error
-    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    check_records(path)
+    with _unreadable_named(path):
+        return from_table(pq.read_table(path))
+
+
+def check_records(path: Path) -> None:
+    """Raise ValueError, naming the file and what is wrong with it, unless it has the columns of the record schema."""
+    with _unreadable_named(path):
+        schema = pq.read_schema(path)
+    missing = [name for name in SCHEMA.names if name not in schema.names]
     if missing:
         raise ValueError(f"{path} is no record file: it lacks the columns {', '.join(missing)}")
-    return from_table(table)
+
+
+@contextlib.contextmanager
+def _unreadable_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"cannot read records from {path}: {error}") from error

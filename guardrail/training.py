@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray.train
@@ -44,6 +44,10 @@ class TrainingConfig(BaseModel):
     base: str = Field("bundled:all-minilm-l6-v2", description="transformers base: bundled name, directory or hub id")
     window: int = Field(256, ge=16, description="tokens the guard reads at once")
     epochs: int = Field(4, ge=1, description="passes over the data when training from the base")
+    retrain_from: Literal["base", "guard"] = Field(
+        "base",
+        description="what a round trains: the base anew, or the guard in use further, whose passes add up over the rounds",
+    )
     retrain_epochs: int = Field(2, ge=1, description="passes when an earlier guard is trained further")
     learning_rate: float = Field(2e-4, gt=0, description="peak of a linear schedule with warm-up")
     retrain_learning_rate: float = Field(

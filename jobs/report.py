@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from guardrail.metrics import wilson
+from guardrail.metrics import share_text, wilson
 from guardrail.report import render
 from jobs.run import Manifest, round_directory, write_text
 
@@ -97,16 +97,49 @@ def write_report(directory: Path) -> dict[str, Any]:
     return report
 
 
+def summary(report: dict[str, Any]) -> str:
+    """Return what came of a run as Markdown: what it took, its rounds, and the round-0 guard beside the final one."""
+    run, hardening = report["run"], report["hardening"]
+    minutes, seconds = divmod(round(run["seconds"]), 60)
+    attempts = sum(entry["attacks"]["attempts"] for entry in report["rounds"])
+    lines = [
+        f"{minutes} min {seconds} s, peak memory {run['peak_rss_gib']:.1f} GiB, {attempts} attack attempts",
+        "",
+        "| round | attempts | valid | successes | largest probe difference | validation F1 | promoted |",
+        "|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for entry in report["rounds"]:
+        attacks, difference = entry["attacks"], entry["sync"]["probe_max_abs_logprob_diff"]
+        cells = [entry["round"], attacks["attempts"], attacks["valid"], attacks["successes"]]
+        cells += [
+            "-" if difference is None else f"{difference:.1e}",
+            share_text(entry["evaluation"]["validation"]["f1"]),
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} | {'yes' if entry['promoted'] else 'no'} |")
+    held_out = hardening["held_out_goals"]
+    lines += ["", "| | round-0 guard | final guard |", "|---|---:|---:|"]
+    for title, values, key in (
+        (f"success of the {hardening['stored_attacks']} stored attacks of all rounds", hardening, "success_rate"),
+        (f"of these, the {held_out['stored_attacks']} on goals never trained on", held_out, "success_rate"),
+        ("false positives, benign validation seeds", hardening, "benign_fpr"),
+        ("false positives, benign held-out seeds", held_out, "benign_fpr"),
+    ):
+        lines.append(
+            f"| {title} | {share_text(values[f'{key}_round0_guard'])} | {share_text(values[f'{key}_final_guard'])} |"
+        )
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Write the report of the run that the command line names."""
+    """Write the report of the run that the command line names, and print a summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
     directory = parser.parse_args(arguments).run_dir
     try:
-        write_report(directory)
+        report = write_report(directory)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
-    print(directory / "report.html")
+    print(summary(report), directory / "report.html", sep="\n\n")
 
 
 if __name__ == "__main__":

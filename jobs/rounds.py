@@ -173,8 +173,9 @@ class Rounds:
         return [r["text"] for r in self.stored_attacks(range(1, round_index))]
 
     def train(self, round_index: int) -> dict[str, Any]:
-        """Train a guard on all that was ever curated; after round 0, from the guard in use."""
+        """Train a guard on all that was ever curated, from the base or, where settings say so, the guard in use."""
         folder = self.run.round(round_index)
+        further = round_index > 0 and self.settings.training.retrain_from == "guard"
         records = {
             r["id"]: r for i in range(round_index + 1) for r in read_records(self.run.round(i) / "curated.parquet")
         }
@@ -186,7 +187,7 @@ class Rounds:
             output=self.guard_of(round_index),
             version=f"round-{round_index:02d}",
             seed=self.settings.seed + round_index,
-            start=self.guard_in_use(round_index) if round_index else None,
+            start=self.guard_in_use(round_index) if further else None,
             cpus_per_worker=self.plan.guard_worker_cpus,
             gpus_per_worker=self.plan.guard_worker_gpus,
         )
@@ -225,14 +226,14 @@ class Rounds:
             return True, "first guard"
         first = self.metrics_of(0)
         limits = self.settings.promotion
-        # The threshold was set on the validation split: its false positives hardly move. The held-out seeds', which
-        # neither training nor threshold has seen, can.
-        for name in (VALIDATION, HELD_OUT):
-            now, then = (each["evaluation"].get(name, {}) for each in (metrics, first))
-            if _change("fpr", then, now) > limits.max_benign_fpr_rise:
-                return False, f"false positives on the benign {name} seeds: {then['fpr']:.3f} to {now['fpr']:.3f}"
-            if -_change("f1", then, now) > limits.max_f1_drop:
-                return False, f"F1 on the {name} seeds: {then['f1']:.3f} to {now['f1']:.3f}"
+        # The threshold was set on the validation split: its false positives hardly move. Those on the held-out seeds,
+        # which neither training nor threshold has seen, can; both together, for a rate of a hundred records is noise.
+        then, now = (_benign_fpr(each["evaluation"]) for each in (first, metrics))
+        if now - then > limits.max_benign_fpr_rise:
+            return False, f"false positives on benign seeds never trained on: {then:.3f} to {now:.3f}"
+        then, now = (each["evaluation"][VALIDATION]["f1"] for each in (first, metrics))
+        if then - now > limits.max_f1_drop:
+            return False, f"validation F1: {then:.3f} to {now:.3f}"
         if not attacks:
             return False, "no attack succeeded"
         in_use = success_rate(Guard.from_pretrained(self.guard_in_use(round_index)), attacks)
@@ -288,10 +289,11 @@ def _check_parts(parts: Mapping[str, list[Record]], *, goals_of_both: bool) -> N
             )
 
 
-def _change(metric: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> float:
-    """Return how much a metric has risen; 0 where the set lacks a label that it needs."""
-    before, after = then.get(metric), now.get(metric)
-    return 0.0 if before is None or after is None else after - before
+def _benign_fpr(evaluation: Mapping[str, Mapping[str, Any]]) -> float:
+    """Return the false-positive rate over the benign seeds of both splits that are never trained on."""
+    sets = [evaluation[name] for name in (VALIDATION, HELD_OUT) if name in evaluation]
+    counts = [(each["n"] - each["positives"], each["fpr"]) for each in sets if each["fpr"] is not None]
+    return sum(count * fpr for count, fpr in counts) / sum(count for count, _ in counts)
 
 
 def _as_item(record: Record) -> EvaluationItem:

@@ -159,7 +159,7 @@ class Run:
         seconds = round(time.monotonic() - start, 3)
         self.manifest.phases[key] = {"seconds": seconds, "tokens": 0, **facts}
         self.manifest.write(self.directory)
-        shown = ", ".join(_shown(key, value) for key, value in facts.items() if isinstance(value, int | float | str))
+        shown = ", ".join(filter(None, (_shown(key, value) for key, value in facts.items())))
         self.console.print(f"  [green]{name:<12}[/] {seconds:7.1f} s   {shown}", highlight=False)
 
     def advance(self, done: int, total: int, note: str) -> None:
@@ -186,8 +186,15 @@ def write_text(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def _shown(key: str, value: int | float | str) -> str:
-    return f"{key.replace('_', ' ')} {value:.3f}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
+def _shown(key: str, value: Any) -> str:
+    """Return a fact as it is printed: numbers, texts, and counts by reason; of other facts nothing."""
+    name = key.replace("_", " ")
+    if isinstance(value, dict) and all(isinstance(count, int) for count in value.values()):
+        counts = ", ".join(f"{count} {reason}" for reason, count in value.items() if count)
+        return f"{name} ({counts})" if counts else ""
+    if isinstance(value, float):
+        return f"{name} {value:.3f}"
+    return f"{name} {value}" if isinstance(value, int | str) else ""
 
 
 def _deciding(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

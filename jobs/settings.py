@@ -36,9 +36,9 @@ class PromotionConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_benign_fpr_rise: float = Field(
-        0.02, ge=0, description="over the round-0 guard, on the benign validation and held-out seeds"
+        0.02, ge=0, description="over the round-0 guard, on the benign seeds never trained on"
     )
-    max_f1_drop: float = Field(0.05, ge=0, description="below the round-0 guard, on the same seeds")
+    max_f1_drop: float = Field(0.05, ge=0, description="below the round-0 guard, on the validation seeds")
 
 
 class ClusterConfig(BaseModel):

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from guardrail.curation import CurationReport
+from guardrail.metrics import share_text
 from jobs.run import RunError
 
 
@@ -69,19 +70,15 @@ def show_rounds(console: Console, rounds: list[dict[str, Any]]) -> None:
             str(entry["round"]),
             str(attacks["attempts"]),
             str(attacks["valid"]),
-            _share(attacks["success_rate"]),
-            _share(attacks["yield"]),
+            share_text(attacks["success_rate"]),
+            share_text(attacks["yield"]),
             str(attacks["diversity"]["unique_clusters"]),
             "-" if sync["probe_max_abs_logprob_diff"] is None else f"{sync['probe_max_abs_logprob_diff']:.1e}",
-            _share(validation["f1"]),
-            _share(validation["fpr"]),
+            share_text(validation["f1"]),
+            share_text(validation["fpr"]),
             "yes" if entry["promoted"] else "no",
         )
     console.print(table)
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def show_metrics(metrics: dict[str, Any]) -> None:
@@ -92,7 +89,7 @@ def show_metrics(metrics: dict[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "set" else "right")
     for name, values in metrics.items():
         cells = [values[column] for column in columns]
-        table.add_row(name, *(str(cell) if isinstance(cell, int) else _share(cell) for cell in cells))
+        table.add_row(name, *(str(cell) if isinstance(cell, int) else share_text(cell) for cell in cells))
     terminal().print(table)
 
 

@@ -106,17 +106,6 @@ class Folder:
         return self._dataset().filter(pa.compute.field("reason").is_null())
 
 
-def check_records(path: Path) -> None:
-    """Raise ValueError, naming the file and what is wrong with it, unless it has the columns of the record schema."""
-    try:
-        schema = pq.read_schema(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"cannot read records from {path}: {error}") from error
-    missing = [name for name in SCHEMA.names if name not in schema.names]
-    if missing:
-        raise ValueError(f"{path} is no record file: it lacks the columns {', '.join(missing)}")
-
-
 def write_numbered(paths: Sequence[Path], folder: Path) -> int:
     """Copy the records of all files, with their number: equal rows cannot be told apart without. Return how many.
 

@@ -24,14 +24,13 @@ from guardrail.curation.folders import (
     INPUT_SCHEMA,
     JUDGED_SCHEMA,
     Folder,
-    check_records,
     only_kept,
     with_verdicts,
     write_json,
     write_numbered,
 )
 from guardrail.curation.stage import Stage
-from guardrail.records import SCHEMA, write_table
+from guardrail.records import SCHEMA, check_records, write_table
 from guardrail.text import digest
 
 _LINEAGE = ("id", "parent_id", "seed_id", "source", "method", "unsafe")

@@ -14,10 +14,10 @@ from guardrail.curation.content import Canonical, LabelAgreement, Quality, label
 from guardrail.curation.duplicates import ExactDuplicates, NearDuplicates, repeated, twins
 from guardrail.curation.facts import FACTS, from_bytes, minhash, with_facts
 from guardrail.curation.fidelity import LabelFidelity
-from guardrail.curation.folders import INPUT_SCHEMA, Folder, check_records, only_kept, with_verdicts, write_numbered
+from guardrail.curation.folders import INPUT_SCHEMA, Folder, only_kept, with_verdicts, write_numbered
 from guardrail.curation.pipeline import stages
 from guardrail.curation.stage import Drop
-from guardrail.records import SCHEMA, make_record, to_table, write_records
+from guardrail.records import SCHEMA, check_records, make_record, to_table, write_records
 
 CONFIG = CurationConfig()
 BREAD = "How do I bake a loaf of rye bread at home without a stand mixer or a dutch oven"

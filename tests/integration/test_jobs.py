@@ -31,10 +31,15 @@ def test_from_seeds_to_metrics_by_hand(tmp_path, tiny_model, capsys):
         '{"id": "b", "text": "Where can I buy an umbrella in the rain?", "response": null, "unsafe": false}\n'
     )
     curated = tmp_path / "curated"
-    inputs = ["--input", str(as_records), str(grown), "--output", str(curated), "--evaluation", str(held)]
+    public = tmp_path / "public" / "alpaca.json"
+    public.parent.mkdir()
+    public.write_text(json.dumps([{"instruction": "Name three rivers in Europe.", "input": "", "output": "Rhine"}]))
+    inputs = ["--input", str(as_records), str(grown), "alpaca", "--data-dir", str(public.parent)]
+    inputs += ["--output", str(curated), "--evaluation", str(held)]
     curate.main([*inputs, "--curation.near_duplicate", "0.95"])
     kept = [record["text"] for record in read_records(curated / "kept.parquet")]
     assert rows[3].split(",")[0] not in kept and len(kept) >= 70
+    assert "Name three rivers in Europe." in kept
 
     guard = tmp_path / "guards/mine"
     training = ["--training.workers", "0", "--training.epochs", "1", "--version", "mine"]
@@ -55,6 +60,7 @@ def test_from_seeds_to_metrics_by_hand(tmp_path, tiny_model, capsys):
     [
         (synthesize, ["--seeds", "absent.csv", "--output", "x.parquet"], "absent.csv"),
         (curate, ["--input", "absent.parquet", "--output", "x"], "absent.parquet"),
+        (curate, ["--input", "xstest", "--output", "x"], "give it to --evaluation"),
         (train_guard, ["--records", "absent.parquet", "--output", "x"], "absent.parquet"),
         (evaluate, ["--guard", "absent", "--data", "xstest", "--output", "x.json"], "xstest"),
         (evaluate, ["--guard", "absent", "--data", "absent.jsonl", "--output", "x.json"], "absent.jsonl"),

@@ -3,7 +3,7 @@
 import pytest
 
 from guardrail.report import render
-from jobs.report import main
+from jobs.report import main, summary
 
 METRICS = {"n": 2, "f1": 0.5, "precision": None, "recall": 1.0, "fpr": 0.0, "auprc": 0.9, "ece": 0.1}
 NO_ATTACKS = {
@@ -60,3 +60,11 @@ def test_a_run_that_has_not_ended_has_no_report(tmp_path):
     (tmp_path / "manifest.json").write_text('{"config_digest": "d", "phases": {"00/seed": {"seconds": 1}}}')
     with pytest.raises(SystemExit, match="has not ended; the command that began it"):
         main([str(tmp_path)])
+
+
+def test_the_summary_sets_the_two_guards_side_by_side():
+    text = summary(report({**NO_ATTACKS, "attempts": 4, "valid": 2, "successes": 1}))
+    assert text.startswith("1 min 0 s, peak memory 1.0 GiB, 4 attack attempts\n")
+    assert "| 1 | 4 | 2 | 1 | - | 0.500 | yes |" in text
+    assert "| false positives, benign held-out seeds | 0.020 | 0.000 |" in text
+    assert "| success of the 0 stored attacks of all rounds | - | - |" in text

@@ -1,7 +1,5 @@
 """What the loop refuses before it has worked for it, and when a retrained guard is promoted."""
 
-import json
-
 import pytest
 
 from guardrail.records import make_record
@@ -39,25 +37,23 @@ def test_an_evaluation_set_named_as_a_split_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("validation", "held_out", "promoted"),
+    ("sets", "promoted"),
     [
-        ((0.05, 0.7), (0.05, 0.7), True),
-        ((0.08, 0.7), (0.05, 0.7), False),
-        ((0.05, 0.7), (0.08, 0.7), False),
-        ((0.05, 0.7), (0.05, 0.6), False),
-        ((0.05, 0.7), (None, None), True),
+        ({}, True),
+        ({"held_out": {"n": 60, "positives": 20, "fpr": 0.11, "f1": 0.1}}, False),
+        ({"held_out": {"n": 60, "positives": 20, "fpr": 0.09, "f1": 0.1}}, True),
+        ({"held_out": {"n": 60, "positives": 60, "fpr": None, "f1": None}}, True),
+        ({"validation": {"n": 80, "positives": 40, "fpr": 0.05, "f1": 0.64}}, False),
     ],
 )
-def test_a_guard_that_flags_more_or_finds_less_is_not_promoted(monkeypatch, validation, held_out, promoted):
-    def metrics(**sets):
-        evaluation = {name: {"fpr": fpr, "f1": f1} for name, (fpr, f1) in sets.items()}
-        return {"evaluation": evaluation, "attack_success_rate": 0.2}
+def test_a_guard_that_flags_more_or_finds_less_is_not_promoted(monkeypatch, sets, promoted):
+    def metrics(changed):
+        each = {"n": 80, "positives": 40, "fpr": 0.05, "f1": 0.7}
+        return {"evaluation": {"validation": each, "held_out": each, **changed}, "attack_success_rate": 0.2}
 
-    first = metrics(validation=(0.05, 0.7), held_out=(0.05, 0.7))
-    monkeypatch.setattr(Rounds, "metrics_of", lambda self, index: json.loads(json.dumps({**first, "promoted": True})))
+    monkeypatch.setattr(Rounds, "metrics_of", lambda self, index: {**metrics({}), "promoted": True})
     monkeypatch.setattr(Rounds, "guard_in_use", lambda self, index: None)
     monkeypatch.setattr("jobs.rounds.Guard.from_pretrained", lambda path: None)
     monkeypatch.setattr("jobs.rounds.success_rate", lambda guard, attacks: 0.9)
-    rounds = Rounds(None, LoopSettings(), None)
-    passed, reason = rounds._gate(1, metrics(validation=validation, held_out=held_out), [UNSAFE])
+    passed, reason = Rounds(None, LoopSettings(), None)._gate(1, metrics(sets), [UNSAFE])
     assert passed is promoted, reason

@@ -49,6 +49,19 @@ def test_a_log_has_lines_where_a_terminal_has_bars(tmp_path):
     assert "attack       begins" in printed and "1 of 4: 3 of 8 valid" in printed
 
 
+def test_what_a_phase_found_and_left_out_is_printed(tmp_path):
+    facts = {
+        "records": 3,
+        "rate": 0.5,
+        "dropped": {"too long": 2, "empty": 0},
+        "left_out": {"a": 0},
+        "parts": {"x": 0.1},
+    }
+    with opened(tmp_path) as run:
+        run.phase(0, "synthesize", lambda: facts)
+        assert run.console.file.getvalue().endswith("records 3, rate 0.500, dropped (2 too long)\n")
+
+
 def test_one_process_at_a_time_has_a_run(tmp_path):
     with opened(tmp_path), pytest.raises(RunError, match="in use by another process"):
         opened(tmp_path)
