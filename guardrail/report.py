@@ -16,10 +16,23 @@ def render(report: dict[str, Any]) -> str:
         report=report,
         reasons=reasons,
         sets=list(report["rounds"][0]["evaluation"]),
+        comparison=comparison(report["hardening"]),
         figure=_figure(report["rounds"]),
         share=lambda value: "–" if value is None else f"{100 * value:.1f}%",
         number=lambda value: "–" if value is None else f"{value:.3f}",
     )
+
+
+def comparison(hardening: dict[str, Any]) -> list[tuple[str, float | None, float | None]]:
+    """Return what is set side by side of the round-0 and the final guard: title, and a share in [0, 1] of each."""
+    held_out = hardening["held_out_goals"]
+    rows = (
+        (f"success of the {hardening['stored_attacks']} stored attacks of all rounds", hardening, "success_rate"),
+        (f"of these, the {held_out['stored_attacks']} on goals never trained on", held_out, "success_rate"),
+        ("false positives, benign validation seeds", hardening, "benign_fpr"),
+        ("false positives, benign held-out seeds", held_out, "benign_fpr"),
+    )
+    return [(title, of[f"{key}_round0_guard"], of[f"{key}_final_guard"]) for title, of, key in rows]
 
 
 def _figure(rounds: list[dict[str, Any]]) -> str:

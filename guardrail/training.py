@@ -46,7 +46,7 @@ class TrainingConfig(BaseModel):
     epochs: int = Field(4, ge=1, description="passes over the data when training from the base")
     retrain_from: Literal["base", "guard"] = Field(
         "base",
-        description="what a round trains: the base anew, or the guard in use further, whose passes add up over the rounds",
+        description="what a round trains: the base anew, or the guard in use further, whose passes then add up",
     )
     retrain_epochs: int = Field(2, ge=1, description="passes when an earlier guard is trained further")
     learning_rate: float = Field(2e-4, gt=0, description="peak of a linear schedule with warm-up")

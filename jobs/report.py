@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from guardrail.metrics import share_text, wilson
-from guardrail.report import render
+from guardrail.report import comparison, render
 from jobs.run import Manifest, round_directory, write_text
 
 NO_DIVERSITY = {"self_bleu": None, "unique_clusters": 0, "mean_distance": None}
@@ -99,7 +99,7 @@ def write_report(directory: Path) -> dict[str, Any]:
 
 def summary(report: dict[str, Any]) -> str:
     """Return what came of a run as Markdown: what it took, its rounds, and the round-0 guard beside the final one."""
-    run, hardening = report["run"], report["hardening"]
+    run = report["run"]
     minutes, seconds = divmod(round(run["seconds"]), 60)
     attempts = sum(entry["attacks"]["attempts"] for entry in report["rounds"])
     lines = [
@@ -116,17 +116,9 @@ def summary(report: dict[str, Any]) -> str:
             share_text(entry["evaluation"]["validation"]["f1"]),
         ]
         lines.append(f"| {' | '.join(map(str, cells))} | {'yes' if entry['promoted'] else 'no'} |")
-    held_out = hardening["held_out_goals"]
     lines += ["", "| | round-0 guard | final guard |", "|---|---:|---:|"]
-    for title, values, key in (
-        (f"success of the {hardening['stored_attacks']} stored attacks of all rounds", hardening, "success_rate"),
-        (f"of these, the {held_out['stored_attacks']} on goals never trained on", held_out, "success_rate"),
-        ("false positives, benign validation seeds", hardening, "benign_fpr"),
-        ("false positives, benign held-out seeds", held_out, "benign_fpr"),
-    ):
-        lines.append(
-            f"| {title} | {share_text(values[f'{key}_round0_guard'])} | {share_text(values[f'{key}_final_guard'])} |"
-        )
+    for title, first, final in comparison(report["hardening"]):
+        lines.append(f"| {title} | {share_text(first)} | {share_text(final)} |")
     return "\n".join(lines)
 
 

@@ -22,6 +22,7 @@ def entry(index, attacks):
     return {
         "round": index,
         "promoted": True,
+        "reason": "first guard",
         "attacks": attacks,
         "sync": {"updates": 0, "probe_max_abs_logprob_diff": None, "weight_distance": None},
         "evaluation": {"validation": METRICS},
