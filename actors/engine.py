@@ -87,12 +87,18 @@ class Engine:
         return self.tokenizer(prompt)["input_ids"]
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, n: int, max_new_tokens: int, temperature: float
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        n: int,
+        max_new_tokens: int,
+        temperature: float,
+        stop: Sequence[str] = ("\n",),
     ) -> list[list[Completion]]:
-        """Return `n` completions for each prompt (token ids), each at most one line."""
+        """Return `n` completions for each prompt (token ids), each up to the first of `stop`: by default, one line."""
         from vllm import SamplingParams
 
-        params = SamplingParams(n=n, max_tokens=max_new_tokens, temperature=temperature, logprobs=0, stop=["\n"])
+        params = SamplingParams(n=n, max_tokens=max_new_tokens, temperature=temperature, logprobs=0, stop=list(stop))
         inputs = [{"prompt_token_ids": list(ids)} for ids in prompts]
         _use_all_cores()
         outputs = self.llm.generate(inputs, params, use_tqdm=False)
