@@ -1,0 +1,281 @@
+"""A guard behind a moderation endpoint as OpenAI defined it: ours, OpenAI's, anyone's; measured and attacked by HTTP.
+
+A service tells its decision (`flagged`) and a score for each category, but no threshold and no P(unsafe). So decisions
+are the service's own, and where texts are ranked (AUPRC, say) a text's score is that of its highest category: it can be
+low in a text that is flagged. Texts leave this machine; they are never logged, nor is the key.
+"""
+
+import email.utils
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError
+
+from guardrail.datasets import EvaluationItem
+from guardrail.guard import LABELS, UNSAFE, Guard
+from guardrail.metrics import tagged_metrics
+from guardrail.text import joined
+
+logger = logging.getLogger(__name__)
+
+#: The environment variable that holds the service's bearer key; a Ray actor reads that of its own process.
+KEY_VARIABLE = "RAYGUARD_TARGET_KEY"
+
+_TIMEOUT_SECONDS = 60.0
+_LONGEST_BACKOFF_SECONDS = 30.0
+_LONGEST_WAIT_SECONDS = 120.0  # that a service may ask for; a quota that is used up for today is a failure
+_LIST_REFUSALS = frozenset({400, 413, 422})
+_HINTS = {
+    401: f"put the service's key into {KEY_VARIABLE}",
+    403: f"put a key that may ask it into {KEY_VARIABLE}",
+    404: "the URL is that of the endpoint itself, as https://HOST/v1/moderations",
+    405: "the URL is that of the endpoint itself, as https://HOST/v1/moderations",
+}
+_ERROR_CODE = re.compile(r'"(?:code|type)"\s*:\s*"([\w.-]{1,60})"')
+
+
+class Moderation(NamedTuple):
+    """What a service says of n texts.
+
+    Attributes:
+        probabilities: float64 [n, len(LABELS)] in [0, 1]. "unsafe" is the highest score of all the service's
+            categories, known here or not (where it scores none, its decision); of ours that it does not have, 0.
+        flagged: the service's decisions, bool [n].
+    """
+
+    probabilities: np.ndarray
+    flagged: np.ndarray
+
+
+class TargetError(ConnectionError):
+    """A service cannot be measured; the message says why and what to do, and quotes no text.
+
+    Attributes:
+        measured: what it had said before, of the first texts.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.measured = _nothing(0)
+
+
+class _Result(BaseModel):
+    flagged: bool
+    category_scores: dict[str, float | None] = {}
+
+
+class _Answer(BaseModel):
+    model: str | None = None
+    results: list[_Result] = Field(min_length=1)
+
+
+class RemoteGuard:
+    """A moderation endpoint with as much of `Guard`'s surface as measuring and attacking need.
+
+    Args:
+        url: of the endpoint itself, as https://HOST/v1/moderations. Its key, if it wants one, is in `KEY_VARIABLE`.
+        batch: texts in a request; becomes 1 for good once the service refuses a list.
+        tries: of a request that meets 408, 429, 5xx, a timeout or a broken connection. Waits double from one second on,
+            with jitter, and are no shorter than Retry-After asks for.
+        sleep: waits some seconds.
+
+    Raises:
+        ValueError: the URL is none, or carries a password.
+    """
+
+    def __init__(
+        self, url: str, *, batch: int = 32, tries: int = 6, sleep: Callable[[float], object] = time.sleep
+    ) -> None:
+        try:
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"not a URL: {error}") from error
+        if parsed.userinfo:  # it would end up in saved settings and reports
+            raise ValueError(f"the URL of a moderation endpoint must carry no password; put a key into {KEY_VARIABLE}")
+        if not is_url(url) or not parsed.host:
+            raise ValueError(f"{url!r} is no URL of a moderation endpoint, as https://HOST/v1/moderations")
+        self.url, self.batch, self.tries, self._sleep = url, batch, tries, sleep
+        self.model: str | None = None  # as the service last called what it asked
+        key = os.environ.get(KEY_VARIABLE)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx.Client(headers=headers, timeout=_TIMEOUT_SECONDS)
+
+    @property
+    def name(self) -> str:
+        """The service's name for what answered, or its URL where it has told none (yet)."""
+        return self.model or self.url
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """Return `moderate(texts).probabilities`, float64 [len(texts), len(LABELS)]."""
+        return self.moderate(texts).probabilities
+
+    def flagged(self, texts: Sequence[str]) -> np.ndarray:
+        """Return `moderate(texts).flagged`, bool [len(texts)]."""
+        return self.moderate(texts).flagged
+
+    def moderate(self, texts: Sequence[str]) -> Moderation:
+        """Return what the service says of texts; one without visible text is not sent, and is not flagged.
+
+        Raises:
+            TargetError: the service cannot be reached, refuses, or answers something else than moderations.
+        """
+        said = _nothing(len(texts))
+        asked = [index for index, text in enumerate(texts) if text.strip()]  # services refuse the others
+        done = 0
+        try:
+            while done < len(asked):
+                rows = asked[done : done + self.batch]
+                results = self._results([texts[index] for index in rows])
+                if results is None:
+                    self.batch = 1
+                    continue
+                for index, result in zip(rows, results, strict=True):
+                    said.probabilities[index], said.flagged[index] = _row(result), result.flagged
+                done += len(rows)
+        except TargetError as error:
+            first = asked[done]
+            error.measured = Moderation(said.probabilities[:first], said.flagged[:first])
+            raise
+        return said
+
+    def _results(self, texts: list[str]) -> list[_Result] | None:
+        """Return a result for each text; None if they were sent as a list and the service takes one text at a time."""
+        # Half a surrogate pair has no UTF-8.
+        sent = [text.encode("utf-8", "replace").decode() for text in texts]
+        as_list = self.batch > 1
+        response = self._post({"input": sent if as_list else sent[0]})
+        if as_list and response.status_code in _LIST_REFUSALS:
+            return None
+        if not response.is_success:
+            raise TargetError(self._refusal(response))
+        try:
+            answer = _Answer.model_validate_json(response.content)
+        except ValidationError as error:
+            problem = error.errors(include_input=False, include_url=False)[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            raise TargetError(
+                f"{self.url} does not answer as a moderation endpoint does ({where + ': ' if where else ''}"
+                f"{problem['msg']}); {_HINTS[404]}"
+            ) from None
+        if len(answer.results) != len(texts):
+            if as_list:  # a service that reads a list as the parts of one message
+                return None
+            raise TargetError(f"{self.url} gives {len(answer.results)} results for one text")
+        self.model = answer.model or self.model
+        return answer.results
+
+    def _post(self, body: dict[str, Any]) -> httpx.Response:
+        """Return the answer to a request, whatever its status, trying again where that may help."""
+        problem, asked = "", 0.0
+        for attempt in range(self.tries):
+            if attempt:
+                backoff = min(_LONGEST_BACKOFF_SECONDS, 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+                wait = max(backoff, asked)
+                logger.warning("%s: %s; asking again in %.0f s", self.url, problem, wait)
+                self._sleep(wait)
+            try:
+                response = self._client.post(self.url, json=body)
+            except httpx.RequestError as error:
+                problem, asked = type(error).__name__, 0.0
+                continue
+            if response.status_code not in (408, 429) and response.status_code < 500:
+                return response
+            problem, asked = _status(response), _retry_after(response)
+            if asked > _LONGEST_WAIT_SECONDS:
+                raise TargetError(f"{self.url}: {problem}, and asks to wait for {asked:.0f} s; try again after that")
+        raise TargetError(
+            f"{self.url} failed {self.tries} times in a row, the last time with {problem}; see that it runs and can be "
+            "reached from here, then try again"
+        )
+
+    def _refusal(self, response: httpx.Response) -> str:
+        hint = _HINTS.get(response.status_code)
+        if response.is_redirect:
+            hint = "it sends elsewhere, where the key must not follow; give the final URL"
+        return f"{self.url} refuses: {_status(response)}" + (f"; {hint}" if hint else "")
+
+
+def is_url(target: str) -> bool:
+    """Whether a target is a service, not a guard directory."""
+    return target.lower().startswith(("http://", "https://"))
+
+
+def open_guard(target: str) -> Guard | RemoteGuard:
+    """Return the guard that a directory holds, or the service at a URL (which is not asked yet).
+
+    Raises:
+        ValueError: as `Guard.from_pretrained` and `RemoteGuard`.
+    """
+    return RemoteGuard(target) if is_url(target) else Guard.from_pretrained(target)
+
+
+def unsafe_scores(guard: Guard | RemoteGuard, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scores of "unsafe", float64 [n] in [0, 1], and the decisions, bool [n].
+
+    A guard of ours decides by its stored threshold, a service as it does; see `Moderation` for the scores it gives.
+
+    Raises:
+        TargetError: see `RemoteGuard.moderate`.
+    """
+    if isinstance(guard, RemoteGuard):
+        said = guard.moderate(texts)
+        return said.probabilities[:, 0], said.flagged
+    scores = guard.probabilities(texts)[:, 0]
+    return scores, scores >= guard.card.thresholds[UNSAFE]
+
+
+def evaluate_remote(guard: RemoteGuard, items: Sequence[EvaluationItem]) -> dict[str, Any]:
+    """Return the metrics of a service on an evaluation set, as `evaluate_set` does of a guard of ours.
+
+    f1, precision, recall and fpr are of its decisions, the others of its scores. `threshold` and `ece` are None: it
+    tells no threshold, and its highest category is no probability that could be calibrated.
+
+    Raises:
+        TargetError: see `RemoteGuard.moderate`.
+    """
+    scores, flagged = unsafe_scores(guard, [joined(item.text, item.response) for item in items])
+    truth, tags = [item.unsafe for item in items], [item.tags for item in items]
+    ranked = tagged_metrics(truth, scores.tolist(), tags, 0.5)
+    decided = tagged_metrics(truth, flagged.astype(float).tolist(), tags, 0.5)
+    by_tag = {tag: _with_decisions(ranked["tags"][tag], decided["tags"][tag]) for tag in ranked["tags"]}
+    return {**_with_decisions(ranked, decided), "tags": by_tag}
+
+
+def _with_decisions(ranked: dict[str, Any], decided: dict[str, Any]) -> dict[str, Any]:
+    own = {key: decided[key] for key in ("f1", "precision", "recall", "fpr")}
+    return {**ranked, **own, "ece": None, "threshold": None}
+
+
+def _nothing(count: int) -> Moderation:
+    return Moderation(np.zeros((count, len(LABELS))), np.zeros(count, dtype=bool))
+
+
+def _row(result: _Result) -> list[float]:
+    scores = {key: score for key, score in result.category_scores.items() if score is not None}
+    return [max(scores.values(), default=float(result.flagged)), *(scores.get(key, 0.0) for key in LABELS[1:])]
+
+
+def _status(response: httpx.Response) -> str:
+    # Of an error's body only its code: the message may quote the text.
+    code = _ERROR_CODE.search(response.text)
+    return f"HTTP {response.status_code}" + (f" ({code[1]})" if code else "")
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Return the seconds that Retry-After asks for, as a number or as a date; 0 where it says neither."""
+    value = response.headers.get("retry-after", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0
