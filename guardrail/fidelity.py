@@ -42,8 +42,13 @@ def content_overlap(reference: str, text: str) -> float:
 
 def polarity_flipped(reference: str, text: str) -> bool:
     """Whether the text negates, or turns against, what the reference does not; or the other way round."""
+    return any(turned(reference, text))
+
+
+def turned(reference: str, text: str) -> tuple[bool, bool]:
+    """Return whether the text lacks a negation or turning word of the reference, and whether it has one more."""
     before, after = _turns(reference), _turns(text)
-    return bool(before - after) or bool(after - before)
+    return bool(before - after), bool(after - before)
 
 
 def _turns(text: str) -> Counter[str]:

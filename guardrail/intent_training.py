@@ -1,0 +1,180 @@
+"""Training the intent-consistency model, and what it is worth beside the rules it replaces."""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import save_file
+from sklearn.metrics import precision_recall_curve
+
+from guardrail.embedding import Embedder
+from guardrail.fidelity import content_overlap, polarity_flipped
+from guardrail.intent import (
+    CARD_FILE,
+    WEIGHTS_FILE,
+    AlignmentHead,
+    IntentCard,
+    IntentModel,
+    TokenEncoder,
+    pair_batch,
+)
+from guardrail.intent_pairs import Pair
+from guardrail.models import resolve
+
+_LEAST_OVERLAP = 0.3  # of the rules
+
+
+class IntentTrainingConfig(BaseModel):
+    """How the intent-consistency model is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: str = Field("bundled:all-minilm-l6-v2", description="encoder: bundled name, directory or hub id")
+    width: int = Field(128, ge=8, description="of a head")
+    heads: int = Field(2, ge=1, description="that vote, each trained from another start")
+    epochs: int = Field(16, ge=1, description="passes over the pairs")
+    learning_rate: float = Field(1e-3, gt=0, description="peak of a one-cycle schedule")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW")
+    dropout: float = Field(0.3, ge=0, lt=1, description="on features and within the head")
+    batch: int = Field(64, ge=1, description="pairs")
+    template_weight: float = Field(0.3, ge=0, description="of a pair that a template made, beside one made by hand")
+    validation: float = Field(0.15, gt=0, lt=0.5, description="share of the goals whose pairs set the threshold")
+    precision: float = Field(0.9, gt=0, lt=1, description="that the threshold must reach on these pairs")
+
+
+def train_intent(
+    config: IntentTrainingConfig, pairs: Sequence[Pair], output: Path, seed: int, progress: Callable[[str], None]
+) -> IntentModel:
+    """Train on pairs and write heads and `card.json` to `output`, whole or not at all.
+
+    Args:
+        config: how.
+        pairs: all there is to train on; those of some goals set the threshold instead.
+        output: directory to write.
+        seed: decides split, order, dropout and the new weights.
+        progress: called with a line after each epoch.
+
+    Raises:
+        ValueError: the pairs have one label only.
+    """
+    if len({pair.kept for pair in pairs}) < 2:
+        raise ValueError("the intent model needs pairs that are kept and pairs that are not")
+    training, validation = _split(pairs, config.validation, seed)
+    encoder = TokenEncoder(config.base)
+    features = encoder.encode([text for pair in pairs for text in (pair.goal, pair.attack)])
+    training = [pair for pair in training if pair.goal in features and pair.attack in features]
+    heads = []
+    for index in range(config.heads):
+        head = _train_head(config, training, features, encoder.features, 1000 * seed + index, progress)
+        heads.append(head)
+    # As they will be stored: what is measured is what ships.
+    weights = {f"{i}.{name}": value.half() for i, head in enumerate(heads) for name, value in head.state_dict().items()}
+    for head in heads:
+        head.half().float()
+    model = IntentModel(encoder, heads, threshold=0.5)
+    scores = model.judged([p.goal for p in validation], [p.attack for p in validation], features)
+    model.threshold = threshold_for_precision(scores, np.array([p.kept for p in validation]), config.precision)
+    counts = {"pairs": len(training), "validation_pairs": len(validation)}
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(weights, partial / WEIGHTS_FILE)
+    write_card(partial, IntentCard(config.base, config.width, config.heads, model.threshold, counts))
+    shutil.rmtree(output, ignore_errors=True)
+    os.replace(partial, output)
+    return model
+
+
+def write_card(directory: Path, card: IntentCard) -> None:
+    """Write `card.json`."""
+    (directory / CARD_FILE).write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
+
+
+def _train_head(
+    config: IntentTrainingConfig,
+    pairs: Sequence[Pair],
+    features: dict[str, torch.Tensor],
+    size: int,
+    seed: int,
+    progress: Callable[[str], None],
+) -> AlignmentHead:
+    torch.manual_seed(seed)
+    random = np.random.default_rng(seed)
+    head = AlignmentHead(size, config.width, config.dropout).train()
+    optimizer = torch.optim.AdamW(head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    starts = range(0, len(pairs), config.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.epochs * len(starts)
+    )
+    for epoch in range(config.epochs):
+        order = random.permutation(len(pairs))
+        total = 0.0
+        for start in starts:
+            chosen = [pairs[i] for i in order[start : start + config.batch]]
+            arguments = pair_batch([p.goal for p in chosen], [p.attack for p in chosen], features)
+            weights = torch.tensor([config.template_weight if p.from_template else 1.0 for p in chosen])
+            truth = torch.tensor([float(p.kept) for p in chosen])
+            loss = F.binary_cross_entropy_with_logits(head(*arguments), truth, weights)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            total += loss.item()
+        progress(f"head {seed % 1000 + 1}, epoch {epoch + 1} of {config.epochs}: loss {total / len(starts):.3f}")
+    return head.eval()
+
+
+def _split(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """Return pairs to train on and pairs to set the threshold on, of other goals; those of templates set none."""
+    goals = sorted({pair.goal for pair in pairs})
+    order = np.random.default_rng(seed).permutation(len(goals))
+    chosen = {goals[i] for i in order[: round(len(goals) * share)]}
+    validation = [pair for pair in pairs if pair.goal in chosen and not pair.from_template]
+    return [pair for pair in pairs if pair.goal not in chosen], validation
+
+
+def threshold_for_precision(scores: np.ndarray, kept: np.ndarray, precision: float) -> float:
+    """Return the lowest threshold that has the precision with at least ten pairs over it; 1 where none has it."""
+    precisions, recalls, thresholds = precision_recall_curve(kept, scores)
+    enough = recalls[:-1] * kept.sum() >= min(10, kept.sum())
+    reached = np.flatnonzero((precisions[:-1] >= precision) & enough)
+    return float(thresholds[reached[0]]) if len(reached) else 1.0
+
+
+def rule_scores(pairs: Sequence[Pair], embedder: str) -> np.ndarray:
+    """Return what the rules say of pairs: cosine where overlap and polarity allow it, -1 where not; [n].
+
+    A threshold over it sweeps the similarity, the rules' only graded part.
+    """
+    encoder = Embedder(resolve(embedder))
+    goals, attacks = encoder.encode([p.goal for p in pairs]), encoder.encode([p.attack for p in pairs])
+    similarity = (goals * attacks).sum(axis=1)
+    allowed = [
+        content_overlap(p.goal, p.attack) >= _LEAST_OVERLAP and not polarity_flipped(p.goal, p.attack) for p in pairs
+    ]
+    return np.where(allowed, similarity, -1.0)
+
+
+def measured(scores: np.ndarray, kept: np.ndarray, threshold: float) -> dict[str, float]:
+    """Return precision and recall at a threshold, and the best precision at recall 0.5 or more, of scores [n]."""
+    said = scores >= threshold
+    hits = int((said & kept).sum())
+    return {
+        "precision": hits / max(1, int(said.sum())),
+        "recall": hits / max(1, int(kept.sum())),
+        "precision_at_recall_0.5": precision_at_recall(scores, kept, 0.5),
+    }
+
+
+def precision_at_recall(scores: np.ndarray, kept: np.ndarray, recall: float) -> float:
+    """Return the best precision that scores have at this recall or more."""
+    precisions, recalls, _ = precision_recall_curve(kept, scores)
+    return float(precisions[recalls >= recall].max())
