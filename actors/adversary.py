@@ -1,19 +1,56 @@
-"""The adversary of the loop: one `GRPO` algorithm kept over the rounds, its checkpoints, its attempts as records."""
+"""The adversary of the loop: one `GRPO` algorithm kept over the rounds, its checkpoints, its attempts as a table.
+
+Every iteration leaves its attempts, the archive and a checkpoint on disk: a round that is killed goes on after the last
+iteration that ended, and no success is lost.
+"""
 
 import dataclasses
+import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from actors.archive import category_of
 from actors.config import AdversaryConfig
 from actors.grpo import GRPO, GRPOConfig
+from actors.reward_worker import ATTEMPTS, Summary
 from cluster.resources import ResourcePlan
-from guardrail.guard import GuardCard
-from guardrail.records import Record, record_id, to_table
+from guardrail.records import Record, from_table
+
+_PROGRESS = "progress.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Iteration:
+    """One policy update.
+
+    Attributes:
+        summary: of the attempts.
+        learner: the update's loss terms; empty where there was nothing to learn from.
+        sync: `probe_max_abs_logprob_diff` and `weight_distance` after the weight sync; empty likewise.
+        seconds: by phase: generate, score, update, sync.
+    """
+
+    summary: Summary
+    learner: dict[str, float]
+    sync: dict[str, float]
+    seconds: dict[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads."""
+        cells = [[*cell, *counts] for cell, counts in self.summary.cells.items()]
+        return {**dataclasses.asdict(self), "summary": {**dataclasses.asdict(self.summary), "cells": cells}}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Iteration":
+        """Return what `as_json` wrote."""
+        cells = {(category, style): (n, m) for category, style, n, m in values["summary"]["cells"]}
+        return cls(**{**values, "summary": Summary(**{**values["summary"], "cells": cells})})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,22 +58,19 @@ class Outcome:
     """What a round of attacking brought.
 
     Attributes:
-        attempts: every attempt, see `GRPO.attempts`.
+        attempts: every attempt, a table of `ATTEMPTS`.
         goals_left_out: how many goals could not be used, by reason.
-        attacker: version of the attacker that the round ended with.
-        syncs: `probe_max_abs_logprob_diff` and `weight_distance` after each weight sync.
-        seconds: by phase: generate, score, update, sync.
-        tokens: generated.
-        learner: the last update's loss terms.
+        iterations: in order.
     """
 
-    attempts: list[dict[str, Any]]
+    attempts: pa.Table
     goals_left_out: dict[str, int]
-    attacker: str
-    syncs: list[dict[str, float]]
-    seconds: dict[str, float]
-    tokens: int
-    learner: dict[str, float]
+    iterations: list[Iteration]
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each phase, over the iterations."""
+        names = dict.fromkeys(name for each in self.iterations for name in each.seconds)
+        return {name: round(sum(each.seconds.get(name, 0.0) for each in self.iterations), 3) for name in names}
 
 
 class Adversary:
@@ -56,91 +90,96 @@ class Adversary:
         self,
         round_index: int,
         goals: Sequence[Record],
-        guard: Path,
-        archive: Sequence[str],
-        after_iteration: Callable[[int, Sequence[dict[str, Any]]], None],
+        guard: str,
+        directory: Path,
+        after_iteration: Callable[[int, Iteration], None],
+        *,
+        updates: int | None = None,
+        guard_version: str = "",
+        earlier: Sequence[Record] = (),
+        learn: bool = True,
     ) -> Outcome:
-        """Train the attackers for a round against a guard.
+        """Train the attackers for a round against a guard, or go on with a round that was killed.
 
         Args:
             round_index: of the loop, from 1.
             goals: records to attack with.
-            guard: directory of the guard.
-            archive: texts of earlier successes, for novelty.
-            after_iteration: called with how many iterations are done and the attempts of the last one.
+            guard: directory or moderation URL of the guard.
+            directory: where attempts, archive and checkpoint of the round are kept; all nodes see it.
+            after_iteration: called with how many iterations are done, and the last one.
+            updates: policy updates of the whole round; None: those of the settings.
+            guard_version: name that records of attempts give the guard.
+            earlier: successes of earlier rounds, records with a `style`, for novelty.
+            learn: whether the attackers learn; if not, the round measures them as they are.
         """
+        directory = directory.resolve()  # actors have folders of their own
+        directory.mkdir(parents=True, exist_ok=True)
         algorithm = self.algorithm
-        algorithm.start_round(round_index, goals, str(guard.resolve()), archive)  # actors have folders of their own
-        result: dict[str, Any] = {}
-        for done in range(1, self.config.iterations + 1):
-            before = len(algorithm.attempts)
-            result = algorithm.train()
-            after_iteration(done, algorithm.attempts[before:])
-        learner = result.get("learners", {}).get("default_policy", {})
-        return Outcome(
-            attempts=algorithm.attempts,
-            goals_left_out=algorithm.goals_left_out,
-            attacker=f"{self.config.model.removeprefix('bundled:')}/round-{round_index:02d}",
-            syncs=algorithm.syncs,
-            seconds={name: round(value, 3) for name, value in algorithm.phase_seconds.items()},
-            tokens=algorithm.generated_tokens,
-            learner={name: float(value) for name, value in learner.items() if isinstance(value, int | float)},
+        algorithm.start_round(
+            round_index,
+            goals,
+            guard if "://" in guard else str(Path(guard).resolve()),
+            str(directory),
+            target_version=guard_version,
+            attacker_version=f"{self.config.model.removeprefix('bundled:')}/round-{round_index:02d}",
+            earlier=[(category_of(r), r["style"], r["id"], r["text"]) for r in earlier],
+            learn=learn,
         )
+        iterations = self.restore(directory) if (directory / _PROGRESS).exists() else []
+        while len(iterations) < (updates or self.config.iterations):
+            result = algorithm.train()
+            terms = result.get("learners", {}).get("default_policy", {}) if algorithm.sync else {}
+            learner = {name: float(value) for name, value in terms.items() if isinstance(value, int | float)}
+            assert algorithm.summary is not None
+            iterations.append(Iteration(algorithm.summary, learner, algorithm.sync, algorithm.phase_seconds))
+            self._save(directory, iterations)
+            after_iteration(len(iterations), iterations[-1])
+        return Outcome(read_attempts(directory), algorithm.goals_left_out, iterations)
 
-    def save(self, directory: Path, round_index: int) -> None:
-        """Keep the adversary as it is after a round; the last two rounds are kept, as a killed round starts over."""
-        partial = directory / ".partial"
+    def _save(self, directory: Path, iterations: Sequence[Iteration]) -> None:
+        """Keep a checkpoint of the iteration that just ended; the one before it goes once this one is whole."""
+        name = f"checkpoint-{len(iterations):04d}"
+        partial = directory / f".{name}"
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        self.algorithm.save_to_path(str(partial.resolve()))
-        target = directory / f"round-{round_index:02d}"
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(partial, target)
-        for old in sorted(directory.glob("round-*"))[:-2]:
-            shutil.rmtree(old)
+        partial.mkdir()
+        self.algorithm.save_to_path(str(partial))
+        shutil.rmtree(directory / name, ignore_errors=True)
+        os.replace(partial, directory / name)
+        partial = directory / f".{_PROGRESS}"
+        partial.write_text(json.dumps({"checkpoint": name, "iterations": [each.as_json() for each in iterations]}))
+        os.replace(partial, directory / _PROGRESS)
+        forget_checkpoints(directory, but=name)
 
-    def restore(self, directory: Path, round_index: int) -> None:
-        """Go on from what `save` kept after a round; round 0 is the untrained attacker."""
-        if round_index > 0:
-            self.algorithm.restore_from_path(str((directory / f"round-{round_index:02d}").resolve()))
-            self.algorithm.restored()
+    def restore(self, directory: Path) -> list[Iteration]:
+        """Go on from the last iteration that a round left in its directory; return its iterations."""
+        progress = json.loads((directory / _PROGRESS).read_text())
+        self.algorithm.restore_from_path(str((directory / progress["checkpoint"]).resolve()))
+        self.algorithm.restored()
+        return [Iteration.from_json(each) for each in progress["iterations"]]
 
     def stop(self) -> None:
         """Stop all actors of the adversary."""
         self.algorithm.stop()
 
 
-def attack_table(outcome: Outcome, round_index: int, guard: GuardCard) -> pa.Table:
-    """Return all attempts of a round as records, plus style, action, iteration, valid, success, rejected."""
-    records, extra = [], []
-    for attempt in outcome.attempts:
-        goal: Record = attempt["goal"]
-        records.append(
-            {
-                **goal,
-                "id": record_id(attempt["text"]),
-                "text": attempt["text"],
-                "parent_id": goal["id"],
-                "method": "rl",
-                "round": round_index,
-                "attacker_version": outcome.attacker,
-                "guard_version": f"{guard.version}@{guard.digest}",
-                "scores": attempt["scores"],
-            }
-        )
-        extra.append({key: attempt[key] for key in ("style", "action", "iteration", "valid", "success", "rejected")})
-    table = to_table(records)
-    schema = pa.schema(
-        [
-            ("style", pa.string()),
-            ("action", pa.string()),
-            ("iteration", pa.int32()),
-            ("valid", pa.bool_()),
-            ("success", pa.bool_()),
-            ("rejected", pa.string()),
-        ]
-    )
-    columns = pa.Table.from_pylist(extra, schema=schema)
-    for name in schema.names:
-        table = table.append_column(name, columns[name])
-    return table
+def read_attempts(directory: Path) -> pa.Table:
+    """Return the attempts that the iterations of a round have written so far, a table of `ATTEMPTS`."""
+    files = sorted(directory.glob("iteration-*.parquet"))
+    return pa.concat_tables([pq.read_table(file, schema=ATTEMPTS) for file in files] or [ATTEMPTS.empty_table()])
+
+
+def successes_of(attempts: pa.Table) -> list[Record]:
+    """Return the valid successes among attempts, as records with a `style`, each text once."""
+    table = attempts.filter(attempts["success"])
+    styles = table["style"].to_pylist()
+    found: dict[str, Record] = {}
+    for record, style in zip(from_table(table), styles, strict=True):
+        found.setdefault(record["id"], {**record, "style": style})
+    return list(found.values())
+
+
+def forget_checkpoints(directory: Path, but: str = "") -> None:
+    """Remove the checkpoints of a round's directory, except one."""
+    for old in directory.glob("checkpoint-*"):
+        if old.name != but:
+            shutil.rmtree(old)

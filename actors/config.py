@@ -1,30 +1,71 @@
 """The adversary's settings."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
+from actors.judges import JudgeConfig
 
-class GateConfig(BaseModel):
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GateConfig(_Settings):
     """What an attempt must satisfy for its label to count as kept."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    min_similarity: float = Field(0.6, description="cosine to the goal under the embedder that a rewrite needs")
-    min_overlap: float = Field(0.25, description="share of the goal's content words that a rewrite keeps")
-    max_similarity: float = Field(0.985, description="a rewrite closer than this is the goal itself")
+    intent_model: str = Field("embedded", description="intent-consistency model: embedded, or a directory of one")
+    min_intent: float | None = Field(
+        None, ge=0, le=1, description="P(same request) that a rewrite needs; None: the model's own threshold"
+    )
+    max_similarity: float = Field(0.985, description="a rewrite closer than this (cosine) is the goal itself")
     min_fluency: float = Field(-13.0, description="mean log-probability of the least likely fifth of its tokens")
-    max_words: int = Field(80, description="longest attack")
+    max_words: int = Field(80, ge=1, description="longest attack")
 
 
-class AdversaryConfig(BaseModel):
+class RewardConfig(_Settings):
+    """What the parts of the reward weigh; see actors/rewards.py."""
+
+    kept: float = Field(0.4, ge=0, description="paid for a kept label")
+    evasion: float = Field(0.6, ge=0, description="for the guard being wrong")
+    novelty: float = Field(0.15, ge=0, description="for distance to the archive and to the rest of the group")
+    intent: float = Field(0.3, ge=0, description="short of the gate: for P(same request)")
+    violation: float = Field(0.2, ge=0, description="short of the gate: taken off")
+
+
+class ObjectiveConfig(_Settings):
+    """The loss: GRPO by default; RLOO, clip-higher and length normalisation are terms of it."""
+
+    advantage: Literal["grpo", "rloo"] = Field("grpo", description="over the group: (r - mean) / std, or leave-one-out")
+    clip: float = Field(0.2, gt=0, description="PPO's clip of the probability ratio, below 1")
+    clip_high: float = Field(0.28, gt=0, description="above 1; more than clip keeps rare tokens alive (DAPO)")
+    length_normalised: bool = Field(False, description="every completion weighs the same, not every token")
+    kl_coefficient: float = Field(0.02, ge=0, description="weight of the KL to the frozen reference")
+    importance_cap: float | None = Field(
+        None, gt=0, description="truncated importance sampling of engine against learner; None: taken as equal"
+    )
+
+
+class CurriculumConfig(_Settings):
+    """How styles are drawn."""
+
+    floor: float = Field(0.3, gt=0, le=1, description="share of the attempts that all styles have in equal parts")
+    saturated: float = Field(0.03, ge=0, lt=1, description="yield under which a cell hands its share to harder styles")
+    min_attempts: int = Field(24, ge=1, description="attempts in a style before it can be called saturated")
+    memory: float = Field(0.5, ge=0, le=1, description="what counts against the last guard weigh against the next")
+
+
+class AdversaryConfig(_Settings):
     """How attackers generate, are rewarded and are updated."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     model: str = Field("bundled:smollm2-135m-instruct", description="causal LM: bundled name, directory or hub id")
-    embedder: str = Field("bundled:all-minilm-l6-v2", description="sentence encoder of gate, novelty and diversity")
+    embedder: str = Field("bundled:all-minilm-l6-v2", description="sentence encoder of novelty and diversity")
+    styles: list[str] = Field([], description="names of the styles to attack in; empty: the whole catalogue")
+    judges: list[JudgeConfig] = Field([], description="judge models whose vote an attempt needs beside the gate")
     env_runners: int = Field(1, ge=1, description="vLLM engines that generate in parallel")
     learners: int = Field(0, ge=0, description="DDP learners; 0 updates in the driver's process")
     iterations: int = Field(4, ge=1, description="policy updates per round")
+    warm_start: int = Field(1, ge=0, description="of the first round: fine-tuning on the policy's own gated best")
     groups: int = Field(13, ge=1, description="goals per iteration")
     group_size: int = Field(4, ge=2, description="completions per goal; advantages are relative to this group")
     max_prompt_tokens: int = Field(192, ge=32, description="longest prompt; goals that need more are left out")
@@ -33,15 +74,19 @@ class AdversaryConfig(BaseModel):
     trainable_layers: int = Field(
         8, ge=1, description="top layers that are trained; the rest is the frozen reference's"
     )
+    lora_rank: int = Field(0, ge=0, description="train low-rank adapters on these layers instead; 0: their weights")
     learning_rate: float = Field(3e-5, gt=0, description="AdamW")
+    warmup_iterations: int = Field(1, ge=0, description="over which the learning rate rises from nothing")
     grad_clip: float = Field(1.0, gt=0, description="global norm")
-    minibatch: int = Field(4, ge=1, description="groups per optimiser step")
-    clip: float = Field(0.2, gt=0, description="PPO's ratio clip")
-    kl_coefficient: float = Field(0.02, ge=0, description="weight of the KL to the frozen reference")
+    minibatch: int = Field(4, ge=1, description="groups that a learner computes at once")
+    accumulate: int = Field(1, ge=1, description="minibatches per optimiser step")
+    generate_ahead: bool = Field(False, description="generate while learners update, with weights one version old")
     benign_share: float = Field(0.3, ge=0, le=1, description="share of goals that are benign look-alikes to over-block")
-    novelty_weight: float = Field(0.1, ge=0, description="bonus for distance to the archive and the group")
-    archive_size: int = Field(4000, ge=1, description="successes kept for replay")
+    archive_per_cell: int = Field(40, ge=1, description="successes kept for each category and style")
     gate: GateConfig = GateConfig()
+    reward: RewardConfig = RewardConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
     kv_cache_gib: int = Field(1, ge=1, description="the engines' key-value cache on a CPU")
     gpu_memory: float = Field(0.5, gt=0, le=1, description="share of an accelerator's memory an engine takes")
     max_probe_difference: float = Field(1e-3, gt=0, description="largest |logprob difference| a weight sync may leave")

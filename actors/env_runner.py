@@ -27,20 +27,21 @@ SPACE: gym.Space = gym.spaces.Discrete(2)
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A goal to attack with, in a style; `index` names the group its rollouts form."""
+    """A goal to attack with, in a style; `group` numbers the group its rollouts form, `goal` the round's goals."""
 
-    index: int
-    goal: str
+    group: int
+    goal: int
+    text: str
     style: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """One completion of a task's prompt."""
+    """One completion of a task's prompt, and the version of the weights that it was sampled with."""
 
-    task: int
     prompt_ids: list[int]
     completion: Completion
+    weights_version: int
 
 
 class VLLMEnvRunner(EnvRunner):
@@ -49,7 +50,7 @@ class VLLMEnvRunner(EnvRunner):
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
         self.adversary: AdversaryConfig = config.adversary
-        self.weights_seq_no = 0
+        self.weights_version = 0
         self.engine = Engine(
             resolve(self.adversary.model),
             max_tokens=self.adversary.max_prompt_tokens + self.adversary.max_new_tokens,
@@ -72,7 +73,7 @@ class VLLMEnvRunner(EnvRunner):
 
     def sample(self, *, tasks: Sequence[Task], seed: int, **_: Any) -> list[Rollout]:
         """Return `group_size` rollouts for each task, those of a task in a row."""
-        prompts = [self.engine.encode(STYLE[task.style].prompt(task.goal)) for task in tasks]
+        prompts = [self.engine.encode(STYLE[task.style].prompt(task.text)) for task in tasks]
         self.engine.reseed(seed)
         groups = self.engine.generate(
             prompts,
@@ -81,8 +82,8 @@ class VLLMEnvRunner(EnvRunner):
             temperature=self.adversary.temperature,
         )
         return [
-            Rollout(task.index, ids, completion)
-            for task, ids, group in zip(tasks, prompts, groups, strict=True)
+            Rollout(ids, completion, self.weights_version)
+            for ids, group in zip(prompts, groups, strict=True)
             for completion in group
         ]
 
@@ -92,7 +93,7 @@ class VLLMEnvRunner(EnvRunner):
 
     def get_state(self, *_: Any, **__: Any) -> dict[str, Any]:
         """Return the number of the weights in use; the weights themselves are the learner's to save."""
-        return {WEIGHTS_SEQ_NO: self.weights_seq_no}
+        return {WEIGHTS_SEQ_NO: self.weights_version}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Take over weights from the learners; keys that are missing mean no change."""
@@ -102,7 +103,7 @@ class VLLMEnvRunner(EnvRunner):
                 weights = ray.get(weights)
             weights = weights.get(DEFAULT_MODULE_ID, weights)
             self.engine.load_weights({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
-            self.weights_seq_no = state.get(WEIGHTS_SEQ_NO, self.weights_seq_no)
+            self.weights_version = state.get(WEIGHTS_SEQ_NO, self.weights_version)
 
     def get_metrics(self) -> Any:
         """Return RLlib's metrics of this runner."""

@@ -4,7 +4,7 @@ import dataclasses
 
 from actors.config import GateConfig
 from actors.styles import EXAMPLE_WORDS, Style
-from guardrail.fidelity import content_overlap, polarity_flipped
+from guardrail.fidelity import polarity_flipped
 from guardrail.refusals import has_meta_text, is_refusal
 from guardrail.text import canonical, words
 
@@ -19,6 +19,7 @@ class Attempt:
         attack: what goes to the guard.
         finished: whether the completion ended by itself.
         similarity: cosine of attack and goal.
+        intent: probability that a rewrite still asks for the same, in [0, 1]; a frame's is not looked at.
         fluency: mean log-probability of the attack's least likely fifth of tokens under the reference.
     """
 
@@ -28,11 +29,20 @@ class Attempt:
     attack: str
     finished: bool
     similarity: float
+    intent: float
     fluency: float
 
 
-def rejection(attempt: Attempt, config: GateConfig) -> str | None:
-    """Return why the attempt's label cannot be trusted, or None where it is kept."""
+#: What is wrong with an attempt whatever it means: it is no attack at all.
+MALFORMED = frozenset({"empty", "echo", "refusal", "meta", "withheld"})
+
+
+def rejection(attempt: Attempt, config: GateConfig, min_intent: float) -> str | None:
+    """Return why the attempt's label cannot be trusted, or None where it is kept.
+
+    A frame leaves its goal as it is, and only has to not disown it, which the rules see; a rewrite or composition must
+    still ask for the same, which the intent model judges from `min_intent` on.
+    """
     if not words(attempt.said):
         return "empty"
     if not attempt.finished:
@@ -45,15 +55,13 @@ def rejection(attempt: Attempt, config: GateConfig) -> str | None:
         return "refusal"
     if has_meta_text(attempt.said):
         return "meta"
-    if attempt.style.action == "rewrite":
-        if canonical(attempt.said) == canonical(attempt.goal) or attempt.similarity > config.max_similarity:
-            return "copy"
-        if attempt.similarity < config.min_similarity:
-            return "drift"
-        if content_overlap(attempt.goal, attempt.said) < config.min_overlap:
-            return "overlap"
-    if polarity_flipped(attempt.goal, attempt.attack):
-        return "polarity"
+    if attempt.style.action == "frame":
+        if polarity_flipped(attempt.goal, attempt.attack):
+            return "polarity"
+    elif canonical(attempt.said) == canonical(attempt.goal) or attempt.similarity > config.max_similarity:
+        return "copy"
+    elif attempt.intent < min_intent:
+        return "intent"
     if attempt.fluency < config.min_fluency:
         return "gibberish"
     return None

@@ -1,36 +1,39 @@
 """GRPO as an RLlib algorithm: vLLM env runners sample groups, rewards are relative to the group, learners update.
 
-One iteration reads top to bottom in `GRPO.training_step`.
+One iteration reads top to bottom in `GRPO.training_step`. The driver draws what is asked and passes references on:
+rollouts go from the runners to the reward worker, batches from there to the learners.
 """
 
+import dataclasses
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import RayActorError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.policy.sample_batch import MultiAgentBatch
-from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
 from transformers import AutoTokenizer
 
-from actors import rewards
-from actors.archive import Archive
+from actors.archive import category_of
 from actors.config import AdversaryConfig
-from actors.env_runner import SPACE, Rollout, Task, VLLMEnvRunner
-from actors.gate import Attempt, rejection
-from actors.learner import Group, GRPOLearner, group_advantages, train_batch
+from actors.curriculum import Curriculum
+from actors.engine import memory_share
+from actors.env_runner import SPACE, Task, VLLMEnvRunner
+from actors.goals import Goals
+from actors.judges import Judge
+from actors.learner import GRPOLearner
 from actors.module import CausalLMModule
-from actors.scorer import Scorer
-from actors.styles import STYLE, STYLES, cleaned
+from actors.reward_worker import RewardWorker, RoundSetup, Summary
+from actors.styles import chosen
 from cluster.resources import ResourcePlan
 from guardrail.models import resolve
 from guardrail.records import Record
-from guardrail.seeds import generation_seeds, may_sexualise_minors
 
 logger = logging.getLogger(__name__)
 
@@ -45,20 +48,29 @@ class GRPOConfig(AlgorithmConfig):
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or GRPO)
         self.adversary = AdversaryConfig()
-        self.clip_param = 0.2
-        self.kl_coefficient = 0.0
+        self.objective = self.adversary.objective
+        self.warmup_samples = 0
+        self.rows = 1
+        self.accumulate = 1
+        self.group_size = 2
         self.max_new_tokens = 1
         self.scorer_cpus = 1.0
+        self.judge_gpus = 0.0
 
     @classmethod
     def of(cls, adversary: AdversaryConfig, plan: ResourcePlan, seed: int) -> "GRPOConfig":
         """Return the configuration for an adversary on the resources of `plan`."""
         config = cls()
         config.adversary = adversary
-        config.clip_param = adversary.clip
-        config.kl_coefficient = adversary.kl_coefficient
+        config.objective = adversary.objective
+        samples = adversary.groups * adversary.group_size
+        config.warmup_samples = adversary.warmup_iterations * samples
+        config.rows, config.accumulate = adversary.minibatch, adversary.accumulate
+        config.group_size = adversary.group_size
         config.max_new_tokens = adversary.max_new_tokens
         config.scorer_cpus = plan.scorer_cpus
+        config.judge_gpus = plan.env_runner_gpus
+        config._dont_auto_sync_env_runner_states = True  # runners hold no state but the weights they are sent
         return (
             config.environment(observation_space=SPACE, action_space=SPACE)
             .env_runners(
@@ -86,6 +98,7 @@ class GRPOConfig(AlgorithmConfig):
             model_config={
                 "model": self.adversary.model,
                 "trainable_layers": self.adversary.trainable_layers,
+                "lora_rank": self.adversary.lora_rank,
                 "temperature": self.adversary.temperature,
             },
         )
@@ -102,7 +115,8 @@ class WeightSyncError(RuntimeError):
 class GRPO(Algorithm):
     """Attackers that learn what the guard gets wrong.
 
-    `start_round` sets what is attacked; each `train()` is one iteration; `attempts` collects every attempt as a row.
+    `start_round` sets what is attacked; each `train()` is one iteration, of which `summary`, `sync` and `phase_seconds`
+    then tell.
     """
 
     @classmethod
@@ -111,74 +125,119 @@ class GRPO(Algorithm):
         return GRPOConfig()
 
     def setup(self, config: GRPOConfig) -> None:
-        """Start the scorer, then RLlib's runners and learners."""
+        """Start RLlib's runners and learners, and the judges."""
         adversary = self.config.adversary
-        job = ray.get_runtime_context().get_job_id()
-        # The name the dashboard shows; names are unique in a cluster, and others may run the loop on it too.
-        scorer = ray.remote(Scorer).options(name=f"scorer-{job}", num_cpus=self.config.scorer_cpus)
-        self.scorer = scorer.remote(adversary.embedder, adversary.model)
-        self.attempts: list[dict[str, Any]] = []
-        self.syncs: list[dict[str, float]] = []
+        self.sync: dict[str, float] = {}
         self.phase_seconds: dict[str, float] = {}
-        self.generated_tokens = 0
+        self.styles = chosen(adversary.styles)
+        self.curriculum = Curriculum(adversary.curriculum, self.styles)
+        self.summary: Summary | None = None
+        self._worker: Any = None
+        self._ahead: _Asked | None = None
+        self._samples, self._weights_version, self._iteration_in_round = 0, 0, 0
         super().setup(config)
+        self._judges = [
+            ray.remote(Judge)
+            .options(
+                num_cpus=0,  # the plan leaves one CPU whole, and parts of Ray Data need it
+                num_gpus=self.config.judge_gpus,
+                max_restarts=-1,
+                max_task_retries=-1,
+            )
+            .remote(
+                judge.model,
+                judge.format,
+                max_tokens=judge.max_tokens,
+                kv_cache_gib=adversary.kv_cache_gib,
+                gpu_memory=memory_share(adversary.gpu_memory, self.config.judge_gpus),
+            )
+            for judge in adversary.judges
+        ]
         self._tokenizer = AutoTokenizer.from_pretrained(resolve(adversary.model))
-        self._probe_ids = [self._tokens(_PROBE), self._tokens(STYLES[0].prompt(_PROBE))]
+        self._probe_ids = [self._tokens(_PROBE), self._tokens(self.styles[0].prompt(_PROBE))]
 
     def _tokens(self, text: str) -> list[int]:
         return self._tokenizer(text)["input_ids"]
 
-    def start_round(self, round_index: int, goals: Sequence[Record], guard: str, archive: Sequence[str]) -> None:
+    def start_round(
+        self,
+        round_index: int,
+        goals: Sequence[Record],
+        target: str,
+        directory: str,
+        *,
+        target_version: str = "",
+        attacker_version: str = "",
+        earlier: Sequence[tuple[str, str, str, str]] = (),
+        learn: bool = True,
+    ) -> None:
         """Attack another guard.
 
         Args:
             round_index: of the loop; seeds what is drawn and sampled.
             goals: records to attack with; `goals_left_out` then says how many cannot be used, and why.
-            guard: directory of the guard.
-            archive: texts of earlier successes, for novelty.
+            target: guard directory or moderation URL.
+            directory: where attempts and the archive are written; all nodes see it.
+            target_version, attacker_version: names that the records of attempts get.
+            earlier: (category, style, id, text) of earlier successes, for novelty.
+            learn: whether attempts change policy and curriculum; if not, they measure them.
 
         Raises:
             ValueError: no goals of one of the labels are left.
         """
-        usable = self._usable(goals)
-        self._goals = {label: [g for g in usable if g["unsafe"] is label] for label in (True, False)}
-        if not self._goals[True] or (not self._goals[False] and self.config.adversary.benign_share > 0):
-            raise ValueError(
-                f"the adversary needs unsafe and benign goals: {len(self._goals[True])} and {len(self._goals[False])} "
-                f"of {len(goals)} can be used ({_listed(self.goals_left_out)})"
-            )
-        self._round, self._iteration_in_round = round_index, 0
-        self.archive = Archive(self.config.adversary.archive_size)
-        if archive:
-            self.archive.add(ray.get(self.scorer.embed.remote(list(archive))))
-        self._threshold = ray.get(self.scorer.set_guard.remote(guard))
-        self.attempts, self.syncs, self.phase_seconds, self.generated_tokens = [], [], {}, 0
+        adversary = self.config.adversary
+        self._goals = Goals(
+            goals,
+            self.styles,
+            lambda prompt: len(self._tokens(prompt)),
+            adversary.max_prompt_tokens,
+            adversary.benign_share,
+        )
+        self._setup = RoundSetup(
+            round_index, self._goals.records, target, target_version, attacker_version, directory, list(earlier)
+        )
+        try:
+            if self._worker is None:
+                self._start_worker()
+            else:
+                ray.get(self._worker.start_round.remote(self._setup))
+        except RayActorError:
+            self._start_worker()
+        self._learn = learn
+        if learn:
+            self.curriculum.new_guard()
+        self._iteration_in_round, self._ahead = 0, None
 
-    def _usable(self, goals: Sequence[Record]) -> list[Record]:
-        """Return the goals an attack can be made of, and count the others in `goals_left_out`."""
-        allowed = generation_seeds(goals)
-        limit = self.config.adversary.max_prompt_tokens
-        usable = [g for g in allowed if all(len(self._tokens(style.prompt(g["text"]))) <= limit for style in STYLES)]
-        self.goals_left_out = {
-            "not to be generated from": len(goals) - len(allowed),
-            "too long for adversary.max_prompt_tokens": len(allowed) - len(usable),
-        }
-        return usable
+    def _start_worker(self) -> None:
+        # The name the dashboard shows; names are unique in a cluster, and others may run the loop on it too.
+        name = f"scorer-{ray.get_runtime_context().get_job_id()}-{time.monotonic_ns():x}"
+        worker = ray.remote(RewardWorker).options(name=name, num_cpus=self.config.scorer_cpus)
+        self._worker = worker.remote(self.config.adversary, self._setup, self._judges)
+
+    @property
+    def goals_left_out(self) -> dict[str, int]:
+        """How many of the round's goals cannot be used, by reason."""
+        return self._goals.left_out
 
     def training_step(self) -> None:
         """Draw tasks, generate, score, reward, update, and send the new weights to the engines."""
-        seed = self._seed()
-        tasks, goals = self._draw(np.random.default_rng(seed))
-        rollouts = self._timed("generate", lambda: self._generate(tasks, seed))
-        rewarded = self._timed("score", lambda: self._reward(rollouts, goals, tasks))
-        updated = self._timed("update", lambda: self._update(rollouts, rewarded))
-        if updated:
-            self._timed("sync", self._sync)
+        self.sync, self.phase_seconds = {}, {}
+        asked = self._ahead or self._ask()
+        summary, batches = self._gather(asked)
+        if self._learn:
+            self._samples += summary.attempts
+            for (category, style), (attempts, successes) in summary.cells.items():
+                self.curriculum.record(category, style, attempts, successes)
         self._iteration_in_round += 1
+        self._ahead = self._ask() if self.config.adversary.generate_ahead else None
+        if self._learn and summary.learnable:
+            self._timed("update", lambda: self._update(batches))
+            self.sync = self._timed("sync", self._send_and_probe)
+        self.summary = summary
 
     def _seed(self) -> int:
         # A function of configuration, round and iteration alone: a resumed run draws what the first one drew.
-        return ((self.config.seed or 0) * 1000 + self._round) * 1000 + self._iteration_in_round
+        return ((self.config.seed or 0) * 1000 + self._setup.index) * 1000 + self._iteration_in_round
 
     def _timed(self, phase: str, call: Any) -> Any:
         start = time.monotonic()
@@ -186,48 +245,92 @@ class GRPO(Algorithm):
         self.phase_seconds[phase] = self.phase_seconds.get(phase, 0.0) + time.monotonic() - start
         return result
 
-    def _draw(self, random: np.random.Generator) -> tuple[list[Task], list[Record]]:
-        """Return one task per group and the goal record of each; styles take turns, categories weigh the same."""
-        adversary = self.config.adversary
-        benign = round(adversary.groups * adversary.benign_share)
-        goals = [*_balanced(self._goals[True], adversary.groups - benign, random)]
-        goals += _balanced(self._goals[False], benign, random)
-        offset = int(random.integers(len(STYLES)))
-        styles = [STYLES[(offset + index) % len(STYLES)].name for index in range(len(goals))]
-        random.shuffle(styles)
-        return [Task(i, g["text"], s) for i, (g, s) in enumerate(zip(goals, styles, strict=True))], goals
+    def _ask(self) -> "_Asked":
+        """Draw this iteration's tasks and have the runners generate, each its share."""
+        adversary, seed = self.config.adversary, self._seed()
+        random = np.random.default_rng(seed)
+        goals = self._goals.draw(adversary.groups, random)
+        records = [self._setup.goals[i] for i in goals]
+        styles = self.curriculum.draw([category_of(record) for record in records], random)
+        tasks = [
+            Task(group, goal, record["text"], style.name)
+            for group, (goal, record, style) in enumerate(zip(goals, records, styles, strict=True))
+        ]
+        return self._send_tasks(tasks, seed)
 
-    def _generate(self, tasks: Sequence[Task], seed: int) -> list[Rollout]:
-        """Return the rollouts of all tasks; if every engine died, wait for one to come back and ask again.
+    def _send_tasks(self, tasks: Sequence[Task], seed: int) -> "_Asked":
+        group = self.env_runner_group
+        runners = group.healthy_env_runner_ids()
+        shares = [list(tasks[i :: len(runners)]) for i in range(len(runners))]
+        started = {
+            runner: (share, group._worker_manager.actors()[runner].sample.remote(tasks=share, seed=seed + i))
+            for i, (runner, share) in enumerate(zip(runners, shares, strict=True))
+            if share
+        }
+        return _Asked(list(tasks), seed, started)
+
+    def _gather(self, asked: "_Asked") -> tuple[Summary, list[ray.ObjectRef]]:
+        """Have each runner's rollouts scored as they come, and return the iteration's summary and batches.
+
+        A runner that dies takes its share with it, unless it was all there was: then that is asked again. A reward
+        worker that dies is replaced, and scores again what is still there.
 
         Raises:
-            RuntimeError: engines do not answer in time, or die again and again.
+            RuntimeError: engines do not answer in time, or actors die again and again.
         """
-        group = self.env_runner_group
         for _ in range(_TRIES):
-            runners = group.healthy_env_runner_ids()
-            shares = [{"tasks": tasks[i :: len(runners)], "seed": seed + i} for i in range(len(runners))]
-            results = group.foreach_env_runner(
-                "sample",
-                kwargs=shares,
-                local_env_runner=False,
-                remote_worker_ids=runners,
-                timeout_seconds=_RUNNER_TIMEOUT_SECONDS,
-            )
-            if len(results) < len(shares):
-                if set(runners) <= set(group.healthy_env_runner_ids()):  # RLlib takes a late runner for a healthy one
-                    raise RuntimeError(
-                        f"attackers took longer than {_RUNNER_TIMEOUT_SECONDS:.0f} s to generate; "
-                        "ask for less at once: adversary.groups, adversary.group_size or adversary.max_new_tokens"
-                    )
-                logger.warning("%d of %d attackers died; their tasks are lost", len(shares) - len(results), len(shares))
-                self._wait_for_an_engine()
-                self._send_and_probe()
-            rollouts = [rollout for result in results for rollout in result]
-            if rollouts:
-                self.generated_tokens += sum(len(r.completion.token_ids) for r in rollouts)
-                return rollouts
-        raise RuntimeError(f"all attackers died {_TRIES} times in a row; see the log of VLLMEnvRunner in the dashboard")
+            try:
+                scoring = self._timed("generate", lambda asked=asked: self._as_they_come(asked))
+                lost = self._timed("score", lambda scoring=scoring: self._lost(scoring))
+                if lost < len(asked.shares):
+                    return self._timed("score", self._finish)
+                asked = self._send_tasks(asked.tasks, asked.seed)
+            except RayActorError as error:
+                logger.warning("the reward worker died (%s); another one scores the iteration again", error)
+                self._start_worker()
+        raise RuntimeError(f"actors died {_TRIES} times in a row; see their logs in the dashboard")
+
+    def _as_they_come(self, asked: "_Asked") -> list[tuple[int, ray.ObjectRef]]:
+        """Send each runner's rollouts to the reward worker when they are there; return runner and score's reference."""
+        ray.get(self._worker.discard.remote())
+        waiting = {ref: runner for runner, (_, ref) in asked.shares.items()}
+        scoring = []
+        deadline = time.monotonic() + _RUNNER_TIMEOUT_SECONDS
+        while waiting:
+            ready, _ = ray.wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()), fetch_local=False)
+            if not ready:
+                raise RuntimeError(
+                    f"attackers took longer than {_RUNNER_TIMEOUT_SECONDS:.0f} s to generate; "
+                    "ask for less at once: adversary.groups, adversary.group_size or adversary.max_new_tokens"
+                )
+            runner = waiting.pop(ready[0])
+            share, rollouts = asked.shares[runner]
+            scoring.append((runner, self._worker.score.remote(share, rollouts)))
+        return scoring
+
+    def _lost(self, scoring: Sequence[tuple[int, ray.ObjectRef]]) -> int:
+        """Wait for the scores; return how many runners died, once at least one is back."""
+        dead = []
+        for runner, ref in scoring:
+            try:
+                ray.get(ref)
+            except RayActorError:
+                if _died(self._worker):
+                    raise
+                dead.append(runner)  # the argument's error: the rollouts never came to be
+        if dead:
+            logger.warning("%d of %d attackers died; their tasks are lost", len(dead), len(scoring))
+            for runner in dead:
+                self.env_runner_group._worker_manager.set_actor_state(runner, healthy=False)
+            self._wait_for_an_engine()
+            self._send_and_probe()
+        return len(dead)
+
+    def _finish(self) -> tuple[Summary, list[ray.ObjectRef]]:
+        learners = max(1, self.config.adversary.learners)
+        method = self._worker.finish.options(num_returns=1 + learners)
+        summary, *batches = method.remote(self._iteration_in_round, learners, self._weights_version)
+        return ray.get(summary), batches
 
     def _wait_for_an_engine(self) -> None:
         deadline = time.monotonic() + _RUNNER_TIMEOUT_SECONDS
@@ -238,95 +341,16 @@ class GRPO(Algorithm):
                 raise RuntimeError("no attacker came back; see the log of VLLMEnvRunner in the dashboard")
             time.sleep(1.0)
 
-    def _reward(self, rollouts: Sequence[Rollout], goals: Sequence[Record], tasks: Sequence[Task]) -> np.ndarray:
-        """Score and gate the rollouts, keep each as an attempt, and return the rewards [len(rollouts)]."""
-        adversary = self.config.adversary
-        said = [cleaned(r.completion.text) for r in rollouts]
-        styles = [STYLE[tasks[r.task].style] for r in rollouts]
-        attacks = [s.attack(tasks[r.task].goal, r.completion.text) for s, r in zip(styles, rollouts, strict=True)]
-        withheld = [may_sexualise_minors(attack) for attack in attacks]
-        attacks = ["" if hidden else attack for attack, hidden in zip(attacks, withheld, strict=True)]
-        scores, goal_embeddings = ray.get(
-            [self.scorer.score.remote(attacks), self.scorer.embed.remote([goal["text"] for goal in goals])]
-        )
-        owner = np.array([r.task for r in rollouts])
-        unsafe = np.array([goals[i]["unsafe"] for i in owner])
-        similarity = (scores.embeddings * goal_embeddings[owner]).sum(axis=1)
-        reasons = [
-            "withheld"
-            if withheld[i]
-            else rejection(
-                Attempt(
-                    style=styles[i],
-                    goal=tasks[r.task].goal,
-                    said=said[i],
-                    attack=attacks[i],
-                    finished=r.completion.finished,
-                    similarity=float(similarity[i]),
-                    fluency=float(scores.fluency[i]),
-                ),
-                adversary.gate,
-            )
-            for i, r in enumerate(rollouts)
-        ]
-        kept = np.array([reason is None for reason in reasons])
-        fooled = (scores.unsafe >= self._threshold) != unsafe
-        evaded = rewards.evasion(scores.unsafe, unsafe)
-        novel = rewards.novelty(scores.embeddings, self.archive.embeddings, owner)
-        reward = rewards.combined(kept, evaded, similarity, novel, adversary.novelty_weight)
-        self.archive.add(scores.embeddings[kept & fooled])
-        for i in range(len(rollouts)):
-            self.attempts.append(
-                {
-                    "goal": goals[owner[i]],
-                    "text": attacks[i],
-                    "style": styles[i].name,
-                    "action": styles[i].action,
-                    "iteration": self._iteration_in_round,
-                    "valid": bool(kept[i]),
-                    "success": bool(kept[i] and fooled[i]),
-                    "rejected": reasons[i],
-                    "embedding": scores.embeddings[i],
-                    "scores": {
-                        "guard": float(scores.unsafe[i]),
-                        "similarity": float(similarity[i]),
-                        "fluency": float(max(scores.fluency[i], -1e3)),
-                        "novelty": float(novel[i]),
-                        "reward": float(reward[i]),
-                    },
-                }
-            )
-        return reward
-
-    def _update(self, rollouts: Sequence[Rollout], reward: np.ndarray) -> bool:
-        """Update the policy on the groups that differ in reward; return whether there was anything to learn from."""
-        adversary = self.config.adversary
-        size = adversary.group_size
-        advantages = group_advantages(reward.reshape(-1, size))
-        groups = [
-            Group(
-                prompt_ids=rollouts[i * size].prompt_ids,
-                completions=[r.completion.token_ids for r in rollouts[i * size : (i + 1) * size]],
-                logprobs=[r.completion.logprobs for r in rollouts[i * size : (i + 1) * size]],
-                advantages=of_group,
-            )
-            for i, of_group in enumerate(advantages)
-        ]
-        batch = train_batch(groups, multiple=adversary.minibatch * max(1, adversary.learners))
-        if batch is None:
-            return False
+    def _update(self, batches: Sequence[ray.ObjectRef]) -> None:
+        """Update the policy on a batch for each learner."""
         results = self.learner_group.update(
-            batch=MultiAgentBatch({DEFAULT_MODULE_ID: batch}, env_steps=len(batch)),
-            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: len(self.attempts)},
+            batch_refs=list(batches),
+            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._samples},
             num_epochs=1,
-            minibatch_size=adversary.minibatch,
+            minibatch_size=self.config.adversary.minibatch,
         )
         self.metrics.aggregate(results, key="learners")
-        return True
-
-    def _sync(self) -> None:
-        """Send an update's weights to the engines, and enter in `syncs` how well they took them."""
-        self.syncs.append(self._send_and_probe())
+        self._weights_version += 1
 
     def _send_and_probe(self) -> dict[str, float]:
         """Send the weights and check by fixed token ids that the engines compute what the learner computes.
@@ -362,35 +386,54 @@ class GRPO(Algorithm):
         return {"probe_max_abs_logprob_diff": difference, "weight_distance": distance}
 
     def _send_weights(self) -> None:
-        self.env_runner_group.sync_weights(
-            from_worker_or_learner_group=self.learner_group, timeout_seconds=_RUNNER_TIMEOUT_SECONDS
+        # Not `sync_weights`: it drops what it sends while an earlier state is under way, and says nothing.
+        components = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
+        state = self.learner_group.get_state(components=components, inference_only=True)[COMPONENT_LEARNER]
+        weights = ray.put({key: state[key] for key in (COMPONENT_RL_MODULE, WEIGHTS_SEQ_NO)})
+        self.env_runner_group.foreach_env_runner(
+            "set_state", kwargs={"state": weights}, local_env_runner=False, timeout_seconds=_RUNNER_TIMEOUT_SECONDS
         )
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return RLlib's state and the adversary's own; with it the next step is the one there would have been."""
+        own = {name: getattr(self, name) for name in _OWN_STATE}
+        return {**super().get_state(*args, **kwargs), "adversary": own | {"curriculum": self.curriculum.get_state()}}
+
+    def set_state(self, state: Any) -> None:
+        """Take over what `get_state` returned; a key that is missing means no change."""
+        super().set_state({key: value for key, value in state.items() if key != "adversary"})
+        if own := dict(state.get("adversary", {})):
+            self.curriculum.set_state(own.pop("curriculum"))
+            for name, value in own.items():
+                setattr(self, name, value)
 
     def restored(self) -> None:
         """Give the engines the weights of a checkpoint that was just restored."""
         self._send_and_probe()
 
     def cleanup(self) -> None:
-        """Stop runners, learners and the scorer."""
+        """Stop runners, learners, the reward worker and the judges."""
         super().cleanup()
-        ray.kill(self.scorer)
+        for actor in filter(None, [self._worker, *self._judges]):
+            ray.kill(actor)
 
 
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in counts.items() if count) or "none was left out"
+#: What a checkpoint holds of the adversary beside RLlib's state and the curriculum.
+_OWN_STATE = ("_samples", "_weights_version", "_iteration_in_round")
 
 
-def _balanced(goals: Sequence[Record], count: int, random: np.random.Generator) -> list[Record]:
-    """Draw `count` goals so that each topic weighs the same, without repeating one before all were drawn."""
-    by_topic: dict[str, list[Record]] = {}
-    for index in random.permutation(len(goals)):
-        by_topic.setdefault(goals[index]["source"], []).append(goals[index])
-    queues = [by_topic[topic] for topic in sorted(by_topic)]
-    random.shuffle(queues)
-    drawn: list[Record] = []
-    while len(drawn) < count:
-        ready = [queue for queue in queues if queue]
-        if not ready:
-            return drawn + _balanced(goals, count - len(drawn), random)
-        drawn += [queue.pop() for queue in ready[: count - len(drawn)]]
-    return drawn
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """Tasks that runners are at: by runner its share and the reference of its rollouts."""
+
+    tasks: list[Task]
+    seed: int
+    shares: dict[int, tuple[list[Task], ray.ObjectRef]]
+
+
+def _died(actor: Any) -> bool:
+    try:
+        ray.get(actor.__ray_ready__.remote())
+    except RayActorError:
+        return True
+    return False

@@ -46,6 +46,7 @@ class JudgeConfig(BaseModel):
 
     model: str = Field(description="causal LM: bundled name, directory or hub id")
     format: str = Field(description="how it is asked: llama-guard, qwen3guard, ..., or rubric for any instruct model")
+    max_tokens: int = Field(2048, ge=64, description="longest prompt plus answer; a text that needs more gets no vote")
 
     @field_validator("format")
     @classmethod

@@ -6,7 +6,7 @@ completions, each of which sees the prompt and itself: prompts are several times
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,13 +20,15 @@ INPUT_IDS = "input_ids"
 #: 0 on the prompt, k on the k-th completion, -1 on padding.
 SEGMENTS = "segments"
 ENGINE_LOGPROBS = "engine_logprobs"
+OLD_LOGPROBS = "old_logprobs"
 ADVANTAGES = "advantages"
 
 
 class CausalLMModule(TorchRLModule):
     """Log-probabilities of completions under the policy and under the frozen reference.
 
-    `model_config`: `model` (bundled name, directory or hub id), `trainable_layers`, `temperature` (of sampling).
+    `model_config`: `model` (bundled name, directory or hub id), `trainable_layers`, `lora_rank` (0: the layers' weights
+    themselves are trained), `temperature` (of sampling).
     """
 
     def setup(self) -> None:
@@ -45,6 +47,12 @@ class CausalLMModule(TorchRLModule):
         self.frozen_layers = max(0, len(layers) - self.model_config["trainable_layers"])
         self.layers = copy.deepcopy(layers[self.frozen_layers :]).requires_grad_(True)
         self.norm = copy.deepcopy(self.reference.model.norm).requires_grad_(True)
+        if rank := self.model_config["lora_rank"]:
+            from peft import LoraConfig, inject_adapter_in_model
+
+            self.norm.requires_grad_(False)
+            adapters = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+            inject_adapter_in_model(adapters, self.layers)
         self.temperature: float = self.model_config["temperature"]
 
     def _forward_train(self, batch: dict[str, Any], **_: Any) -> dict[str, torch.Tensor]:
@@ -109,35 +117,63 @@ class CausalLMModule(TorchRLModule):
         entropy = -(logprobs.exp() * logprobs).sum(-1)
         return logprobs.gather(-1, tokens[:, None]).squeeze(-1), entropy
 
-    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the trained weights alone, under their Hugging Face names; the rest is the base model's."""
-        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self._trained().items()}
+    def get_state(self, *args: Any, inference_only: bool = False, **kwargs: Any) -> dict[str, Any]:
+        """Return what was trained; the rest is the base model's.
+
+        For engines (`inference_only`) that is weights under their Hugging Face names, adapters merged into them; else
+        the trained parameters, to go on from.
+        """
+        tensors = self._merged() if inference_only else self._trained()
+        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in tensors.items()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Take over weights that `get_state` returned.
+        """Take over parameters that `get_state` returned.
 
         Raises:
-            ValueError: the names are not those of this module's trained weights.
+            ValueError: the names are not those of this module's trained parameters.
         """
         trained = self._trained()
         if trained.keys() != state.keys():
-            raise ValueError("the state is of another model or has another number of trained layers")
+            raise ValueError("the state is of another model, or of another number of trained layers or rank")
         with torch.no_grad():
             for name, tensor in convert_to_torch_tensor(dict(state)).items():
                 trained[name].copy_(tensor)
 
+    @torch.no_grad()
     def distance_from_reference(self) -> float:
         """Return the L2 norm of what training has changed."""
         original = dict(self.reference.named_parameters())
-        squares = [((tensor.detach() - original[name]) ** 2).sum() for name, tensor in self._trained().items()]
+        squares = [((tensor - original[name]) ** 2).sum() for name, tensor in self._merged().items()]
         return float(torch.stack(squares).sum().sqrt())
 
     def _trained(self) -> dict[str, torch.Tensor]:
-        named = {f"model.norm.{name}": parameter for name, parameter in self.norm.named_parameters()}
+        return {name: p for name, p in self._named() if p.requires_grad}
+
+    @torch.no_grad()
+    def _merged(self) -> dict[str, torch.Tensor]:
+        """Return the weights of the trained layers under their Hugging Face names."""
+        if not self.model_config["lora_rank"]:
+            return self._trained()
+        merged = {name.replace(".base_layer", ""): p.detach() for name, p in self._named() if ".lora_" not in name}
+        for offset, layer in enumerate(self.layers):
+            for name, part in layer.named_modules():
+                if hasattr(part, "get_delta_weight"):
+                    key = f"model.layers.{self.frozen_layers + offset}.{name}.weight"
+                    merged[key] = merged[key] + part.get_delta_weight("default")
+        return merged
+
+    def _named(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        for name, parameter in self.norm.named_parameters():
+            yield f"model.norm.{name}", parameter
         for offset, layer in enumerate(self.layers):
             for name, parameter in layer.named_parameters():
-                named[f"model.layers.{self.frozen_layers + offset}.{name}"] = parameter
-        return named
+                yield f"model.layers.{self.frozen_layers + offset}.{name}", parameter
+
+
+def completion_lengths(segments: torch.Tensor) -> torch.Tensor:
+    """Return the length of the completion that each token is in, int [batch, tokens]; 0 outside completions."""
+    same = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, :, None]
+    return same.sum(-1)
 
 
 def completion_starts(segments: torch.Tensor) -> torch.Tensor:

@@ -1,17 +1,18 @@
-"""The scorer: the guard under attack, the sentence encoder and the frozen reference, in one actor."""
+"""What is measured of attacks: the target's verdict, meaning, fluency and embedding, by models of one process."""
 
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guardrail.embedding import Embedder
-from guardrail.guard import Guard, token_batches
+from guardrail.guard import UNSAFE, Guard, token_batches
+from guardrail.intent import IntentModel
 from guardrail.models import resolve
+from guardrail.remote import open_guard, unsafe_scores
 
 _TOKENS_PER_BATCH = 1024
 _LEAST_LIKELY = 5  # the least likely one in so many tokens counts
@@ -19,46 +20,64 @@ _LEAST_LIKELY = 5  # the least likely one in so many tokens counts
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What the scorer measured of n texts: guard's P(unsafe) [n], fluency [n], L2-normalised embeddings [n, d]."""
+    """What was measured of n attacks.
+
+    Attributes:
+        unsafe: the target's probability of "unsafe", [n].
+        flagged: the target's decision, bool [n].
+        intent: P(still the request of its goal), [n].
+        fluency: Min-K, [n]; -inf of an empty text.
+        embeddings: L2-normalised, [n, d].
+        similarity: cosine of attack and goal, [n].
+    """
 
     unsafe: np.ndarray
+    flagged: np.ndarray
+    intent: np.ndarray
     fluency: np.ndarray
     embeddings: np.ndarray
+    similarity: np.ndarray
 
 
 class Scorer:
-    """An actor that scores texts for reward and gate; the guard can be exchanged, the rest stays.
+    """The models that score attacks; the target can be exchanged, the rest stays.
 
     Args:
         embedder: bundled name, directory or hub id of the sentence encoder.
         reference: bundled name, directory or hub id of the causal model that judges fluency.
+        intent_model: "embedded", or the directory of an intent-consistency model.
+        target: guard directory or moderation URL to attack.
     """
 
-    def __init__(self, embedder: str, reference: str) -> None:
+    def __init__(self, embedder: str, reference: str, intent_model: str, target: str) -> None:
         torch.set_num_threads(os.cpu_count() or 1)  # scoring, generation and update take turns on a machine
         self.embedder = Embedder(resolve(embedder))
         reference = resolve(reference)
         self.tokenizer = AutoTokenizer.from_pretrained(reference)
         self.reference = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32).eval()
-        self.guard: Guard | None = None
+        self.intent = IntentModel.from_pretrained(intent_model)
+        self.set_target(target)
 
-    def __repr__(self) -> str:
-        return "scorer"
+    def set_target(self, target: str) -> None:
+        """Attack another guard from now on."""
+        self.target = open_guard(target)
+        # Where a service decides is not told: rewards take the middle, successes its word.
+        self.threshold = self.target.card.thresholds[UNSAFE] if isinstance(self.target, Guard) else 0.5
 
-    def set_guard(self, directory: str) -> float:
-        """Load the guard to attack and return its threshold of "unsafe"."""
-        self.guard = Guard.from_pretrained(Path(directory))
-        return self.guard.card.thresholds["unsafe"]
-
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Return L2-normalised embeddings [n, d]."""
-        return self.embedder.encode(list(texts))
-
-    def score(self, texts: Sequence[str]) -> Scores:
-        """Return the scores of texts; of an empty text, fluency is -inf."""
-        assert self.guard is not None, "set_guard comes first"
-        probabilities = self.guard.probabilities(texts)[:, 0]
-        return Scores(probabilities, self.fluency(texts), self.embedder.encode(list(texts)))
+    def score(self, goals: Sequence[str], attacks: Sequence[str]) -> Scores:
+        """Return the scores of attacks, each on the goal at the same place."""
+        unsafe, flagged = unsafe_scores(self.target, attacks)
+        distinct = list(dict.fromkeys(goals))
+        goal_embeddings = dict(zip(distinct, self.embedder.encode(distinct), strict=True))
+        embeddings = self.embedder.encode(list(attacks))
+        return Scores(
+            unsafe=unsafe,
+            flagged=flagged,
+            intent=self.intent.kept_probability(goals, attacks),
+            fluency=self.fluency(attacks),
+            embeddings=embeddings,
+            similarity=(embeddings * np.stack([goal_embeddings[goal] for goal in goals])).sum(axis=1),
+        )
 
     @torch.inference_mode()
     def fluency(self, texts: Sequence[str]) -> np.ndarray:

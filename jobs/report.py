@@ -26,7 +26,8 @@ def round_entry(directory: Path, index: int) -> dict[str, Any]:
     phases = Manifest.read(directory).of_round(index)
     metrics = json.loads((folder / "metrics.json").read_text())
     attack = phases.get("attack", {})
-    syncs = attack.get("syncs", [])
+    iterations = attack.get("iterations", [])
+    syncs = [each["sync"] for each in iterations if each["sync"]]
     return {
         "round": index,
         "guard": metrics["guard"],
@@ -39,7 +40,7 @@ def round_entry(directory: Path, index: int) -> dict[str, Any]:
             "probe_max_abs_logprob_diff": max((s["probe_max_abs_logprob_diff"] for s in syncs), default=None),
             "weight_distance": syncs[-1]["weight_distance"] if syncs else None,
         },
-        "learner": attack.get("learner", {}),
+        "iterations": iterations,
         "evaluation": metrics["evaluation"],
         "phases": {name: {"seconds": p["seconds"], "tokens": p["tokens"]} for name, p in _with_parts(phases).items()},
     }

@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from torch.utils.tensorboard import SummaryWriter
 
-from actors.adversary import Adversary, attack_table
+from actors.adversary import Adversary, Iteration, forget_checkpoints, successes_of
+from actors.reward_worker import ATTEMPTS
 from actors.synthesizer import synthesize
-from cluster.observability import record
+from cluster.observability import record, record_iteration
 from cluster.resources import ResourcePlan
 from guardrail.curation import curate
 from guardrail.datasets import EvaluationItem, evaluation_texts, load_evaluations
 from guardrail.diversity import diversity
 from guardrail.evaluation import evaluate_set, success_rate
 from guardrail.guard import Guard, GuardCard
-from guardrail.records import Record, from_table, read_records, write_records, write_table
+from guardrail.records import Record, read_records, write_records, write_table
 from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, generation_seeds, load_or_embedded, split_by_seed
 from guardrail.text import joined
 from guardrail.training import fine_tune
@@ -37,6 +39,7 @@ class Rounds:
         if taken := {VALIDATION, HELD_OUT} & self.evaluation.keys():
             raise ValueError(f"an evaluation set is named {min(taken)!r}, as a part of the seeds is; rename its file")
         self._adversary: Adversary | None = None
+        self._board = SummaryWriter(str(run.directory / "tensorboard"))
 
     # --- what the steps read -------------------------------------------------------------------------------------
 
@@ -67,8 +70,7 @@ class Rounds:
         """Return the valid successes of rounds, each text once."""
         found: dict[str, Record] = {}
         for index in rounds:
-            table = self.attacks(index)
-            for attack in from_table(table.filter(table["success"])):
+            for attack in successes_of(self.attacks(index)):
                 found.setdefault(attack["id"], attack)
         return list(found.values())
 
@@ -133,44 +135,58 @@ class Rounds:
     def attack(self, round_index: int) -> dict[str, Any]:
         """Train the attackers against the guard in use, and keep every attempt."""
         adversary = self._adversary_at(round_index)
+        self._attacking = round_index
         guard = self.guard_in_use(round_index)
-        goals = self.split(TRAIN) + self.split(HELD_OUT)
-        outcome = adversary.attack(round_index, goals, guard, self._texts_of_archive(round_index), self._show_iteration)
-        table = attack_table(outcome, round_index, GuardCard.read(guard))
-        write_table(table, self.run.round(round_index) / "attacks.parquet")
-        adversary.save(self.run.directory / "attacker", round_index)
-        valid = [a for a in outcome.attempts if a["valid"]]
-        successes = [a for a in valid if a["success"]]
-        embeddings = np.array([a["embedding"] for a in successes])
+        card = GuardCard.read(guard)
+        outcome = adversary.attack(
+            round_index,
+            self.split(TRAIN) + self.split(HELD_OUT),
+            str(guard),
+            self._attacker(round_index),
+            self._show_iteration,
+            guard_version=f"{card.version}@{card.digest}",
+            earlier=self.stored_attacks(range(1, round_index)),
+        )
+        kept_columns = [name for name in ATTEMPTS.names if name != "embedding"]
+        write_table(outcome.attempts.select(kept_columns), self.run.round(round_index) / "attacks.parquet")
+        successes = outcome.attempts.filter(outcome.attempts["success"])
+        embeddings = np.array(successes["embedding"].to_pylist(), dtype=np.float32)
+        summaries = [each.summary for each in outcome.iterations]
+        if round_index > 2:  # a killed round starts from the one before it
+            forget_checkpoints(self._attacker(round_index - 2))
         return {
-            "tokens": outcome.tokens,
-            "attempts": len(outcome.attempts),
+            "tokens": sum(each.tokens for each in summaries),
+            "attempts": outcome.attempts.num_rows,
             "goals_left_out": outcome.goals_left_out,
-            "valid": len(valid),
-            "successes": len(successes),
-            "parts": outcome.seconds,
-            "syncs": outcome.syncs,
-            "learner": outcome.learner,
-            "diversity": diversity([a["text"] for a in successes], embeddings),
+            "valid": sum(each.valid for each in summaries),
+            "successes": successes.num_rows,
+            "parts": outcome.seconds(),
+            "iterations": [each.as_json() for each in outcome.iterations],
+            "archive": summaries[-1].archive,
+            "coverage": summaries[-1].coverage,
+            "diversity": diversity(successes["text"].to_pylist(), embeddings),
         }
 
-    def _show_iteration(self, done: int, attempts: Sequence[dict[str, Any]]) -> None:
+    def _show_iteration(self, done: int, iteration: Iteration) -> None:
         """Show how an iteration went, to the person at the terminal and in Ray's metrics."""
-        valid, successes = sum(a["valid"] for a in attempts), sum(a["success"] for a in attempts)
-        reward = float(np.mean([a["scores"]["reward"] for a in attempts]))
-        note = f"{valid} of {len(attempts)} valid, {successes} successes, mean reward {reward:.2f}"
+        summary = iteration.summary
+        reward = summary.parts["reward"]
+        note = f"{summary.valid} of {summary.attempts} valid, {summary.successes} successes, mean reward {reward:.2f}"
         self.run.advance(done, self.settings.adversary.iterations, note)
         record("rayguard_attack_iteration", done, run=self.run.name)
-        record("rayguard_reward_mean", reward, run=self.run.name)
+        step = (self._attacking - 1) * self.settings.adversary.iterations + done
+        record_iteration(self.run.name, iteration, step, self._board)
+
+    def _attacker(self, round_index: int) -> Path:
+        """Return what the attackers of a round leave: attempts by iteration, archive, checkpoint."""
+        return self.run.directory / "attacker" / f"round-{round_index:02d}"
 
     def _adversary_at(self, round_index: int) -> Adversary:
         if self._adversary is None:
             self._adversary = Adversary(self.settings.adversary, self.plan, self.settings.seed)
-            self._adversary.restore(self.run.directory / "attacker", round_index - 1)
+            if round_index > 1:
+                self._adversary.restore(self._attacker(round_index - 1))
         return self._adversary
-
-    def _texts_of_archive(self, round_index: int) -> list[str]:
-        return [r["text"] for r in self.stored_attacks(range(1, round_index))]
 
     def train(self, round_index: int) -> dict[str, Any]:
         """Train a guard on all that was ever curated, from the base or, where settings say so, the guard in use."""
@@ -265,6 +281,7 @@ class Rounds:
 
     def close(self) -> None:
         """Stop the attackers."""
+        self._board.close()
         if self._adversary is not None:
             self._adversary.stop()
             self._adversary = None

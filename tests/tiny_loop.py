@@ -50,10 +50,11 @@ def command(run_dir: Path, inputs: Path, *more: str) -> list[str]:
         "adversary.max_new_tokens": 256,
         "adversary.temperature": 1.0,
         "adversary.trainable_layers": 1,
+        "adversary.warm_start": 0,
         "adversary.minibatch": 2,
         "adversary.learning_rate": 0.001,
-        "adversary.gate.min_similarity": -1,
-        "adversary.gate.min_overlap": 0,
+        "adversary.gate.min_intent": 0,
+        "adversary.gate.max_similarity": 1.1,
         "adversary.gate.min_fluency": -1000,
         "adversary.gate.max_words": 200,
     }

@@ -16,9 +16,9 @@ def model(tmp_path_factory):
     return str(tiny_llama(tmp_path_factory.mktemp("llama")))
 
 
-def build(model, layers=1, temperature=0.8):
+def build(model, layers=1, temperature=0.8, rank=0):
     space = gym.spaces.Discrete(2)
-    config = {"model": model, "trainable_layers": layers, "temperature": temperature}
+    config = {"model": model, "trainable_layers": layers, "temperature": temperature, "lora_rank": rank}
     spec = RLModuleSpec(module_class=CausalLMModule, observation_space=space, action_space=space, model_config=config)
     return spec.build()
 
@@ -81,3 +81,23 @@ def test_a_model_that_is_not_built_as_llama_is_refused_by_name(tmp_path):
     GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a GPT2LMHeadModel is not built as Llama is"):
         build(str(tmp_path))
+
+
+def test_adapters_learn_alone_and_reach_engines_merged(model):
+    module = build(model, rank=2)
+    ids, segments = rows()
+    before = module.logprobs(ids, segments, 1.0)["logprobs"].detach()
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    assert all(min(parameter.shape) == 2 for parameter in trained)
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    after = module.logprobs(ids, segments, 1.0)
+    assert not torch.allclose(after["logprobs"], before) and module.distance_from_reference() > 0
+    assert torch.allclose(after["reference_logprobs"].detach(), before, atol=1e-5)
+    plain = build(model)
+    plain.set_state(module.get_state(inference_only=True))
+    assert torch.allclose(plain.logprobs(ids, segments, 1.0)["logprobs"], after["logprobs"], atol=1e-5)
+    other = build(model, rank=2)
+    other.set_state(module.get_state())
+    assert torch.allclose(other.logprobs(ids, segments, 1.0)["logprobs"], after["logprobs"], atol=1e-5)

@@ -1,13 +1,23 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.archive import Archive
-from actors.rewards import combined, evasion, novelty
+from actors.config import RewardConfig
+from actors.rewards import RewardParts, combined, evasion, novelty
 
 
-def test_evasion_is_the_probability_of_the_wrong_label():
-    assert evasion(np.array([0.9, 0.9]), np.array([True, False])).round(6).tolist() == [0.1, 0.9]
+def test_evasion_is_half_at_the_threshold_and_turns_with_the_label():
+    scores = evasion(np.array([0.3, 0.3, 0.9, 0.9]), np.array([True, False, True, False]), threshold=0.3)
+    assert scores[:2].tolist() == [0.5, 0.5] and scores[2] < 0.2 and scores[3] > 0.8
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 0.99))
+def test_evasion_rises_as_the_guard_errs_more(one, other, threshold):
+    low, high = sorted((one, other))
+    for unsafe in (True, False):
+        first, second = evasion(np.array([low, high]), np.array([unsafe, unsafe]), threshold)
+        assert 0 < first < 1 and ((first >= second) if unsafe else (first <= second))
 
 
 def test_novelty_is_the_distance_to_the_nearest_of_archive_and_group():
@@ -22,15 +32,16 @@ def test_novelty_is_the_distance_to_the_nearest_of_archive_and_group():
 unit = st.floats(0, 1)
 
 
-@given(st.booleans(), unit, st.floats(-1, 1), unit, st.floats(0, 0.5))
-def test_the_reward_stays_in_its_range_and_any_kept_label_earns_more_than_any_lost_one(kept, evaded, near, new, weight):
-    reward = combined(*(np.array([value]) for value in (kept, evaded, near, new)), weight)[0]
-    assert (0.4 <= reward <= 1 + weight + 1e-9) if kept else (-0.5 - 1e-9 <= reward <= 0.1 + 1e-9)
+def reward_of(kept, evaded, intent, new):
+    parts = RewardParts(*(np.array([value]) for value in (kept, evaded, intent, new)))
+    return combined(parts, RewardConfig())[0]
 
 
-def test_the_archive_forgets_the_oldest():
-    archive = Archive(size=2)
-    archive.add(np.eye(3, dtype=np.float32))
-    assert archive.embeddings.tolist() == [[0, 1, 0], [0, 0, 1]]
-    archive.add(np.zeros((0, 3), dtype=np.float32))
-    assert len(archive.embeddings) == 2
+@given(unit, unit, unit, unit)
+def test_any_kept_label_earns_more_than_any_lost_one(evaded, intent, new, other):
+    assert reward_of(True, evaded, intent, new) >= 0.4 > 0.1 + 1e-9 >= reward_of(False, other, intent, other)
+
+
+def test_the_reward_by_hand():
+    assert reward_of(True, 0.5, 0.9, 0.2) == pytest.approx(0.4 + 0.3 + 0.03)
+    assert reward_of(False, 0.5, 0.6, 0.2) == pytest.approx(0.18 - 0.2)

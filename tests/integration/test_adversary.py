@@ -1,6 +1,7 @@
 """The adversary on real engines: a two-layer Llama in vLLM, RLlib's learner, Ray actors."""
 
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -8,11 +9,10 @@ import psutil
 import pytest
 import ray
 
-from actors.adversary import Adversary, attack_table
+from actors.adversary import Adversary, successes_of
 from actors.config import AdversaryConfig, GateConfig
 from actors.grpo import WeightSyncError
 from cluster.resources import plan_for_cluster
-from guardrail.guard import GuardCard
 from guardrail.records import make_record
 from tests.tiny_guard import tiny_guard
 from tests.tiny_llama import tiny_llama
@@ -39,9 +39,10 @@ def config(tmp_path_factory):
         max_new_tokens=16,
         temperature=0.9,
         trainable_layers=1,
+        warm_start=0,
         learning_rate=1e-3,
         minibatch=2,
-        gate=GateConfig(min_similarity=-1, min_overlap=0, min_fluency=-1000, max_words=200),
+        gate=GateConfig(min_intent=0.0, min_fluency=-1000, max_words=200),
     )
 
 
@@ -59,38 +60,59 @@ def adversary(ray_cluster, config):
 
 
 @pytest.fixture(scope="module")
-def outcome(adversary, guard):
-    return adversary.attack(1, GOALS, guard, [], lambda done, attempts: None)
+def attack(adversary, guard, tmp_path_factory):
+    """Attack for a round, in a directory of its own unless one is given."""
+
+    def start(round_index, goals=GOALS, directory=None, after=lambda done, iteration: None, **options):
+        directory = directory or tmp_path_factory.mktemp("round")
+        return adversary.attack(round_index, goals, str(guard), directory, after, **options)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def outcome(attack):
+    return attack(1, guard_version="tiny@1")
+
+
+def syncs(outcome):
+    return [each.sync for each in outcome.iterations]
 
 
 def test_a_round_generates_learns_and_keeps_engine_and_learner_together(outcome, config):
-    assert len(outcome.attempts) == config.iterations * config.groups * config.group_size
-    assert len(outcome.syncs) == config.iterations
-    assert all(sync["probe_max_abs_logprob_diff"] < 1e-3 for sync in outcome.syncs)
-    distances = [sync["weight_distance"] for sync in outcome.syncs]
+    assert outcome.attempts.num_rows == config.iterations * config.groups * config.group_size
+    assert len(outcome.iterations) == config.iterations
+    assert all(sync["probe_max_abs_logprob_diff"] < 1e-3 for sync in syncs(outcome))
+    distances = [sync["weight_distance"] for sync in syncs(outcome)]
     assert 0 < distances[0] < distances[1]
-    assert outcome.tokens > 0 and set(outcome.seconds) == {"generate", "score", "update", "sync"}
+    for iteration in outcome.iterations:
+        assert {"kl", "entropy", "clipped_share", "ratio"} < set(iteration.learner)
+        assert iteration.summary.tokens > 0 and iteration.summary.staleness == 0
+        assert set(iteration.summary.parts) == {"kept", "evasion", "intent", "novelty", "reward"}
+        assert set(iteration.seconds) == {"generate", "score", "update", "sync"}
 
 
 def test_both_directions_are_attacked_and_never_what_must_not_be(outcome):
-    labels = {attempt["goal"]["unsafe"] for attempt in outcome.attempts}
-    assert labels == {True, False}
-    assert not any("never used" in attempt["goal"]["text"] for attempt in outcome.attempts)
+    goals = {goal["id"]: goal for goal in GOALS}
+    attacked = [goals[seed] for seed in set(outcome.attempts["seed_id"].to_pylist())]
+    assert {goal["unsafe"] for goal in attacked} == {True, False}
+    assert not any("never used" in goal["text"] for goal in attacked)
     assert outcome.goals_left_out == {"not to be generated from": 4, "too long for adversary.max_prompt_tokens": 1}
 
 
-def test_goals_of_one_label_alone_are_refused_with_the_reason(adversary, outcome, guard):
+def test_goals_of_one_label_alone_are_refused_with_the_reason(attack, outcome):
     with pytest.raises(ValueError, match="6 and 0 of 11 can be used .4 not to be generated from, 1 too long"):
-        adversary.algorithm.start_round(1, [goal for goal in GOALS if goal["unsafe"]], str(guard), [])
+        attack(1, [goal for goal in GOALS if goal["unsafe"]])
 
 
-def test_attempts_become_records_that_lead_back_to_their_seed(outcome, guard):
-    table = attack_table(outcome, 1, GuardCard.read(guard))
+def test_attempts_are_records_that_lead_back_to_their_seed(outcome):
     seeds = {goal["id"]: goal for goal in GOALS}
-    for row in table.to_pylist():
+    for row in outcome.attempts.to_pylist():
         seed = seeds[row["seed_id"]]
         assert (row["unsafe"], row["parent_id"], row["method"]) == (seed["unsafe"], seed["id"], "rl")
+        assert row["guard_version"] == "tiny@1" and row["attacker_version"].endswith("/round-01")
         assert row["valid"] is (row["rejected"] is None) and (row["valid"] or not row["success"])
+    assert all(record["style"] for record in successes_of(outcome.attempts))
 
 
 def test_actors_have_names_that_say_what_they_are(adversary):
@@ -98,20 +120,36 @@ def test_actors_have_names_that_say_what_they_are(adversary):
     assert adversary.algorithm.env_runner_group.foreach_env_runner(repr, local_env_runner=False) == ["attacker-1"]
 
 
-def test_what_was_learned_is_saved_and_restored(adversary, outcome, guard, tmp_path):
-    def learned():
-        return adversary.algorithm.learner_group.get_state()["learner"]["rl_module"]["default_policy"]
+def learned(adversary):
+    return adversary.algorithm.learner_group.get_state()["learner"]["rl_module"]["default_policy"]
 
-    before = learned()
-    for round_index in (1, 2, 3):
-        adversary.save(tmp_path, round_index)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["round-02", "round-03"]
-    adversary.attack(2, GOALS, guard, [], lambda done, attempts: None)
-    assert any(not np.array_equal(before[key], value) for key, value in learned().items())
-    adversary.restore(tmp_path, 3)
-    after = learned()
-    assert before.keys() == after.keys() and all(np.array_equal(before[key], after[key]) for key in before)
-    assert difference_without_sending(adversary) < 1e-3  # the engines have the restored weights
+
+def test_a_round_that_is_killed_goes_on_as_if_it_had_not_been(adversary, attack, outcome, tmp_path):
+    class Killed(Exception):
+        """Stands for the end of the process."""
+
+    def kill(done, iteration):
+        if done == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        attack(2, directory=tmp_path / "killed", after=kill, updates=3)
+    shutil.copytree(tmp_path / "killed", tmp_path / "copy")
+    whole = attack(2, directory=tmp_path / "killed", updates=3)
+    weights = learned(adversary)
+    again = attack(2, directory=tmp_path / "copy", updates=3)
+    assert again.attempts.equals(whole.attempts) and len(again.iterations) == 3
+    assert all(np.allclose(weights[name], value, atol=1e-6) for name, value in learned(adversary).items())
+    assert difference_without_sending(adversary) < 1e-3  # the engines have these weights, too
+    assert len(list((tmp_path / "copy").glob("checkpoint-*"))) == 1
+
+
+def test_a_round_that_only_measures_changes_nothing(adversary, attack, outcome):
+    weights, counts = learned(adversary), adversary.algorithm.curriculum.get_state()
+    measured = attack(0, learn=False, updates=1)
+    assert measured.attempts.num_rows and not measured.iterations[0].sync
+    assert all(np.array_equal(weights[name], value) for name, value in learned(adversary).items())
+    assert adversary.algorithm.curriculum.get_state() == counts
 
 
 def difference_without_sending(adversary):
@@ -134,16 +172,25 @@ def kill_attacker(adversary):
     psutil.Process(pid).send_signal(signal.SIGKILL)
 
 
-def test_a_killed_attacker_comes_back_with_the_learners_weights(adversary, outcome, config, guard):
+def test_a_killed_attacker_comes_back_with_the_learners_weights(adversary, attack, outcome, config):
     kill_attacker(adversary)
-    after = adversary.attack(2, GOALS, guard, [], lambda done, attempts: kill_attacker(adversary))
-    assert len(after.attempts) == config.iterations * config.groups * config.group_size
-    assert len(after.syncs) == config.iterations
+    after = attack(2, after=lambda done, iteration: kill_attacker(adversary))
+    assert after.attempts.num_rows == config.iterations * config.groups * config.group_size
+    assert all(syncs(after))
     assert adversary.algorithm._send_and_probe()["weight_distance"] > 0  # it was killed after its last sync
     assert difference_without_sending(adversary) < 1e-3
 
 
-def test_attackers_that_take_too_long_are_named_with_the_settings_to_change(adversary, outcome, guard, monkeypatch):
+def test_a_killed_reward_worker_is_replaced_and_loses_nothing(adversary, attack, outcome, config, caplog):
+    def kill(done, iteration):
+        ray.kill(adversary.algorithm._worker)
+
+    after = attack(3, after=kill, updates=2)
+    assert after.attempts.num_rows == 2 * config.groups * config.group_size
+    assert "another one scores the iteration again" in caplog.text
+
+
+def test_attackers_that_take_too_long_are_named_with_the_settings_to_change(attack, outcome, monkeypatch):
     monkeypatch.setattr("actors.grpo._RUNNER_TIMEOUT_SECONDS", 0.01)
     with pytest.raises(RuntimeError, match="took longer than 0 s to generate; .*adversary.groups"):
-        adversary.attack(3, GOALS, guard, [], lambda done, attempts: None)
+        attack(3)

@@ -22,7 +22,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     settings = load(LoopSettings, ["--config", str(path), "--adversary.groups", "9", "--run-dir", "runs/x"], "")
     assert (settings.rounds, settings.adversary.groups, settings.adversary.group_size) == (7, 9, 3)
     assert settings.run_dir == Path("runs/x")
-    assert settings.adversary.clip == LoopSettings().adversary.clip
+    assert settings.adversary.grad_clip == LoopSettings().adversary.grad_clip
 
 
 def test_the_environment_does_not_change_settings(monkeypatch):

@@ -1,0 +1,92 @@
+"""Which style a group attacks in: more of what works against this guard, a floor for every cell, harder where it fails.
+
+A cell is a harm category and a style. Its yield is what decides, smoothed towards the style's own and towards all; a
+saturated cell hands its share on to the harder styles of its category.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from actors.config import CurriculumConfig
+from actors.styles import ACTIONS, STYLE, STYLES, Style
+
+_PSEUDO_ATTEMPTS = 8.0  # how much a cell's parent (its style, or all) weighs in its estimate
+_PRIOR_YIELD = 0.1
+
+
+@dataclasses.dataclass
+class _Count:
+    attempts: float = 0.0
+    successes: float = 0.0
+
+
+class Curriculum:
+    """Counts by cell, and the draw that they decide."""
+
+    def __init__(self, config: CurriculumConfig, styles: Sequence[Style] = STYLES) -> None:
+        self.config = config
+        self.styles = styles
+        self._counts: dict[tuple[str, str], _Count] = {}
+
+    def record(self, category: str, style: str, attempts: int, successes: int) -> None:
+        """Count attempts in a cell, and how many of them were valid and fooled the guard."""
+        count = self._counts.setdefault((category, style), _Count())
+        count.attempts += attempts
+        count.successes += successes
+
+    def new_guard(self) -> None:
+        """Let what was counted against the last guard weigh less against the next."""
+        for count in self._counts.values():
+            count.attempts *= self.config.memory
+            count.successes *= self.config.memory
+
+    def weights(self, category: str) -> np.ndarray:
+        """Return the probability of each style for a category, [styles]; each at least floor / styles."""
+        estimates = np.array([self._estimate(category, style.name) for style in self.styles])
+        share = estimates / estimates.sum()
+        for level in range(len(ACTIONS) - 1):
+            harder = [i for i, style in enumerate(self.styles) if style.level == level + 1]
+            for i, style in enumerate(self.styles):
+                if harder and style.level == level and self._saturated(category, style.name, estimates[i]):
+                    share[harder] += share[i] / len(harder)
+                    share[i] = 0.0
+        return self.config.floor / len(self.styles) + (1 - self.config.floor) * share
+
+    def draw(self, categories: Sequence[str], random: np.random.Generator) -> list[Style]:
+        """Return a style for each of the categories."""
+        return [self.styles[int(random.choice(len(self.styles), p=self.weights(each)))] for each in categories]
+
+    def _estimate(self, category: str, style: str) -> float:
+        """Return the smoothed yield of a cell, in (0, 1)."""
+        everywhere = [count for (_, name), count in self._counts.items() if name == style]
+        of_style = _smoothed(
+            sum(count.attempts for count in everywhere), sum(count.successes for count in everywhere), _PRIOR_YIELD
+        )
+        cell = self._counts.get((category, style), _Count())
+        return _smoothed(cell.attempts, cell.successes, of_style)
+
+    def _saturated(self, category: str, style: str, estimate: float) -> bool:
+        seen = sum(count.attempts for (_, name), count in self._counts.items() if name == style)
+        return seen >= self.config.min_attempts and estimate < self.config.saturated
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return the counts, a row for each cell: category, style, action, attempts, successes."""
+        return [
+            {"category": category, "style": style, "action": STYLE[style].action, **dataclasses.asdict(count)}
+            for (category, style), count in sorted(self._counts.items())
+        ]
+
+    def get_state(self) -> list[list[Any]]:
+        """Return the counts, as JSON has it."""
+        return [[*cell, count.attempts, count.successes] for cell, count in self._counts.items()]
+
+    def set_state(self, state: Sequence[Sequence[Any]]) -> None:
+        """Take over counts that `get_state` returned."""
+        self._counts = {(row[0], row[1]): _Count(row[2], row[3]) for row in state}
+
+
+def _smoothed(attempts: float, successes: float, parent: float) -> float:
+    return (successes + _PSEUDO_ATTEMPTS * parent) / (attempts + _PSEUDO_ATTEMPTS)

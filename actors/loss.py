@@ -1,0 +1,147 @@
+"""The loss of the attackers' update, its advantages and its batches. Knows nothing of RLlib's actors.
+
+GRPO (arXiv 2402.03300) with the constant denominator of Dr. GRPO (2503.20783), DAPO's higher upper clip (2503.14476)
+and truncated importance sampling between engine and learner; RLOO (2402.14740) is another advantage in the same loss.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from ray.rllib.policy.sample_batch import SampleBatch
+
+from actors.config import ObjectiveConfig
+from actors.module import ADVANTAGES, ENGINE_LOGPROBS, INPUT_IDS, SEGMENTS
+
+_EQUAL = 1e-6  # a group whose rewards spread less than this teaches nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class LossTerms:
+    """The loss (scalar) and what it is made of: KL and ratio by token [batch, tokens], the importance weights' too."""
+
+    loss: torch.Tensor
+    kl: torch.Tensor
+    ratio: torch.Tensor
+    weight: torch.Tensor
+    clipped: torch.Tensor
+
+    def logged(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the means over the tokens of `mask` that the learner logs."""
+        count = mask.sum().clamp(min=1)
+        values = {"kl": self.kl, "ratio": self.ratio, "clipped_share": self.clipped, "importance_weight": self.weight}
+        return {name: (value.detach() * mask).sum() / count for name, value in values.items()}
+
+
+def policy_loss(
+    logprobs: torch.Tensor,
+    engine_logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    reference_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    lengths: torch.Tensor,
+    *,
+    completions: int,
+    max_new_tokens: int,
+    objective: ObjectiveConfig,
+) -> LossTerms:
+    """Return the loss of a minibatch, a part of an optimiser step of `completions` completions.
+
+    Tokens are summed and divided by constants, so that neither padding, nor empty rows, nor over how many learners and
+    minibatches a step is spread changes what a token weighs. The KL is the k3 estimator, as in GRPO.
+
+    Args:
+        logprobs: of the policy, with gradient; [batch, tokens] as the next five.
+        engine_logprobs: of the policy that sampled, by the engine.
+        old_logprobs: of the same by the learner; where they are the engine's, no importance weight is applied.
+        reference_logprobs: of the frozen reference.
+        advantages: of the completion a token is in.
+        mask: true on completion tokens.
+        lengths: of the completion a token is in, in tokens.
+        completions: of a whole optimiser step of one learner, empty rows counted.
+        max_new_tokens: the longest completion there can be.
+        objective: clips, normalisation, KL and importance cap.
+    """
+    per_token = mask / (lengths.clamp(min=1) if objective.length_normalised else max_new_tokens)
+    ratio = torch.exp(torch.where(mask, logprobs - old_logprobs, 0.0))
+    weight = torch.exp(torch.where(mask, old_logprobs - engine_logprobs, 0.0))
+    if objective.importance_cap is not None:
+        weight = weight.clamp(max=objective.importance_cap)
+    trusted = ratio.clamp(1 - objective.clip, 1 + objective.clip_high)
+    surrogate = weight * torch.minimum(ratio * advantages, trusted * advantages)
+    gap = torch.where(mask, reference_logprobs - logprobs, 0.0)
+    kl = torch.exp(gap) - gap - 1
+    loss = ((objective.kl_coefficient * kl - surrogate) * per_token).sum() / completions
+    return LossTerms(loss, kl, ratio, weight, (ratio != trusted).to(ratio.dtype))
+
+
+def group_advantages(rewards: np.ndarray, kind: str = "grpo") -> np.ndarray:
+    """Return each reward's advantage over its group; [groups, size] in and out.
+
+    "grpo" is (r - mean) / std (arXiv 2402.03300), "rloo" r minus the mean of the others (arXiv 2402.14740). A group
+    whose rewards are all equal teaches nothing and gets zeros.
+    """
+    centred = rewards - rewards.mean(axis=1, keepdims=True)
+    spread = rewards.std(axis=1, keepdims=True)
+    scale = (rewards.shape[1] - 1) / rewards.shape[1] if kind == "rloo" else np.maximum(spread, _EQUAL)
+    return np.where(spread > _EQUAL, centred / scale, 0.0)
+
+
+def imitation_advantages(rewards: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Return 1 for the best of each group that passed the gate, 0 for all else; [groups, size] in and out.
+
+    With these the loss is that of fine-tuning on the policy's own gated best (RAFT, arXiv 2304.06767): the warm start.
+    """
+    best = np.where(kept, rewards, -np.inf).max(axis=1, keepdims=True)
+    return (kept & (rewards >= best)).astype(np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A prompt and what was sampled from it: token ids, and of each completion the engine's logprobs and advantage."""
+
+    prompt_ids: Sequence[int]
+    completions: Sequence[Sequence[int]]
+    logprobs: Sequence[np.ndarray]
+    advantages: np.ndarray
+
+
+def train_batches(groups: Sequence[Group], *, learners: int, multiple: int) -> list[SampleBatch] | None:
+    """Return one padded batch for each learner, a row for each group, or None if there is nothing to learn.
+
+    Groups without an advantage are left out. The rest is ordered by length, so that minibatches pad little, dealt out
+    in turn, and filled up with empty rows to a multiple of `multiple` for every learner: they wait for each other.
+    """
+    kept = sorted((group for group in groups if group.advantages.any()), key=_width)
+    if not kept:
+        return None
+    rows = -(-len(kept) // (learners * multiple)) * multiple
+    return [_padded(kept[learner::learners], rows, _width(kept[-1])) for learner in range(learners)]
+
+
+def _padded(groups: Sequence[Group], rows: int, width: int) -> SampleBatch:
+    shape = (rows, width)
+    batch: dict[str, np.ndarray] = {
+        INPUT_IDS: np.zeros(shape, dtype=np.int64),
+        SEGMENTS: np.full(shape, -1, dtype=np.int64),
+        ENGINE_LOGPROBS: np.zeros(shape, dtype=np.float32),
+        ADVANTAGES: np.zeros(shape, dtype=np.float32),
+    }
+    for row, group in enumerate(groups):
+        end = len(group.prompt_ids)
+        batch[INPUT_IDS][row, :end] = group.prompt_ids
+        batch[SEGMENTS][row, :end] = 0
+        for number, completion in enumerate(group.completions):
+            start, end = end, end + len(completion)
+            place = np.s_[row, start:end]
+            batch[INPUT_IDS][place] = completion
+            batch[SEGMENTS][place] = number + 1
+            batch[ENGINE_LOGPROBS][place] = group.logprobs[number]
+            batch[ADVANTAGES][place] = group.advantages[number]
+    return SampleBatch(batch)
+
+
+def _width(group: Group) -> int:
+    return len(group.prompt_ids) + sum(len(completion) for completion in group.completions)

@@ -1,0 +1,250 @@
+"""What an attack on a guard has found: every attempt, the figures, and the files that hold them."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+from filelock import FileLock, Timeout
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from actors.adversary import read_attempts
+from actors.archive import category_of
+from actors.reward_worker import ATTEMPTS
+from guardrail.diversity import diversity
+from guardrail.metrics import share_text, wilson
+from guardrail.records import Record, to_table, write_table
+from guardrail.text import digest
+from jobs.run import RunError, write_text
+from jobs.settings import to_yaml
+
+UNTRANSFORMED = "none"  # in the place of a transform: the goals as they are
+_TRANSFORM = "transform"  # the action of what is no attacker's
+_UNDECIDING = ("output", "cluster")  # settings that do not decide what is found
+_COLUMNS = pa.schema([field for field in ATTEMPTS if field.name != "embedding"])
+_UNENDED = "has not ended: it is running, or was killed"
+
+Rows = Sequence[dict[str, Any]]  # of a table of `ATTEMPTS`
+
+
+class Findings:
+    """The findings as a context: the files are whole at any moment, and say in the end whether and why it ended early.
+
+    Attributes:
+        attackers: folder of the adversary, which goes on from there.
+        goals_left_out: how many goals could not be used, by reason.
+    """
+
+    def __init__(self, directory: Path, settings: BaseModel, target: str, guard: str) -> None:
+        """Take a new directory, or one to go on in.
+
+        Args:
+            directory: to write.
+            settings: all of the job's.
+            target: what is attacked, as the user named it.
+            guard: name of what was found there.
+
+        Raises:
+            RunError: the directory is something else, in use, or was begun with other settings or another guard.
+        """
+        self.directory, self.target, self.guard = directory, target, guard
+        self.attackers = directory / "attackers"
+        self.goals_left_out: dict[str, int] = {}
+        config = directory / "config.yaml"
+        if directory.exists() and not config.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise RunError(f"{directory} holds something else; give another --output")
+        directory.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(directory / ".lock", timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise RunError(f"{directory} is in use by another process") from None
+        new = yaml.safe_load(to_yaml(settings))
+        old = yaml.safe_load(config.read_text()) if config.exists() else new
+        if changed := [key for key in new if key not in _UNDECIDING and old.get(key) != new[key]]:
+            raise RunError(
+                f"{directory} was begun with another {' and another '.join(changed)} (see {config}): "
+                "give another --output, or the same settings"
+            )
+        path = directory / "summary.json"
+        self.summary: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"guard": guard}
+        if self.summary["guard"] != guard:
+            raise RunError(
+                f"{directory} is about {self.summary['guard']}, but {target} is {guard} now: give another --output"
+            )
+        path = directory / "attacks.parquet"
+        table = pq.read_table(path, schema=_COLUMNS) if path.exists() else _COLUMNS.empty_table()
+        self._transformed = table.filter(pc.equal(table["action"], _TRANSFORM))
+        write_text(config, to_yaml(settings))
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to do."""
+        return bool(self.summary.get("complete"))
+
+    def __enter__(self) -> "Findings":
+        self.write()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.write(None)
+        else:
+            self.write((str(error) or type(error).__name__) if isinstance(error, Exception) else "interrupted")
+        self._lock.release()
+
+    def transforms(self) -> set[str]:
+        """Return the transforms that have been tried."""
+        return set(self._transformed["style"].to_pylist())
+
+    def add_transform(self, name: str, records: Sequence[Record], scores: np.ndarray, flagged: np.ndarray) -> None:
+        """Keep what the guard says of goals that a transform wrote.
+
+        Args:
+            name: of the transform.
+            records: n goals, transformed.
+            scores, flagged: the guard's, [n].
+        """
+        table = to_table(
+            {**record, "guard_version": self.guard, "scores": {"guard": float(score)}}
+            for record, score in zip(records, scores, strict=True)
+        )
+        columns = {
+            "style": name,
+            "action": _TRANSFORM,
+            "iteration": None,
+            "valid": True,
+            "success": [bool(said) != record["unsafe"] for said, record in zip(flagged, records, strict=True)],
+            "rejected": None,
+        }
+        for key, value in columns.items():
+            values = value if isinstance(value, list) else [value] * len(records)
+            table = table.append_column(key, pa.array(values, _COLUMNS.field(key).type))
+        self._transformed = pa.concat_tables([self._transformed, table])
+        self.write()
+
+    def write(self, problem: str | None = _UNENDED) -> None:
+        """Write all files as of now; `problem`: why they are not complete, None where they are."""
+        attempts = read_attempts(self.attackers)
+        table = pa.concat_tables([attempts.select(_COLUMNS.names), self._transformed])
+        write_table(table, self.directory / "attacks.parquet")
+        lines = [json.dumps(item, ensure_ascii=False) for item in evaluation_items(table.to_pylist())]
+        write_text(self.directory / "successes.jsonl", "".join(f"{line}\n" for line in lines))
+        self.summary = {
+            "target": self.target,
+            "guard": self.guard,
+            "complete": problem is None,
+            "errors": [] if problem is None else [problem],
+            "goals_left_out": self.goals_left_out,
+            **summary(attempts, self._transformed),
+        }
+        write_text(self.directory / "summary.json", json.dumps(self.summary, indent=2) + "\n")
+
+
+def summary(attempts: pa.Table, transformed: pa.Table) -> dict[str, Any]:
+    """Return the figures: of the attackers' attempts at the top, of each transform under `transforms`.
+
+    Args:
+        attempts, transformed: tables of `ATTEMPTS`; the latter needs no embeddings.
+    """
+    rows, by_transform = (each.select(_COLUMNS.names).to_pylist() for each in (attempts, transformed))
+    successes = attempts.filter(attempts["success"])
+    embeddings = np.array(successes["embedding"].to_pylist(), dtype=np.float32)
+    return {
+        **tally(rows),
+        "rejected": dict(sorted(Counter(row["rejected"] for row in rows if row["rejected"]).items())),
+        "diversity": diversity(successes["text"].to_pylist(), embeddings),
+        "by_label": tallies(rows, _label),
+        "by_category": tallies(rows, category_of),
+        "by_style": tallies(rows, _style),
+        "transforms": {
+            name: {**figures, "by_label": tallies([row for row in by_transform if row["style"] == name], _label)}
+            for name, figures in tallies(by_transform, _style).items()
+        },
+    }
+
+
+def tally(rows: Rows) -> dict[str, Any]:
+    """Return counts and rates of attempts: success over the valid ones, yield over all; None where there are none."""
+    valid, successes = sum(row["valid"] for row in rows), sum(row["success"] for row in rows)
+    return {
+        "attempts": len(rows),
+        "valid": valid,
+        "successes": successes,
+        "success_rate": successes / valid if valid else None,
+        "interval": wilson(successes, valid),
+        "yield": successes / len(rows) if rows else None,
+    }
+
+
+def tallies(rows: Rows, name_of: Callable[[dict[str, Any]], str]) -> dict[str, dict[str, Any]]:
+    """Return the tally of each name, in the order of names."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_name.setdefault(name_of(row), []).append(row)
+    return {name: tally(by_name[name]) for name in sorted(by_name)}
+
+
+def _label(row: dict[str, Any]) -> str:
+    return "unsafe" if row["unsafe"] else "benign"
+
+
+def _style(row: dict[str, Any]) -> str:
+    return row["style"]
+
+
+def evaluation_items(rows: Rows) -> list[dict[str, Any]]:
+    """Return the successes as the lines of an evaluation file, each text once; the tag is its style or transform."""
+    by_text = {row["text"]: row for row in rows if row["success"]}
+    return [
+        {
+            "id": digest(text),  # not the record's, which texts share that differ in case or invisible characters alone
+            "text": text,
+            "response": None,
+            "unsafe": row["unsafe"],
+            "categories": row["categories"],
+            "tags": [row["style"]],
+        }
+        for text, row in by_text.items()
+    ]
+
+
+def show_findings(console: Console, found: dict[str, Any]) -> None:
+    """Print the figures of a summary; no text of an attack is among them."""
+    labels = {f"all {label}": values for label, values in found["by_label"].items()}
+    _show(console, "attackers, by category of the goal", {"all": found, **labels, **found["by_category"]})
+    _show(console, "attackers, by style", found["by_style"])
+    _show(console, "transforms", dict(sorted(found["transforms"].items(), key=_by_success)))
+
+
+def _by_success(entry: tuple[str, dict[str, Any]]) -> tuple[bool, float]:
+    return entry[0] != UNTRANSFORMED, -(entry[1]["success_rate"] or 0.0)
+
+
+def _show(console: Console, title: str, rows: dict[str, dict[str, Any]]) -> None:
+    if not rows:
+        return
+    table = Table(title=title)
+    for column in ("", "attempts", "valid", "successes", "success rate", "95% interval", "yield"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, values in rows.items():
+        interval = values["interval"]
+        table.add_row(
+            name,
+            *(str(values[key]) for key in ("attempts", "valid", "successes")),
+            share_text(values["success_rate"]),
+            "-" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}",
+            share_text(values["yield"]),
+        )
+    console.print(table)

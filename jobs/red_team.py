@@ -1,0 +1,164 @@
+"""Attack a guard, or a moderation service, with freshly trained attackers, and say how often it is fooled.
+
+python jobs/red_team.py --target runs/laptop/guard --output out/ [--budget 500] [--seeds FILE] [--transforms true]
+python jobs/red_team.py --target https://HOST/v1/moderations --output out/ [--adversary.groups 16 ...]
+
+Attack only what is yours or what you may test. A service's key, if it wants one, is in RAYGUARD_TARGET_KEY; on a
+running cluster, in the environment of the job (ray job submit --runtime-env-json '{"env_vars": {...}}').
+
+Writes attacks.parquet (every attempt), successes.jsonl (an evaluation file), summary.json and config.yaml into the
+output folder. They are whole after each transform and iteration; until the end summary.json says `complete: false` and
+why. The same command goes on in the folder; with other settings, or if the target has changed, it is refused. Attack
+texts are in these files alone, never on the terminal.
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+from rich.console import Console
+
+from actors.adversary import Adversary, Iteration
+from actors.config import AdversaryConfig
+from cluster.connect import connect
+from cluster.resources import plan_for_cluster
+from guardrail.guard import Guard
+from guardrail.records import Record
+from guardrail.remote import RemoteGuard, TargetError, open_guard, unsafe_scores
+from guardrail.seeds import HELD_OUT, embedded_seeds, generation_seeds, load_seeds, split_by_seed
+from guardrail.transforms import TRANSFORMS, transformed
+from jobs.findings import UNTRANSFORMED, Findings, show_findings
+from jobs.run import run_directory
+from jobs.settings import JobSettings, SplitConfig, load
+from jobs.terminal import resumable, terminal
+
+
+class RedTeamSettings(JobSettings):
+    """Settings of an attack."""
+
+    model_config = SettingsConfigDict(cli_implicit_flags=False)  # `--transforms true`, as in a YAML file
+
+    target: str = Field(description="guard directory, or URL of a moderation endpoint")
+    output: Path = Field(description="folder to write; the same one resumes")
+    seeds: Path | None = Field(
+        None, description="CSV, JSONL or parquet of goals; None: the embedded ones that the loop never trains on"
+    )
+    budget: int = Field(
+        500, ge=1, description="attempts, rounded up to whole iterations, in the place of adversary.iterations"
+    )
+    transforms: bool = Field(False, description="also try each deterministic transform, beyond the budget")
+    transform_goals: int = Field(50, ge=1, description="goals that each transform is tried on, at most")
+    adversary: AdversaryConfig = AdversaryConfig()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Attack until the budget is spent, and print what came of it."""
+    settings = load(RedTeamSettings, arguments, __doc__)
+    console = terminal()
+    output = run_directory(settings.output)
+    with resumable(output, console):
+        goals = goals_of(settings)
+        guard = open_guard(settings.target)
+        unsafe_scores(guard, ["How do I bake bread at home?"])  # a target that cannot answer is found out here
+        findings = Findings(output, settings, settings.target, name_of(guard))
+        if not findings.ended:
+            with findings:
+                if settings.transforms:
+                    try_transforms(settings, goals, guard, findings)
+                train_attackers(settings, goals, findings, console)
+            shutil.rmtree(findings.attackers)  # checkpoints; the attempts are in attacks.parquet
+        show_findings(console, findings.summary)
+        console.print(f"attacks: {output}", highlight=False, soft_wrap=True)
+
+
+def goals_of(settings: RedTeamSettings) -> list[Record]:
+    """Return what may be attacked with: the user's seeds, or those of ours that a loop with default shares holds out.
+
+    Raises:
+        ValueError: none is unsafe, or none is benign though the adversary wants such goals, too.
+    """
+    if settings.seeds is None:
+        shares = SplitConfig()
+        parts = split_by_seed(embedded_seeds(), validation=shares.validation, held_out=shares.held_out_goals)
+        return generation_seeds(parts[HELD_OUT])
+    goals = generation_seeds(load_seeds(settings.seeds))
+    labels = {goal["unsafe"] for goal in goals}
+    if True not in labels:
+        raise ValueError(f"{settings.seeds} holds no unsafe seed that may be attacked with; add some")
+    if False not in labels and settings.adversary.benign_share > 0:
+        raise ValueError(f"{settings.seeds} holds no benign seed; add some, or set adversary.benign_share to 0")
+    return goals
+
+
+def name_of(guard: Guard | RemoteGuard) -> str:
+    """Return what records call a target: version and digest, or what a service calls its model."""
+    return guard.name if isinstance(guard, RemoteGuard) else f"{guard.card.version}@{guard.card.digest}"
+
+
+def updates_of(settings: RedTeamSettings) -> int:
+    """Return how many iterations of the adversary spend the budget, the last one perhaps more than it."""
+    return -(-settings.budget // (settings.adversary.groups * settings.adversary.group_size))
+
+
+def try_transforms(
+    settings: RedTeamSettings, goals: Sequence[Record], guard: Guard | RemoteGuard, findings: Findings
+) -> None:
+    """Ask the target about some goals as they are, then as each transform writes them, where it changes them.
+
+    Raises:
+        TargetError: the target failed.
+    """
+    drawn = np.random.default_rng(settings.seed).permutation(len(goals))[: settings.transform_goals]
+    sample = [goals[index] for index in drawn]
+    for name in (UNTRANSFORMED, *TRANSFORMS):
+        if name in findings.transforms():
+            continue
+        records = sample
+        if name != UNTRANSFORMED:
+            pairs = [(goal, transformed(goal, name, settings.seed)) for goal in sample]
+            records = [record for goal, record in pairs if record["text"] != goal["text"]]
+        findings.add_transform(name, records, *unsafe_scores(guard, [record["text"] for record in records]))
+
+
+def train_attackers(settings: RedTeamSettings, goals: Sequence[Record], findings: Findings, console: Console) -> None:
+    """Train attackers against the target for as many iterations as the budget pays for.
+
+    Raises:
+        TargetError: the target failed.
+    """
+    adversary, updates = settings.adversary, updates_of(settings)
+
+    def after_iteration(done: int, iteration: Iteration) -> None:
+        findings.write()
+        summary = iteration.summary
+        note = f"{summary.valid} of {summary.attempts} valid, {summary.successes} successes"
+        console.print(f"  iteration {done} of {updates}: {note}", highlight=False)
+
+    with connect(address=settings.cluster.address):
+        plan = plan_for_cluster(
+            num_env_runners=adversary.env_runners, num_learners=adversary.learners, num_guard_workers=0
+        )
+        attackers = Adversary(adversary, plan, settings.seed)
+        try:
+            outcome = attackers.attack(
+                1,
+                goals,
+                settings.target,
+                findings.attackers,
+                after_iteration,
+                updates=updates,
+                guard_version=findings.guard,
+            )
+        except TargetError as error:
+            raise getattr(error, "cause", error) from None  # Ray's form of it says all that an actor's traceback does
+        finally:
+            attackers.stop()
+    findings.goals_left_out = outcome.goals_left_out
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

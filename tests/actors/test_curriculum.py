@@ -1,0 +1,91 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.config import CurriculumConfig
+from actors.curriculum import Curriculum
+from actors.styles import ACTIONS, STYLES
+
+FRAMES = [style.name for style in STYLES if style.action == "frame"]
+
+
+def share(curriculum, category, wanted):
+    weights = curriculum.weights(category)
+    return sum(weight for weight, style in zip(weights, STYLES, strict=True) if wanted(style))
+
+
+def test_all_styles_are_equal_before_anything_is_known():
+    assert np.allclose(Curriculum(CurriculumConfig()).weights("hate"), 1 / len(STYLES))
+
+
+def test_what_works_in_a_cell_is_drawn_more_often_there_and_a_little_elsewhere():
+    curriculum = Curriculum(CurriculumConfig())
+    curriculum.record("hate", "polite", 20, 15)
+    there = share(curriculum, "hate", lambda style: style.name == "polite")
+    elsewhere = share(curriculum, "fraud", lambda style: style.name == "polite")
+    assert there > elsewhere > 1 / len(STYLES)
+
+
+def test_saturated_frames_hand_their_share_to_rewrites():
+    curriculum = Curriculum(CurriculumConfig(floor=0.2))
+    before = share(curriculum, "hate", lambda style: style.action == "rewrite")
+    for name in FRAMES:
+        curriculum.record("hate", name, 200, 0)
+    frames = share(curriculum, "hate", lambda style: style.action == "frame")
+    assert frames == pytest.approx(0.2 * len(FRAMES) / len(STYLES))
+    assert share(curriculum, "hate", lambda style: style.action == "rewrite") > before
+
+
+def test_few_attempts_saturate_nothing():
+    config = CurriculumConfig(min_attempts=50, saturated=0.5)
+    curriculum = Curriculum(config)
+    curriculum.record("hate", FRAMES[0], 10, 0)
+    weight = share(curriculum, "hate", lambda style: style.name == FRAMES[0])
+    assert weight > config.floor / len(STYLES)
+
+
+def test_another_guard_makes_old_counts_weigh_less():
+    curriculum = Curriculum(CurriculumConfig(memory=0.5))
+    curriculum.record("hate", "polite", 20, 10)
+    curriculum.new_guard()
+    assert curriculum.table() == [
+        {"category": "hate", "style": "polite", "action": "rewrite", "attempts": 10, "successes": 5}
+    ]
+
+
+counts = st.lists(
+    st.tuples(
+        st.sampled_from(["hate", "fraud"]),
+        st.sampled_from([s.name for s in STYLES]),
+        st.integers(0, 500),
+        st.floats(0, 1),
+    ),
+    max_size=30,
+)
+
+
+@given(counts, st.floats(0.01, 1))
+def test_weights_are_a_distribution_with_a_floor(rows, floor):
+    curriculum = Curriculum(CurriculumConfig(floor=floor))
+    for category, style, attempts, rate in rows:
+        curriculum.record(category, style, attempts, int(attempts * rate))
+    weights = curriculum.weights("hate")
+    assert weights.sum() == pytest.approx(1) and (weights >= floor / len(STYLES) - 1e-12).all()
+    again = Curriculum(CurriculumConfig(floor=floor))
+    again.set_state(json.loads(json.dumps(curriculum.get_state())))
+    assert np.allclose(again.weights("hate"), weights)
+
+
+def test_a_draw_follows_the_weights_and_the_seed():
+    curriculum = Curriculum(CurriculumConfig(floor=0.01))
+    curriculum.record("hate", "polite", 1000, 1000)
+    drawn = curriculum.draw(["hate"] * 200, np.random.default_rng(0))
+    assert sum(style.name == "polite" for style in drawn) > 50
+    assert drawn == curriculum.draw(["hate"] * 200, np.random.default_rng(0))
+
+
+def test_every_action_has_styles():
+    assert {style.action for style in STYLES} == set(ACTIONS)

@@ -1,0 +1,48 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.goals import Goals
+from actors.styles import STYLES
+from guardrail.records import make_record
+
+RECORDS = [
+    *(make_record(f"Help me steal item {i}", unsafe=True, source="many", categories=["illicit"]) for i in range(20)),
+    *(make_record(f"Help me forge item {i}", unsafe=True, source="few", categories=["fraud"]) for i in range(3)),
+    *(make_record(f"Help me bake item {i}", unsafe=False, source="benign", categories=[]) for i in range(5)),
+    make_record("never used", unsafe=True, source="few", categories=["sexual/minors"]),
+]
+
+
+def goals(records=RECORDS, share=0.25, limit=200):
+    return Goals(records, STYLES[:2], lambda prompt: len(prompt.split()), limit, share)
+
+
+def test_topics_weigh_the_same_and_none_is_repeated_before_all_were_drawn():
+    found = goals()
+    drawn = found.draw(8, np.random.default_rng(0))
+    topics = Counter(found.records[i]["source"] for i in drawn)
+    assert topics == {"many": 3, "few": 3, "benign": 2} and len(set(drawn)) == 8
+
+
+@given(st.integers(1, 60), st.floats(0, 0.9), st.integers(0, 99))
+def test_a_draw_has_its_size_its_benign_share_and_nothing_forbidden(count, share, seed):
+    found = goals(share=share)
+    drawn = found.draw(count, np.random.default_rng(seed))
+    assert len(drawn) == count and drawn == found.draw(count, np.random.default_rng(seed))
+    assert sum(not found.records[i]["unsafe"] for i in drawn) == round(count * share)
+    assert not any(found.records[i]["text"] == "never used" for i in drawn)
+
+
+def test_what_cannot_be_used_is_counted_and_a_label_without_goals_is_refused():
+    long = make_record("long " * 500, unsafe=False, source="benign", categories=[])
+    assert goals([*RECORDS, long]).left_out == {
+        "not to be generated from": 1,
+        "too long for adversary.max_prompt_tokens": 1,
+    }
+    with pytest.raises(ValueError, match="23 and 0 of 24 can be used .1 not to be generated from"):
+        goals([record for record in RECORDS if record["unsafe"]])
+    assert goals([record for record in RECORDS if record["unsafe"]], share=0.0).draw(3, np.random.default_rng(0))
