@@ -1,0 +1,168 @@
+"""Whether the loop hardens a guard: fresh attackers against the final guard, the round-0 guard and a control.
+
+python tests/benchmarks/adversary_hardening.py --data-dir DIR [--seeds 0 1] [--rounds 3] [--iterations 12] [--dir DIR]
+
+For each random seed, attackers learn against a guard for `--rounds` rounds, each followed by a retraining on what
+succeeded. The control guard is retrained as often, on what the untrained attacker finds in equally many attempts. Then
+fresh attackers, rewriting and composing in styles that no guard was trained on, train for the same budget against each
+of the three guards on goals that no guard was trained on; the yield of their last half counts. Benign false positives
+are of the benign evaluation sets in `--data-dir`. A run that is killed goes on where it was.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.adversary import Adversary, Outcome, successes_of
+from actors.config import AdversaryConfig
+from actors.styles import STYLES
+from cluster.connect import connect
+from guardrail.datasets import load_evaluations
+from guardrail.evaluation import evaluate_set, success_rate
+from guardrail.guard import Guard
+from guardrail.models import cache_dir
+from guardrail.records import Record
+from guardrail.transforms import TRANSFORMS, transformed
+from tests.benchmarks.adversary_learning import parts, plan, show, spread, train
+
+#: Styles that only the fresh attackers use.
+LEFT_OUT = ("casual", "academic_question", "translated", "authority", "splitting")
+TRAINED = tuple(style.name for style in STYLES if style.name not in LEFT_OUT)
+BENIGN_SETS = ("xstest", "mitre-frr", "openai-moderation")
+
+
+def attacker(styles: Sequence[str], options: argparse.Namespace) -> AdversaryConfig:
+    """Return the settings of an attacker."""
+    return AdversaryConfig(
+        styles=list(styles), groups=options.groups, group_size=4, minibatch=8, trainable_layers=10, learning_rate=5e-5
+    )
+
+
+def harden(
+    directory: Path, seeds: dict[str, list[Record]], first: Path, options: argparse.Namespace, seed: int, *, learn: bool
+) -> Path:
+    """Return the guard after all rounds: attacked by attackers that learn, or (the control) by untrained ones."""
+    guard, found = first, list[Record]()
+    adversary = Adversary(attacker(TRAINED, options), plan(), seed)
+    name = "learned" if learn else "control"
+    try:
+        for index in range(1, options.rounds + 1):
+            outcome = adversary.attack(
+                index,
+                seeds["guard"],
+                str(guard),
+                directory / f"{name}-{index}",
+                show(f"{name} {index}"),
+                updates=options.iterations,
+                earlier=found,
+                learn=learn,
+            )
+            found += successes_of(outcome.attempts)
+            records = [*seeds["guard"], *({key: r[key] for key in r if key != "style"} for r in found)]
+            guard = train(records, seeds["threshold"], directory / f"{name}-guard-{index}")
+    finally:
+        adversary.stop()
+    return guard
+
+
+def fresh_yield(
+    directory: Path, goals: Sequence[Record], guard: Path, options: argparse.Namespace, seed: int
+) -> tuple[float, int]:
+    """Return the yield of a fresh attacker over the last half of its training, and its successes there."""
+    adversary = Adversary(attacker(LEFT_OUT, options), plan(), seed)
+    try:
+        outcome: Outcome = adversary.attack(
+            1, goals, str(guard), directory, show(directory.name), updates=options.iterations
+        )
+    finally:
+        adversary.stop()
+    last = [each.summary for each in outcome.iterations[options.iterations // 2 :]]
+    return sum(s.successes for s in last) / sum(s.attempts for s in last), sum(s.successes for s in last)
+
+
+def benign_fpr(guard: Path, data_dir: Path) -> float:
+    """Return the false-positive rate over the benign records of the evaluation sets, the sets weighing the same."""
+    loaded = Guard.from_pretrained(guard)
+    sets = load_evaluations(list(BENIGN_SETS), data_dir)
+    return float(np.mean([evaluate_set(loaded, items)["fpr"] for items in sets.values()]))
+
+
+def transform_recall(guard: Path, goals: Sequence[Record]) -> float:
+    """Return the share of transformed unsafe goals that a guard flags, over all transforms."""
+    unsafe = [goal for goal in goals if goal["unsafe"]][:50]
+    records = [transformed(goal, name, 0) for name in TRANSFORMS for goal in unsafe]
+    missed = success_rate(Guard.from_pretrained(guard), records)
+    assert missed is not None
+    return 1 - missed
+
+
+def run_seed(seed: int, directory: Path, first: Path, seeds: dict[str, list[Record]], options: Any) -> dict[str, Any]:
+    """Return the figures of one random seed."""
+    guards = {
+        "round0": first,
+        "final": harden(directory, seeds, first, options, seed, learn=True),
+        "control": harden(directory, seeds, first, options, seed, learn=False),
+    }
+    goals = [*seeds["learn"], *seeds["measure"]]
+    result: dict[str, Any] = {}
+    for name, guard in guards.items():
+        found, successes = fresh_yield(directory / f"fresh-{name}", goals, guard, options, 1000 + seed)
+        result[name] = {
+            "yield": found,
+            "successes": successes,
+            "benign_fpr": benign_fpr(guard, options.data_dir) if options.data_dir else None,
+            "transform_recall": transform_recall(guard, goals),
+        }
+    yields = {name: result[name]["yield"] for name in guards}
+    result["fresh_attacker_ratio_vs_round0"] = yields["final"] / max(yields["round0"], 1e-9)
+    result["fresh_attacker_ratio_vs_control"] = yields["final"] / max(yields["control"], 1e-9)
+    result["transform_recall_delta"] = result["final"]["transform_recall"] - result["round0"]["transform_recall"]
+    result["benign_fpr_delta"] = (
+        result["final"]["benign_fpr"] - result["round0"]["benign_fpr"] if options.data_dir else None
+    )
+    return result
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run all seeds and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, help="public evaluation sets, for benign false positives")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--iterations", type=int, default=12)
+    parser.add_argument("--groups", type=int, default=32)
+    parser.add_argument("--dir", type=Path, default=cache_dir() / "benchmarks" / "adversary_hardening")
+    options = parser.parse_args(arguments)
+    results = []
+    with connect():
+        seeds = parts()
+        first = train(seeds["guard"], seeds["threshold"], options.dir / "round0")
+        for seed in options.seeds:
+            directory = options.dir / f"seed-{seed}"
+            saved = directory / "result.json"
+            if not saved.exists():
+                saved.parent.mkdir(parents=True, exist_ok=True)
+                result = run_seed(seed, directory, first, seeds, options)
+                saved.write_text(json.dumps(result, indent=2))
+            results.append(json.loads(saved.read_text()))
+            print(f"seed {seed}: {json.dumps(results[-1])}", flush=True)
+    names = (
+        "fresh_attacker_ratio_vs_round0",
+        "fresh_attacker_ratio_vs_control",
+        "benign_fpr_delta",
+        "transform_recall_delta",
+    )
+    print(f"\n{'':<34}{'mean':>8}{'std':>8}")
+    summary = {name: spread([result[name] for result in results]) for name in names}
+    for name, value in summary.items():
+        print(f"{name:<34}" + ("       -" if value is None else f"{value['mean']:>8.3f}{value['std']:>8.3f}"))
+    print(json.dumps({name: value and round(value["mean"], 4) for name, value in summary.items()}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
