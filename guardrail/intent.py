@@ -30,6 +30,7 @@ WINDOW = 128  # tokens of a text; a longer one cannot be judged
 _TOKENS_PER_BATCH = 4096
 _PAIRS_PER_BATCH = 128
 FACTS = 5  # numbers of a pair that the rules see
+SIMILARITY = 4  # which of them is the cosine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class IntentCard:
         width: of the heads.
         heads: how many vote.
         threshold: probability from which a label counts as kept.
+        min_similarity: cosine of the embeddings under which it never does.
         figures: what was trained on, and what was measured on each held-out file.
     """
 
@@ -48,6 +50,7 @@ class IntentCard:
     width: int
     heads: int
     threshold: float
+    min_similarity: float
     figures: dict[str, Any]
 
 
@@ -158,10 +161,13 @@ def _padded(features: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tenso
 class IntentModel:
     """A loaded intent-consistency model."""
 
-    def __init__(self, encoder: TokenEncoder, heads: Sequence[AlignmentHead], threshold: float) -> None:
+    def __init__(
+        self, encoder: TokenEncoder, heads: Sequence[AlignmentHead], threshold: float, min_similarity: float
+    ) -> None:
         self.encoder = encoder
         self.heads = [head.eval() for head in heads]
         self.threshold = threshold
+        self.min_similarity = min_similarity
 
     @classmethod
     def from_pretrained(cls, name: str = EMBEDDED) -> "IntentModel":
@@ -185,10 +191,14 @@ class IntentModel:
                 {key.removeprefix(prefix): value.float() for key, value in weights.items() if key.startswith(prefix)}
             )
             heads.append(head)
-        return cls(encoder, heads, card.threshold)
+        return cls(encoder, heads, card.threshold, card.min_similarity)
 
     def kept_probability(self, goals: Sequence[str], attacks: Sequence[str]) -> np.ndarray:
-        """Return the probability that each attack still asks for what its goal asks, [n]; 0 for what is too long."""
+        """Return the probability that each attack still asks for what its goal asks, [n].
+
+        It is 0 for what is too long and for what is less similar than `min_similarity`: far from all it was trained on,
+        the model guesses.
+        """
         return self.judged(goals, attacks, self.encoder.encode([*goals, *attacks]))
 
     @torch.inference_mode()
@@ -198,7 +208,8 @@ class IntentModel:
         for batch in _batches([i for i in range(len(goals)) if goals[i] in features and attacks[i] in features]):
             arguments = pair_batch([goals[i] for i in batch], [attacks[i] for i in batch], features)
             logits = torch.stack([head(*arguments) for head in self.heads]).mean(dim=0)
-            result[batch] = torch.sigmoid(logits).double().numpy()
+            near = arguments[-1][:, SIMILARITY] >= self.min_similarity
+            result[batch] = (torch.sigmoid(logits) * near).double().numpy()
         return result
 
 

@@ -20,8 +20,9 @@ from guardrail.fidelity import content_words
 from guardrail.records import Record
 from guardrail.seeds import generation_seeds
 
-HELD_OUT_FILES = ("held_out.jsonl", "held_out_sampled.jsonl")  # written to be hard; what an attacker wrote
-TRAINING_FILES = ("written.jsonl", "written_2.jsonl", "written_3.jsonl", "sampled.jsonl")
+#: Written to be hard; what an attacker wrote; of that, what an earlier model took for kept.
+HELD_OUT_FILES = ("held_out.jsonl", "held_out_sampled.jsonl", "held_out_mined.jsonl")
+TRAINING_FILES = ("written.jsonl", "written_2.jsonl", "written_3.jsonl", "sampled.jsonl", "mined.jsonl")
 _TEMPLATE = "template:"
 
 

@@ -39,14 +39,15 @@ class IntentTrainingConfig(BaseModel):
     base: str = Field("bundled:all-minilm-l6-v2", description="encoder: bundled name, directory or hub id")
     width: int = Field(128, ge=8, description="of a head")
     heads: int = Field(2, ge=1, description="that vote, each trained from another start")
-    epochs: int = Field(16, ge=1, description="passes over the pairs")
+    epochs: int = Field(14, ge=1, description="passes over the pairs")
     learning_rate: float = Field(1e-3, gt=0, description="peak of a one-cycle schedule")
     weight_decay: float = Field(0.05, ge=0, description="AdamW")
     dropout: float = Field(0.3, ge=0, lt=1, description="on features and within the head")
     batch: int = Field(64, ge=1, description="pairs")
     template_weight: float = Field(0.3, ge=0, description="of a pair that a template made, beside one made by hand")
     validation: float = Field(0.15, gt=0, lt=0.5, description="share of the goals whose pairs set the threshold")
-    precision: float = Field(0.9, gt=0, lt=1, description="that the threshold must reach on these pairs")
+    precision: float = Field(0.95, gt=0, lt=1, description="that the threshold must reach on these pairs")
+    min_similarity: float = Field(0.6, ge=-1, le=1, description="cosine under which no label counts as kept")
 
 
 def train_intent(
@@ -78,7 +79,7 @@ def train_intent(
     weights = {f"{i}.{name}": value.half() for i, head in enumerate(heads) for name, value in head.state_dict().items()}
     for head in heads:
         head.half().float()
-    model = IntentModel(encoder, heads, threshold=0.5)
+    model = IntentModel(encoder, heads, 1.0, config.min_similarity)
     scores = model.judged([p.goal for p in validation], [p.attack for p in validation], features)
     model.threshold = threshold_for_precision(scores, np.array([p.kept for p in validation]), config.precision)
     counts = {"pairs": len(training), "validation_pairs": len(validation)}
@@ -86,7 +87,9 @@ def train_intent(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(weights, partial / WEIGHTS_FILE)
-    write_card(partial, IntentCard(config.base, config.width, config.heads, model.threshold, counts))
+    write_card(
+        partial, IntentCard(config.base, config.width, config.heads, model.threshold, config.min_similarity, counts)
+    )
     shutil.rmtree(output, ignore_errors=True)
     os.replace(partial, output)
     return model

@@ -30,6 +30,7 @@ from guardrail.text import canonical
 from tests.tiny_guard import tiny_guard
 
 NOUNS = "bread soup cake stew rice pasta salad toast jam tea juice pie fish beans eggs corn".split()
+TINY = {"width": 16, "heads": 2, "epochs": 20, "batch": 8, "learning_rate": 0.01, "dropout": 0.0}
 PAIRS = [
     *(Pair(f"How do I make {noun}?", f"What is the way to make {noun}?", True, "synonyms", False) for noun in NOUNS),
     *(Pair(f"How do I make {noun}?", f"How do I never make {noun}?", False, "negation", False) for noun in NOUNS),
@@ -39,7 +40,7 @@ PAIRS = [
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     base = tiny_guard(tmp_path_factory.mktemp("base") / "base")
-    return IntentTrainingConfig(base=str(base), width=16, heads=2, epochs=20, batch=8, learning_rate=0.01, dropout=0.0)
+    return IntentTrainingConfig(base=str(base), min_similarity=-1, **TINY)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,12 @@ def test_padding_changes_nothing_and_what_is_too_long_has_no_kept_label(trained)
     together = probabilities(model, [PAIRS[0], longer, long])
     assert together[0] == pytest.approx(alone[0], abs=1e-4) and together[2] == 0
     assert probabilities(model, []).shape == (0,)
+
+
+def test_what_is_far_from_its_goal_has_no_kept_label(trained):
+    model = trained[0]
+    strict = IntentModel(model.encoder, model.heads, model.threshold, min_similarity=1.1)
+    assert probabilities(model, PAIRS).max() > 0.5 and not probabilities(strict, PAIRS).any()
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path):
