@@ -89,4 +89,4 @@ def test_a_submitted_loop_runs_and_shows_in_the_dashboard(cluster):
     named = {name for name in actors if name}
     assert "attacker-1" in named and any(name.startswith("scorer-") for name in named), named
     assert "MapWorker(MapBatches(Synthesizer))" in named and any("TrainWorker" in name for name in named), named
-    assert {"rayguard_attack_iteration", "rayguard_reward_mean", "rayguard_round", "rayguard_guard_f1"} <= gauges
+    assert {"rayguard_attack_iteration", "rayguard_reward_part", "rayguard_round", "rayguard_guard_f1"} <= gauges
