@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,6 @@ class Rounds:
         if taken := {VALIDATION, HELD_OUT} & self.evaluation.keys():
             raise ValueError(f"an evaluation set is named {min(taken)!r}, as a part of the seeds is; rename its file")
         self._adversary: Adversary | None = None
-        self._board = SummaryWriter(str(run.directory / "tensorboard"))
 
     # --- what the steps read -------------------------------------------------------------------------------------
 
@@ -135,18 +135,18 @@ class Rounds:
     def attack(self, round_index: int) -> dict[str, Any]:
         """Train the attackers against the guard in use, and keep every attempt."""
         adversary = self._adversary_at(round_index)
-        self._attacking = round_index
         guard = self.guard_in_use(round_index)
         card = GuardCard.read(guard)
-        outcome = adversary.attack(
-            round_index,
-            self.split(TRAIN) + self.split(HELD_OUT),
-            str(guard),
-            self._attacker(round_index),
-            self._show_iteration,
-            guard_version=f"{card.version}@{card.digest}",
-            earlier=self.stored_attacks(range(1, round_index)),
-        )
+        with SummaryWriter(str(self.run.directory / "tensorboard")) as board:
+            outcome = adversary.attack(
+                round_index,
+                self.split(TRAIN) + self.split(HELD_OUT),
+                str(guard),
+                self._attacker(round_index),
+                partial(self._show_iteration, round_index, board),
+                guard_version=f"{card.version}@{card.digest}",
+                earlier=self.stored_attacks(range(1, round_index)),
+            )
         kept_columns = [name for name in ATTEMPTS.names if name != "embedding"]
         write_table(outcome.attempts.select(kept_columns), self.run.round(round_index) / "attacks.parquet")
         successes = outcome.attempts.filter(outcome.attempts["success"])
@@ -167,15 +167,15 @@ class Rounds:
             "diversity": diversity(successes["text"].to_pylist(), embeddings),
         }
 
-    def _show_iteration(self, done: int, iteration: Iteration) -> None:
+    def _show_iteration(self, round_index: int, board: SummaryWriter, done: int, iteration: Iteration) -> None:
         """Show how an iteration went, to the person at the terminal and in Ray's metrics."""
         summary = iteration.summary
         reward = summary.parts["reward"]
         note = f"{summary.valid} of {summary.attempts} valid, {summary.successes} successes, mean reward {reward:.2f}"
         self.run.advance(done, self.settings.adversary.iterations, note)
         record("rayguard_attack_iteration", done, run=self.run.name)
-        step = (self._attacking - 1) * self.settings.adversary.iterations + done
-        record_iteration(self.run.name, iteration, step, self._board)
+        step = (round_index - 1) * self.settings.adversary.iterations + done
+        record_iteration(self.run.name, iteration, step, board)
 
     def _attacker(self, round_index: int) -> Path:
         """Return what the attackers of a round leave: attempts by iteration, archive, checkpoint."""
@@ -281,7 +281,6 @@ class Rounds:
 
     def close(self) -> None:
         """Stop the attackers."""
-        self._board.close()
         if self._adversary is not None:
             self._adversary.stop()
             self._adversary = None
