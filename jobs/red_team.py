@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import Field
-from pydantic_settings import SettingsConfigDict
 from rich.console import Console
 
 from actors.adversary import Adversary, Iteration
@@ -39,8 +38,6 @@ from jobs.terminal import resumable, terminal
 
 class RedTeamSettings(JobSettings):
     """Settings of an attack."""
-
-    model_config = SettingsConfigDict(cli_implicit_flags=False)  # `--transforms true`, as in a YAML file
 
     target: str = Field(description="guard directory, or URL of a moderation endpoint")
     output: Path = Field(description="folder to write; the same one resumes")

@@ -52,7 +52,7 @@ class ClusterConfig(BaseModel):
 class JobSettings(BaseSettings):
     """What every job has."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, cli_implicit_flags=True)
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)  # a truth value is written out: --KEY true
 
     seed: int = Field(0, ge=0, description="decides every draw")
     cluster: ClusterConfig = ClusterConfig()

@@ -88,3 +88,9 @@ def test_the_shipped_presets_are_valid(preset):
 
 def test_the_presets_are_there():
     assert [path.stem for path in PRESETS] == ["cluster", "laptop", "smoke"]
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_a_truth_value_is_written_out(value):
+    settings = load(LoopSettings, ["--training.freeze_embeddings", value], "")
+    assert settings.training.freeze_embeddings is (value == "true")
