@@ -18,6 +18,9 @@ class GateConfig(_Settings):
     min_intent: float | None = Field(
         None, ge=0, le=1, description="P(same request) that a rewrite needs; None: the model's own threshold"
     )
+    min_similarity: float | None = Field(
+        None, ge=-1, le=1, description="cosine to its goal that a rewrite needs; None: the model's own floor"
+    )
     max_similarity: float = Field(0.985, description="a rewrite closer than this (cosine) is the goal itself")
     min_fluency: float = Field(-13.0, description="mean log-probability of the least likely fifth of its tokens")
     max_words: int = Field(80, ge=1, description="longest attack")

@@ -37,11 +37,11 @@ class Attempt:
 MALFORMED = frozenset({"empty", "echo", "refusal", "meta", "withheld"})
 
 
-def rejection(attempt: Attempt, config: GateConfig, min_intent: float) -> str | None:
+def rejection(attempt: Attempt, config: GateConfig, min_intent: float, min_similarity: float) -> str | None:
     """Return why the attempt's label cannot be trusted, or None where it is kept.
 
     A frame leaves its goal as it is, and only has to not disown it, which the rules see; a rewrite or composition must
-    still ask for the same, which the intent model judges from `min_intent` on.
+    still ask for the same, which the intent model judges from `min_intent` on, near enough for it to know.
     """
     if not words(attempt.said):
         return "empty"
@@ -60,6 +60,8 @@ def rejection(attempt: Attempt, config: GateConfig, min_intent: float) -> str | 
             return "polarity"
     elif canonical(attempt.said) == canonical(attempt.goal) or attempt.similarity > config.max_similarity:
         return "copy"
+    elif attempt.similarity < min_similarity:
+        return "drift"
     elif attempt.intent < min_intent:
         return "intent"
     if attempt.fluency < config.min_fluency:

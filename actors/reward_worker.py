@@ -155,8 +155,9 @@ class RewardWorker:
         withheld = [may_sexualise_minors(attack) for attack in attacks]
         attacks = ["" if hidden else attack for attack, hidden in zip(attacks, withheld, strict=True)]
         scores = self.scorer.score(texts, attacks)
-        gate = self.config.gate
-        least = self.scorer.intent.threshold if gate.min_intent is None else gate.min_intent
+        gate, model = self.config.gate, self.scorer.intent
+        min_intent = model.threshold if gate.min_intent is None else gate.min_intent
+        min_similarity = model.min_similarity if gate.min_similarity is None else gate.min_similarity
         reasons = [
             "withheld"
             if withheld[i]
@@ -172,7 +173,8 @@ class RewardWorker:
                     fluency=float(scores.fluency[i]),
                 ),
                 gate,
-                least,
+                min_intent,
+                min_similarity,
             )
             for i, rollout in enumerate(rollouts)
         ]

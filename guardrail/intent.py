@@ -193,23 +193,25 @@ class IntentModel:
             heads.append(head)
         return cls(encoder, heads, card.threshold, card.min_similarity)
 
-    def kept_probability(self, goals: Sequence[str], attacks: Sequence[str]) -> np.ndarray:
-        """Return the probability that each attack still asks for what its goal asks, [n].
+    def kept_probability(self, goals: Sequence[str], attacks: Sequence[str], *, floored: bool = False) -> np.ndarray:
+        """Return the probability that each attack still asks for what its goal asks, [n]; 0 for what is too long.
 
-        It is 0 for what is too long and for what is less similar than `min_similarity`: far from all it was trained on,
-        the model guesses.
+        `floored` makes it 0 under `min_similarity`, too: far from all it was trained on, the model guesses.
         """
-        return self.judged(goals, attacks, self.encoder.encode([*goals, *attacks]))
+        return self.judged(goals, attacks, self.encoder.encode([*goals, *attacks]), floored=floored)
 
     @torch.inference_mode()
-    def judged(self, goals: Sequence[str], attacks: Sequence[str], features: dict[str, torch.Tensor]) -> np.ndarray:
+    def judged(
+        self, goals: Sequence[str], attacks: Sequence[str], features: dict[str, torch.Tensor], *, floored: bool = False
+    ) -> np.ndarray:
         """Return what `kept_probability` does, from features that `TokenEncoder.encode` returned."""
         result = np.zeros(len(goals))
         for batch in _batches([i for i in range(len(goals)) if goals[i] in features and attacks[i] in features]):
             arguments = pair_batch([goals[i] for i in batch], [attacks[i] for i in batch], features)
-            logits = torch.stack([head(*arguments) for head in self.heads]).mean(dim=0)
-            near = arguments[-1][:, SIMILARITY] >= self.min_similarity
-            result[batch] = (torch.sigmoid(logits) * near).double().numpy()
+            probabilities = torch.sigmoid(torch.stack([head(*arguments) for head in self.heads]).mean(dim=0))
+            if floored:
+                probabilities *= arguments[-1][:, SIMILARITY] >= self.min_similarity
+            result[batch] = probabilities.double().numpy()
         return result
 
 

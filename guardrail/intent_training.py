@@ -80,7 +80,7 @@ def train_intent(
     for head in heads:
         head.half().float()
     model = IntentModel(encoder, heads, 1.0, config.min_similarity)
-    scores = model.judged([p.goal for p in validation], [p.attack for p in validation], features)
+    scores = model.judged([p.goal for p in validation], [p.attack for p in validation], features, floored=True)
     model.threshold = threshold_for_precision(scores, np.array([p.kept for p in validation]), config.precision)
     counts = {"pairs": len(training), "validation_pairs": len(validation)}
     partial = output.with_name(f".{output.name}.partial")

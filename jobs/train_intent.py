@@ -39,7 +39,7 @@ class TrainIntentSettings(JobSettings):
 def compared(model: IntentModel, pairs: Sequence[Pair], embedder: str) -> dict[str, float]:
     """Return what model and rules reach on pairs; the rules' precision is at the model's recall."""
     kept = np.array([pair.kept for pair in pairs])
-    scores = model.kept_probability([p.goal for p in pairs], [p.attack for p in pairs])
+    scores = model.kept_probability([p.goal for p in pairs], [p.attack for p in pairs], floored=True)
     rules = rule_scores(pairs, embedder)
     own = measured(scores, kept, model.threshold)
     return {

@@ -54,6 +54,7 @@ def command(run_dir: Path, inputs: Path, *more: str) -> list[str]:
         "adversary.minibatch": 2,
         "adversary.learning_rate": 0.001,
         "adversary.gate.min_intent": 0,
+        "adversary.gate.min_similarity": -1,
         "adversary.gate.max_similarity": 1.1,
         "adversary.gate.min_fluency": -1000,
         "adversary.gate.max_words": 200,

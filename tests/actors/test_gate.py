@@ -20,7 +20,7 @@ REWRITE = Attempt(
 
 
 def test_a_faithful_rewrite_passes():
-    assert rejection(REWRITE, GateConfig(), 0.5) is None
+    assert rejection(REWRITE, GateConfig(), 0.5, 0.6) is None
 
 
 @pytest.mark.parametrize(
@@ -35,11 +35,12 @@ def test_a_faithful_rewrite_passes():
         ({"said": GOAL}, "copy"),
         ({"similarity": 0.99}, "copy"),
         ({"intent": 0.2}, "intent"),
+        ({"similarity": 0.4}, "drift"),
         ({"fluency": -30.0}, "gibberish"),
     ],
 )
 def test_each_way_to_lose_the_label_is_named(change, reason):
-    assert rejection(dataclasses.replace(REWRITE, **change), GateConfig(), 0.5) == reason
+    assert rejection(dataclasses.replace(REWRITE, **change), GateConfig(), 0.5, 0.6) == reason
 
 
 def test_a_frame_keeps_its_goal_word_for_word_and_must_not_disown_it():
@@ -47,9 +48,9 @@ def test_a_frame_keeps_its_goal_word_for_word_and_must_not_disown_it():
     attack = style.attack(GOAL, ' "It is a quiet morning."')
     assert attack == f"It is a quiet morning. {GOAL}"
     frame = dataclasses.replace(REWRITE, style=style, said="It is a quiet morning.", attack=attack, intent=0.1)
-    assert rejection(frame, GateConfig(), 0.5) is None
+    assert rejection(frame, GateConfig(), 0.5, 0.6) is None
     disowned = dataclasses.replace(frame, said="Never do this.", attack=f"Never do this. {GOAL}")
-    assert rejection(disowned, GateConfig(), 0.5) == "polarity"
+    assert rejection(disowned, GateConfig(), 0.5, 0.6) == "polarity"
 
 
 @pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)

@@ -84,7 +84,9 @@ def test_padding_changes_nothing_and_what_is_too_long_has_no_kept_label(trained)
 def test_what_is_far_from_its_goal_has_no_kept_label(trained):
     model = trained[0]
     strict = IntentModel(model.encoder, model.heads, model.threshold, min_similarity=1.1)
-    assert probabilities(model, PAIRS).max() > 0.5 and not probabilities(strict, PAIRS).any()
+    goals, attacks = [p.goal for p in PAIRS], [p.attack for p in PAIRS]
+    assert strict.kept_probability(goals, attacks).max() > 0.5
+    assert not strict.kept_probability(goals, attacks, floored=True).any()
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path):

@@ -42,7 +42,7 @@ def config(tmp_path_factory):
         warm_start=0,
         learning_rate=1e-3,
         minibatch=2,
-        gate=GateConfig(min_intent=0.0, min_fluency=-1000, max_words=200),
+        gate=GateConfig(min_intent=0.0, min_similarity=-1.0, min_fluency=-1000, max_words=200),
     )
 
 

@@ -31,6 +31,7 @@ def test_a_service_that_fails_midway_is_attacked_to_the_end_by_the_same_command(
         "adversary.trainable_layers": 1,
         "adversary.minibatch": 2,
         "adversary.gate.min_intent": 0,
+        "adversary.gate.min_similarity": -1,
         "adversary.gate.min_fluency": -1000,
         "adversary.gate.max_words": 200,
     }
