@@ -28,7 +28,7 @@ from guardrail.guard import Guard
 from guardrail.models import cache_dir
 from guardrail.records import Record
 from guardrail.transforms import TRANSFORMS, transformed
-from tests.benchmarks.adversary_learning import parts, plan, show, spread, train
+from tests.benchmarks.adversary_learning import parts, plan, print_figures, show, train
 
 #: Styles that only the fresh attackers use.
 LEFT_OUT = ("casual", "academic_question", "translated", "authority", "splitting")
@@ -157,11 +157,7 @@ def main(arguments: Sequence[str]) -> None:
         "benign_fpr_delta",
         "transform_recall_delta",
     )
-    print(f"\n{'':<34}{'mean':>8}{'std':>8}")
-    summary = {name: spread([result[name] for result in results]) for name in names}
-    for name, value in summary.items():
-        print(f"{name:<34}" + ("       -" if value is None else f"{value['mean']:>8.3f}{value['std']:>8.3f}"))
-    print(json.dumps({name: value and round(value["mean"], 4) for name, value in summary.items()}))
+    print_figures(results, names)
 
 
 if __name__ == "__main__":

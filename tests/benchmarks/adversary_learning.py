@@ -196,10 +196,15 @@ def write_successes(outcome: Outcome, goals: dict[str, Record], path: Path) -> N
     path.write_text("\n".join(lines) + "\n")
 
 
-def spread(values: Sequence[float | None]) -> dict[str, float] | None:
-    """Return mean and standard deviation, None where a figure was not measured."""
-    known = [value for value in values if value is not None]
-    return {"mean": float(np.mean(known)), "std": float(np.std(known))} if known else None
+def print_figures(results: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+    """Print mean and standard deviation of figures over the random seeds, and the means as JSON in the last line."""
+    print(f"\n{'':<34}{'mean':>8}{'std':>8}")
+    means: dict[str, float | None] = {}
+    for name in names:
+        known = [result[name] for result in results if result[name] is not None]
+        means[name] = round(float(np.mean(known)), 4) if known else None
+        print(f"{name:<34}" + (f"{np.mean(known):>8.3f}{np.std(known):>8.3f}" if known else "       -"))
+    print(json.dumps(means))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -226,11 +231,7 @@ def main(arguments: Sequence[str]) -> None:
             results.append(json.loads(saved.read_text()))
             print(f"seed {seed}: {json.dumps(results[-1])}", flush=True)
     names = ("yield_ratio", "success_rate_ratio", "label_kept_independent", "unique_clusters_ratio")
-    print(f"\n{'':<24}{'mean':>8}{'std':>8}")
-    summary = {name: spread([result[name] for result in results]) for name in names}
-    for name, value in summary.items():
-        print(f"{name:<24}" + ("       -" if value is None else f"{value['mean']:>8.3f}{value['std']:>8.3f}"))
-    print(json.dumps({name: value and round(value["mean"], 4) for name, value in summary.items()}))
+    print_figures(results, names)
 
 
 if __name__ == "__main__":
