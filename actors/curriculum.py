@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from actors.config import CurriculumConfig
-from actors.styles import ACTIONS, STYLE, STYLES, Style
+from actors.styles import ACTIONS, STYLES, Style
 
 _PSEUDO_ATTEMPTS = 8.0  # how much a cell's parent (its style, or all) weighs in its estimate
 _PRIOR_YIELD = 0.1
@@ -71,13 +71,6 @@ class Curriculum:
     def _saturated(self, category: str, style: str, estimate: float) -> bool:
         seen = sum(count.attempts for (_, name), count in self._counts.items() if name == style)
         return seen >= self.config.min_attempts and estimate < self.config.saturated
-
-    def table(self) -> list[dict[str, Any]]:
-        """Return the counts, a row for each cell: category, style, action, attempts, successes."""
-        return [
-            {"category": category, "style": style, "action": STYLE[style].action, **dataclasses.asdict(count)}
-            for (category, style), count in sorted(self._counts.items())
-        ]
 
     def get_state(self) -> list[list[Any]]:
         """Return the counts, as JSON has it."""

@@ -1,6 +1,7 @@
 """Pairs of a goal and a rewriting of it, labelled by whether the rewriting still asks for what the goal asks.
 
-Three sources: written by hand, what attackers wrote with labels given by hand, and templates over the embedded seeds.
+Three sources: pairs that language-model assistants wrote one by one, what attackers wrote, labelled by such assistants,
+and templates over the embedded seeds. Every label is of one reading; no second reader has checked them.
 Goals whose hash is divisible by four are held out: no pair of theirs is trained on.
 """
 
@@ -41,7 +42,7 @@ class Pair:
 
     @property
     def from_template(self) -> bool:
-        """Whether no person looked at the pair."""
+        """Whether nobody read the pair."""
         return self.phenomenon.startswith(_TEMPLATE)
 
 

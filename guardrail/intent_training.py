@@ -44,7 +44,7 @@ class IntentTrainingConfig(BaseModel):
     weight_decay: float = Field(0.05, ge=0, description="AdamW")
     dropout: float = Field(0.3, ge=0, lt=1, description="on features and within the head")
     batch: int = Field(64, ge=1, description="pairs")
-    template_weight: float = Field(0.3, ge=0, description="of a pair that a template made, beside one made by hand")
+    template_weight: float = Field(0.3, ge=0, description="of a pair that a template made, beside one that was read")
     validation: float = Field(0.15, gt=0, lt=0.5, description="share of the goals whose pairs set the threshold")
     precision: float = Field(0.9, gt=0, lt=1, description="that the threshold must reach on these pairs")
     min_similarity: float = Field(0.75, ge=-1, le=1, description="cosine under which no label counts as kept")
