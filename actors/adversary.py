@@ -124,6 +124,7 @@ class Adversary:
             attacker_version=f"{self.config.model.removeprefix('bundled:')}/round-{round_index:02d}",
             earlier=[(category_of(r), r["style"], r["id"], r["text"]) for r in earlier],
             learn=learn,
+            done=len(_progress(directory)["iterations"]),
         )
         iterations = self.restore(directory) if (directory / _PROGRESS).exists() else []
         while len(iterations) < (updates or self.config.iterations):
@@ -152,7 +153,7 @@ class Adversary:
 
     def restore(self, directory: Path) -> list[Iteration]:
         """Go on from the last iteration that a round left in its directory; return its iterations."""
-        progress = json.loads((directory / _PROGRESS).read_text())
+        progress = _progress(directory)
         self.algorithm.restore_from_path(str((directory / progress["checkpoint"]).resolve()))
         self.algorithm.restored()
         return [Iteration.from_json(each) for each in progress["iterations"]]
@@ -160,6 +161,11 @@ class Adversary:
     def stop(self) -> None:
         """Stop all actors of the adversary."""
         self.algorithm.stop()
+
+
+def _progress(directory: Path) -> dict[str, Any]:
+    path = directory / _PROGRESS
+    return json.loads(path.read_text()) if path.exists() else {"iterations": []}
 
 
 def read_attempts(directory: Path) -> pa.Table:

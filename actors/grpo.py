@@ -170,6 +170,7 @@ class GRPO(Algorithm):
         attacker_version: str = "",
         earlier: Sequence[tuple[str, str, str, str]] = (),
         learn: bool = True,
+        done: int = 0,
     ) -> None:
         """Attack another guard.
 
@@ -181,6 +182,7 @@ class GRPO(Algorithm):
             target_version, attacker_version: names that the records of attempts get.
             earlier: (category, style, id, text) of earlier successes, for novelty.
             learn: whether attempts change policy and curriculum; if not, they measure them.
+            done: iterations of the round that a checkpoint holds, which is restored next.
 
         Raises:
             ValueError: no goals of one of the labels are left.
@@ -194,7 +196,7 @@ class GRPO(Algorithm):
             adversary.benign_share,
         )
         self._setup = RoundSetup(
-            round_index, self._goals.records, target, target_version, attacker_version, directory, list(earlier)
+            round_index, self._goals.records, target, target_version, attacker_version, directory, list(earlier), done
         )
         try:
             if self._worker is None:
@@ -203,10 +205,10 @@ class GRPO(Algorithm):
                 ray.get(self._worker.start_round.remote(self._setup))
         except RayActorError:
             self._start_worker()
-        self._learn = learn
+        self._learn, self._iteration_in_round = learn, done
         if learn:
             self.curriculum.new_guard()
-        self._iteration_in_round, self._ahead = 0, None
+        self._ahead = None
 
     def _start_worker(self) -> None:
         # The name the dashboard shows; names are unique in a cluster, and others may run the loop on it too.
@@ -287,6 +289,7 @@ class GRPO(Algorithm):
                 asked = self._send_tasks(asked.tasks, asked.seed)
             except RayActorError as error:
                 logger.warning("the reward worker died (%s); another one scores the iteration again", error)
+                self._setup = dataclasses.replace(self._setup, done=self._iteration_in_round)
                 self._start_worker()
         raise RuntimeError(f"actors died {_TRIES} times in a row; see their logs in the dashboard")
 

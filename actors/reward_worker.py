@@ -54,6 +54,7 @@ class RoundSetup:
         target_version: name that records of attempts give it.
         directory: where attempts and archive are written.
         earlier: (category, style, id, text) of successes of earlier rounds.
+        done: iterations of the round that have ended.
     """
 
     index: int
@@ -63,6 +64,7 @@ class RoundSetup:
     attacker_version: str
     directory: str
     earlier: Sequence[tuple[str, str, str, str]]
+    done: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +130,7 @@ class RewardWorker:
         self.setup = setup
         self.directory = Path(setup.directory)
         self.archive = Archive(self.config.archive_per_cell)
-        saved = self.directory / "archive.parquet"
+        saved = self._archive_after(setup.done)
         if saved.exists():
             self.archive = Archive.load(saved, self.config.archive_per_cell)
         elif setup.earlier:
@@ -139,6 +141,9 @@ class RewardWorker:
             )
         self.categories = sorted({category_of(goal) for goal in setup.goals})
         self._scored: list[_Scored] = []
+
+    def _archive_after(self, iterations: int) -> Path:
+        return self.directory / f"archive-{iterations:04d}.parquet"
 
     def discard(self) -> None:
         """Forget what was scored since the last `finish`."""
@@ -272,7 +277,9 @@ class RewardWorker:
             for row, embedding in zip(each.rows, each.embeddings, strict=True)
             if row["success"]
         )
-        self.archive.save(self.directory / "archive.parquet")
+        self.archive.save(self._archive_after(iteration + 1))
+        # A round that is killed before this iteration's checkpoint goes on with the archive before it.
+        self._archive_after(iteration - 1).unlink(missing_ok=True)
         batches = self._batches(iteration, scored, learners)
         summary = self._summary(scored, weights_version, learnable=batches is not None)
         self.discard()
