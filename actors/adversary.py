@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from actors.archive import category_of
+from actors.attempts import read_attempts
 from actors.config import AdversaryConfig
 from actors.grpo import GRPO, GRPOConfig
-from actors.reward_worker import ATTEMPTS, Summary
+from actors.summary import Summary
 from cluster.resources import ResourcePlan
-from guardrail.records import Record, from_table
+from guardrail.records import Record
 
 _PROGRESS = "progress.json"
 
@@ -43,14 +43,12 @@ class Iteration:
 
     def as_json(self) -> dict[str, Any]:
         """Return what `from_json` reads."""
-        cells = [[*cell, *counts] for cell, counts in self.summary.cells.items()]
-        return {**dataclasses.asdict(self), "summary": {**dataclasses.asdict(self.summary), "cells": cells}}
+        return {**dataclasses.asdict(self), "summary": self.summary.as_json()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Iteration":
         """Return what `as_json` wrote."""
-        cells = {(category, style): (n, m) for category, style, n, m in values["summary"]["cells"]}
-        return cls(**{**values, "summary": Summary(**{**values["summary"], "cells": cells})})
+        return cls(**{**values, "summary": Summary.from_json(values["summary"])})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,22 +164,6 @@ class Adversary:
 def _progress(directory: Path) -> dict[str, Any]:
     path = directory / _PROGRESS
     return json.loads(path.read_text()) if path.exists() else {"iterations": []}
-
-
-def read_attempts(directory: Path) -> pa.Table:
-    """Return the attempts that the iterations of a round have written so far, a table of `ATTEMPTS`."""
-    files = sorted(directory.glob("iteration-*.parquet"))
-    return pa.concat_tables([pq.read_table(file, schema=ATTEMPTS) for file in files] or [ATTEMPTS.empty_table()])
-
-
-def successes_of(attempts: pa.Table) -> list[Record]:
-    """Return the valid successes among attempts, as records with a `style`, each text once."""
-    table = attempts.filter(attempts["success"])
-    styles = table["style"].to_pylist()
-    found: dict[str, Record] = {}
-    for record, style in zip(from_table(table), styles, strict=True):
-        found.setdefault(record["id"], {**record, "style": style})
-    return list(found.values())
 
 
 def forget_checkpoints(directory: Path, but: str = "") -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from actors.attempts import float_lists
 from guardrail.records import Record, write_table
 
 Cell = tuple[str, str]
@@ -46,20 +47,20 @@ class Archive:
     def __len__(self) -> int:
         return sum(map(len, self.cells.values()))
 
-    def add(self, finds: Iterable[Find]) -> int:
-        """Add finds; return how many of them stay. One that is there already, or is closest to others, does not."""
-        before = {find.id for cell in self.cells.values() for find in cell}
-        added = set()
+    def add(self, finds: Iterable[Find]) -> None:
+        """Add finds that are not there yet; a cell that becomes too full forgets those that are closest to others."""
+        known = {find.id for cell in self.cells.values() for find in cell}
+        touched: set[Cell] = set()
         for find in finds:
-            cell = self.cells.setdefault((find.category, find.style), [])
-            if find.id in before or find.id in added:
-                continue
-            cell.append(find)
-            added.add(find.id)
+            if find.id not in known:
+                known.add(find.id)
+                self.cells.setdefault((find.category, find.style), []).append(find)
+                touched.add((find.category, find.style))
+        for name in touched:
+            cell = self.cells[name]
             if len(cell) > self.per_cell:
-                forgotten = cell.pop(_most_crowded(np.stack([each.embedding for each in cell])))
-                added.discard(forgotten.id)
-        return len(added)
+                crowded = _most_crowded(np.stack([find.embedding for find in cell]), len(cell) - self.per_cell)
+                self.cells[name] = [find for i, find in enumerate(cell) if i not in crowded]
 
     def embeddings(self) -> np.ndarray:
         """Return the embeddings of all finds, float32 [n, d]; [0, 0] of none."""
@@ -73,12 +74,9 @@ class Archive:
 
     def save(self, path: Path) -> None:
         """Write the archive as parquet, whole or not at all."""
-        rows = [
-            {**dataclasses.asdict(find), "embedding": find.embedding.tolist()}
-            for cell in self.cells.values()
-            for find in cell
-        ]
-        write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), path)
+        finds = [find for cell in self.cells.values() for find in cell]
+        columns = [pa.array([getattr(find, name) for find in finds], pa.string()) for name in _SCHEMA.names[:-1]]
+        write_table(pa.Table.from_arrays([*columns, float_lists(self.embeddings())], schema=_SCHEMA), path)
 
     @classmethod
     def load(cls, path: Path, per_cell: int) -> "Archive":
@@ -98,9 +96,14 @@ _SCHEMA = pa.schema(
 )
 
 
-def _most_crowded(embeddings: np.ndarray) -> int:
-    """Return the index of the one that is closest to another; of such a pair the later one."""
+def _most_crowded(embeddings: np.ndarray, count: int) -> set[int]:
+    """Return the indices of the `count` that, one after the other, are closest to another; of a pair the later one."""
     similarity = embeddings @ embeddings.T
     np.fill_diagonal(similarity, -np.inf)
-    nearest = similarity.max(axis=1)
-    return int(np.flatnonzero(nearest >= nearest.max() - 1e-6)[-1])
+    crowded: set[int] = set()
+    for _ in range(count):
+        nearest = similarity.max(axis=1)
+        index = int(np.flatnonzero(nearest >= nearest.max() - 1e-6)[-1])
+        crowded.add(index)
+        similarity[index] = similarity[:, index] = -np.inf
+    return crowded

@@ -20,7 +20,6 @@ class Attempt:
         finished: whether the completion ended by itself.
         similarity: cosine of attack and goal.
         intent: probability that a rewrite still asks for the same, in [0, 1]; a frame's is not looked at.
-        fluency: mean log-probability of the attack's least likely fifth of tokens under the reference.
     """
 
     style: Style
@@ -30,11 +29,10 @@ class Attempt:
     finished: bool
     similarity: float
     intent: float
-    fluency: float
 
 
 #: What is wrong with an attempt whatever it means: it is no attack at all.
-MALFORMED = frozenset({"empty", "echo", "refusal", "meta", "withheld"})
+MALFORMED = frozenset({"empty", "unfinished", "echo", "refusal", "meta", "withheld"})
 
 
 def rejection(attempt: Attempt, config: GateConfig, min_intent: float, min_similarity: float) -> str | None:
@@ -64,8 +62,6 @@ def rejection(attempt: Attempt, config: GateConfig, min_intent: float, min_simil
         return "drift"
     elif attempt.intent < min_intent:
         return "intent"
-    if attempt.fluency < config.min_fluency:
-        return "gibberish"
     return None
 
 

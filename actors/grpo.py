@@ -4,15 +4,17 @@ One iteration reads top to bottom in `GRPO.training_step`. The driver draws what
 rollouts go from the runners to the reward worker, batches from there to the learners.
 """
 
+import contextlib
 import dataclasses
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
@@ -21,6 +23,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_
 from transformers import AutoTokenizer
 
 from actors.archive import category_of
+from actors.attempts import forget_attempts
 from actors.config import AdversaryConfig
 from actors.curriculum import Curriculum
 from actors.engine import memory_share
@@ -29,9 +32,10 @@ from actors.goals import Goals
 from actors.judges import Judge
 from actors.learner import GRPOLearner
 from actors.module import CausalLMModule
-from actors.reward_worker import RewardWorker, RoundSetup, Summary
+from actors.reward_worker import RewardWorker, RoundSetup
 from actors.styles import chosen
-from cluster.resources import ResourcePlan
+from actors.summary import Summary
+from cluster.resources import ResourcePlan, num_scorers
 from guardrail.models import resolve
 from guardrail.records import Record
 
@@ -132,18 +136,13 @@ class GRPO(Algorithm):
         self.styles = chosen(adversary.styles)
         self.curriculum = Curriculum(adversary.curriculum, self.styles)
         self.summary: Summary | None = None
-        self._worker: Any = None
         self._ahead: _Asked | None = None
         self._samples, self._weights_version, self._iteration_in_round = 0, 0, 0
-        super().setup(config)
+        # The plan leaves one CPU whole, and parts of Ray Data need it: judges ask for none.
+        restarted = {"max_restarts": -1, "max_task_retries": -1}
         self._judges = [
             ray.remote(Judge)
-            .options(
-                num_cpus=0,  # the plan leaves one CPU whole, and parts of Ray Data need it
-                num_gpus=self.config.judge_gpus,
-                max_restarts=-1,
-                max_task_retries=-1,
-            )
+            .options(num_cpus=0, num_gpus=self.config.judge_gpus, **restarted)
             .remote(
                 judge.model,
                 judge.format,
@@ -153,6 +152,18 @@ class GRPO(Algorithm):
             )
             for judge in adversary.judges
         ]
+        # The name the dashboard shows; names are unique in a cluster, and others may run the loop on it too.
+        name = f"scorer-{ray.get_runtime_context().get_job_id()}-{time.monotonic_ns():x}"
+        self._workers = [
+            ray.remote(RewardWorker)
+            .options(name=f"{name}-{number}", num_cpus=self.config.scorer_cpus, **restarted)
+            .remote(adversary, self._judges)
+            for number in range(num_scorers(adversary.env_runners))
+        ]
+        super().setup(config)
+        ray.get(
+            [worker.__ray_ready__.remote() for worker in self._workers]
+        )  # what keeps one from starting is said here
         self._tokenizer = AutoTokenizer.from_pretrained(resolve(adversary.model))
         self._probe_ids = [self._tokens(_PROBE), self._tokens(self.styles[0].prompt(_PROBE))]
 
@@ -195,26 +206,17 @@ class GRPO(Algorithm):
             adversary.max_prompt_tokens,
             adversary.benign_share,
         )
-        self._setup = RoundSetup(
-            round_index, self._goals.records, target, target_version, attacker_version, directory, list(earlier), done
+        forget_attempts(Path(directory), done)
+        self._round_index = round_index
+        setup = RoundSetup(
+            round_index, self._goals.records, target, target_version, attacker_version, directory, list(earlier)
         )
-        try:
-            if self._worker is None:
-                self._start_worker()
-            else:
-                ray.get(self._worker.start_round.remote(self._setup))
-        except RayActorError:
-            self._start_worker()
+        self._setup = [ray.put(setup)]  # the goals travel once, however many workers and calls there are
+        self._archived = self._workers[0].archived.remote(self._setup, done)
         self._learn, self._iteration_in_round = learn, done
         if learn:
             self.curriculum.new_guard()
         self._ahead = None
-
-    def _start_worker(self) -> None:
-        # The name the dashboard shows; names are unique in a cluster, and others may run the loop on it too.
-        name = f"scorer-{ray.get_runtime_context().get_job_id()}-{time.monotonic_ns():x}"
-        worker = ray.remote(RewardWorker).options(name=name, num_cpus=self.config.scorer_cpus)
-        self._worker = worker.remote(self.config.adversary, self._setup, self._judges)
 
     @property
     def goals_left_out(self) -> dict[str, int]:
@@ -239,7 +241,7 @@ class GRPO(Algorithm):
 
     def _seed(self) -> int:
         # A function of configuration, round and iteration alone: a resumed run draws what the first one drew.
-        return ((self.config.seed or 0) * 1000 + self._setup.index) * 1000 + self._iteration_in_round
+        return ((self.config.seed or 0) * 1000 + self._round_index) * 1000 + self._iteration_in_round
 
     def _timed(self, phase: str, call: Any) -> Any:
         start = time.monotonic()
@@ -252,7 +254,7 @@ class GRPO(Algorithm):
         adversary, seed = self.config.adversary, self._seed()
         random = np.random.default_rng(seed)
         goals = self._goals.draw(adversary.groups, random)
-        records = [self._setup.goals[i] for i in goals]
+        records = [self._goals.records[i] for i in goals]
         styles = self.curriculum.draw([category_of(record) for record in records], random)
         tasks = [
             Task(group, goal, record["text"], style.name)
@@ -275,7 +277,7 @@ class GRPO(Algorithm):
         """Have each runner's rollouts scored as they come, and return the iteration's summary and batches.
 
         A runner that dies takes its share with it, unless it was all there was: then that is asked again. A reward
-        worker that dies is replaced, and scores again what is still there.
+        worker that dies is restarted by Ray, and scores again what it was at.
 
         Raises:
             RuntimeError: engines do not answer in time, or actors die again and again.
@@ -283,21 +285,19 @@ class GRPO(Algorithm):
         for _ in range(_TRIES):
             try:
                 scoring = self._timed("generate", lambda asked=asked: self._as_they_come(asked))
-                lost = self._timed("score", lambda scoring=scoring: self._lost(scoring))
-                if lost < len(asked.shares):
-                    return self._timed("score", self._finish)
-                asked = self._send_tasks(asked.tasks, asked.seed)
-            except RayActorError as error:
-                logger.warning("the reward worker died (%s); another one scores the iteration again", error)
-                self._setup = dataclasses.replace(self._setup, done=self._iteration_in_round)
-                self._start_worker()
+                scored = self._timed("score", lambda scoring=scoring: self._scored(scoring))
+                if scored:
+                    return self._timed("score", lambda scored=scored: self._finish(scored))
+            except ObjectLostError as error:
+                logger.warning("a node died with what it held (%s); the iteration is run again", error)
+                self._archived = self._workers[0].archived.remote(self._setup, self._iteration_in_round)
+            asked = self._send_tasks(asked.tasks, asked.seed)
         raise RuntimeError(f"actors died {_TRIES} times in a row; see their logs in the dashboard")
 
-    def _as_they_come(self, asked: "_Asked") -> list[tuple[int, ray.ObjectRef]]:
-        """Send each runner's rollouts to the reward worker when they are there; return runner and score's reference."""
-        ray.get(self._worker.discard.remote())
+    def _as_they_come(self, asked: "_Asked") -> list[tuple[int, ray.ObjectRef, ray.ObjectRef]]:
+        """Send each runner's rollouts to a reward worker when they are there; return runner, receipt and share."""
         waiting = {ref: runner for runner, (_, ref) in asked.shares.items()}
-        scoring = []
+        scoring: list[tuple[int, ray.ObjectRef, ray.ObjectRef]] = []
         deadline = time.monotonic() + _RUNNER_TIMEOUT_SECONDS
         while waiting:
             ready, _ = ray.wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()), fetch_local=False)
@@ -307,32 +307,40 @@ class GRPO(Algorithm):
                     "ask for less at once: adversary.groups, adversary.group_size or adversary.max_new_tokens"
                 )
             runner = waiting.pop(ready[0])
-            share, rollouts = asked.shares[runner]
-            scoring.append((runner, self._worker.score.remote(share, rollouts)))
+            tasks, rollouts = asked.shares[runner]
+            worker = self._workers[len(scoring) % len(self._workers)]
+            place = list(asked.shares).index(runner)
+            receipt, share = worker.score.options(num_returns=2).remote(
+                self._setup, self._iteration_in_round, place, tasks, rollouts, self._archived
+            )
+            scoring.append((runner, receipt, share))
         return scoring
 
-    def _lost(self, scoring: Sequence[tuple[int, ray.ObjectRef]]) -> int:
-        """Wait for the scores; return how many runners died, once at least one is back."""
-        dead = []
-        for runner, ref in scoring:
+    def _scored(self, scoring: Sequence[tuple[int, ray.ObjectRef, ray.ObjectRef]]) -> list[ray.ObjectRef]:
+        """Wait for the shares; return those whose runner lived, once an engine is there for the next iteration."""
+        scored, dead = [], []
+        for runner, receipt, share in scoring:
             try:
-                ray.get(ref)
+                ray.get(receipt)
+                scored.append(share)
             except RayActorError:
-                if _died(self._worker):
-                    raise
-                dead.append(runner)  # the argument's error: the rollouts never came to be
+                dead.append(runner)  # the argument's error: workers are restarted, the rollouts never came to be
+                with contextlib.suppress(RayActorError):
+                    ray.get(share)  # an error that nobody looks at is shown to the user
         if dead:
             logger.warning("%d of %d attackers died; their tasks are lost", len(dead), len(scoring))
             for runner in dead:
                 self.env_runner_group._worker_manager.set_actor_state(runner, healthy=False)
             self._wait_for_an_engine()
             self._send_and_probe()
-        return len(dead)
+        return scored
 
-    def _finish(self) -> tuple[Summary, list[ray.ObjectRef]]:
+    def _finish(self, shares: Sequence[ray.ObjectRef]) -> tuple[Summary, list[ray.ObjectRef]]:
         learners = max(1, self.config.adversary.learners)
-        method = self._worker.finish.options(num_returns=1 + learners)
-        summary, *batches = method.remote(self._iteration_in_round, learners, self._weights_version)
+        method = self._workers[0].finish.options(num_returns=2 + learners)
+        summary, self._archived, *batches = method.remote(
+            self._setup, self._iteration_in_round, learners, self._weights_version, *shares
+        )
         return ray.get(summary), batches
 
     def _wait_for_an_engine(self) -> None:
@@ -417,7 +425,7 @@ class GRPO(Algorithm):
     def cleanup(self) -> None:
         """Stop runners, learners, the reward worker and the judges."""
         super().cleanup()
-        for actor in filter(None, [self._worker, *self._judges]):
+        for actor in (*self._workers, *self._judges):
             ray.kill(actor)
 
 
@@ -432,11 +440,3 @@ class _Asked:
     tasks: list[Task]
     seed: int
     shares: dict[int, tuple[list[Task], ray.ObjectRef]]
-
-
-def _died(actor: Any) -> bool:
-    try:
-        ray.get(actor.__ray_ready__.remote())
-    except RayActorError:
-        return True
-    return False

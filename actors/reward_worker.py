@@ -1,51 +1,42 @@
-"""The reward worker: takes rollouts from the runners, scores, gates and rewards them, and makes the learners' batches.
+"""Reward workers: they take rollouts from the runners, score, gate and reward them, and make the learners' batches.
 
-The driver hands it references and gets summaries of a fixed size: rollouts go from runner to worker, batches from
-worker to learner. Every attempt is on disk before the learners see it.
+The driver hands them references and gets summaries of a fixed size: rollouts go from runner to worker, batches from
+worker to learner. A worker keeps nothing that it cannot read again: Ray restarts one that dies and calls it again.
+Every attempt is on disk before the learners see it.
 """
 
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.policy.sample_batch import MultiAgentBatch
 
 from actors import rewards
 from actors.archive import Archive, Find, category_of
+from actors.attempts import write_attempts
 from actors.config import AdversaryConfig
 from actors.env_runner import Rollout, Task
 from actors.gate import MALFORMED, Attempt, rejection
 from actors.judges import Vote, label_kept
 from actors.loss import Group, group_advantages, imitation_advantages, train_batches
-from actors.scorer import Scorer, Scores
+from actors.scorer import Meaning, Scorer
 from actors.styles import STYLE, chosen, cleaned
-from guardrail.records import SCHEMA, Record, record_id, to_table, write_table
+from actors.summary import Summary, Tally
+from guardrail.records import Record, record_id
 from guardrail.seeds import may_sexualise_minors
 
-#: What an attempt is beside a record: see `RewardWorker.finish`.
-ATTEMPT_COLUMNS = pa.schema(
-    [
-        ("style", pa.string()),
-        ("action", pa.string()),
-        ("iteration", pa.int32()),
-        ("valid", pa.bool_()),
-        ("success", pa.bool_()),
-        ("rejected", pa.string()),
-        ("embedding", pa.list_(pa.float32())),
-    ]
-)
-ATTEMPTS = pa.schema([*SCHEMA, *ATTEMPT_COLUMNS])
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class RoundSetup:
-    """What a round is about; whoever restarts a worker gives it this again.
+    """What a round is about.
 
     Attributes:
         index: of the round.
@@ -54,7 +45,6 @@ class RoundSetup:
         target_version: name that records of attempts give it.
         directory: where attempts and archive are written.
         earlier: (category, style, id, text) of successes of earlier rounds.
-        done: iterations of the round that have ended.
     """
 
     index: int
@@ -64,157 +54,172 @@ class RoundSetup:
     attacker_version: str
     directory: str
     earlier: Sequence[tuple[str, str, str, str]]
-    done: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
-    """An iteration in numbers; its size hangs on the catalogue of styles alone, not on how much was attempted.
-
-    Attributes:
-        attempts, valid, successes: counts.
-        tokens: generated.
-        rejected: count by reason.
-        cells: (category, style) to (attempts, successes).
-        parts: mean of each part of the reward, and of the reward.
-        archive: finds in it.
-        coverage: share of its cells that hold one.
-        staleness: how many updates older than the learner's the sampling weights were, on average.
-        learnable: whether there is a batch to learn from.
-    """
-
-    attempts: int
-    valid: int
-    successes: int
-    tokens: int
-    rejected: dict[str, int]
-    cells: dict[tuple[str, str], tuple[int, int]]
-    parts: dict[str, float]
-    archive: int
-    coverage: float
-    staleness: float
-    learnable: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class _Scored:
-    """A group's rollouts, its goal, and the rows that come of it; arrays are [group size]."""
+class ScoredGroup:
+    """A task's rollouts and what they earn; arrays are [group size]."""
 
     task: Task
     rollouts: Sequence[Rollout]
-    rows: list[dict[str, Any]]
     reward: np.ndarray
     kept: np.ndarray
-    embeddings: np.ndarray
-    parts: rewards.RewardParts
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """A runner's part of an iteration, scored: for the learners, for the archive, and in numbers."""
+
+    groups: list[ScoredGroup]
+    finds: list[Find]
+    tally: Tally
 
 
 class RewardWorker:
-    """The actor; see the module."""
+    """The actor; see the module.
 
-    def __init__(self, config: AdversaryConfig, setup: RoundSetup, judges: Sequence[Any] = ()) -> None:
+    Args:
+        config: the adversary's settings.
+        judges: actor handles of `Judge`.
+    """
+
+    def __init__(self, config: AdversaryConfig, judges: Sequence[Any] = ()) -> None:
         self.config = config
-        self.judges = judges  # actor handles of `Judge`
-        self.scorer = Scorer(config.embedder, config.model, config.gate.intent_model, setup.target)
-        self._begin(setup)
+        self.judges = judges
+        self.scorer = Scorer(config.embedder, config.model, config.gate.intent_model)
+        self._setup: tuple[ray.ObjectRef, RoundSetup] | None = None
+        self._archive: tuple[tuple[str, int], Archive] | None = None
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            logger.warning("a scorer died and was restarted; what it was scoring is scored again")
 
     def __repr__(self) -> str:
         return "scorer"
 
-    def start_round(self, setup: RoundSetup) -> None:
-        """Turn to another round: another guard, other goals."""
-        self.scorer.set_target(setup.target)
-        self._begin(setup)
+    def _round(self, setup: Sequence[ray.ObjectRef]) -> RoundSetup:
+        """Return a round's setup, and have the scorer attack its target."""
+        (ref,) = setup  # in a list, so that Ray does not copy the goals for every call
+        if self._setup is None or self._setup[0] != ref:
+            self._setup = ref, ray.get(ref)
+            self.scorer.set_target(self._setup[1].target)
+        return self._setup[1]
 
-    def _begin(self, setup: RoundSetup) -> None:
-        self.setup = setup
-        self.directory = Path(setup.directory)
-        self.archive = Archive(self.config.archive_per_cell)
-        saved = self._archive_after(setup.done)
+    def archived(self, setup: Sequence[ray.ObjectRef], iterations: int) -> np.ndarray:
+        """Return the embeddings of the archive after some iterations of the round, [n, d]; [0, 0] of none."""
+        return self._archive_after(self._round(setup), iterations).embeddings()
+
+    def _archive_after(self, setup: RoundSetup, iterations: int) -> Archive:
+        if self._archive and self._archive[0] == (setup.directory, iterations):
+            return self._archive[1]
+        saved = _archive_file(setup, iterations)
         if saved.exists():
-            self.archive = Archive.load(saved, self.config.archive_per_cell)
-        elif setup.earlier:
+            return Archive.load(saved, self.config.archive_per_cell)
+        archive = Archive(self.config.archive_per_cell)
+        if setup.earlier:
             embeddings = self.scorer.embedder.encode([text for *_, text in setup.earlier])
-            self.archive.add(
+            archive.add(
                 Find(id_, category, style, text, embedding)
                 for (category, style, id_, text), embedding in zip(setup.earlier, embeddings, strict=True)
             )
-        self.categories = sorted({category_of(goal) for goal in setup.goals})
-        self._scored: list[_Scored] = []
+        return archive
 
-    def _archive_after(self, iterations: int) -> Path:
-        return self.directory / f"archive-{iterations:04d}.parquet"
+    def score(
+        self,
+        setup: Sequence[ray.ObjectRef],
+        iteration: int,
+        share: int,
+        tasks: Sequence[Task],
+        rollouts: Sequence[Rollout],
+        archived: np.ndarray,
+    ) -> tuple[int, Share]:
+        """Score, reward and write down the rollouts of some tasks; return their number and what the rest needs of them.
 
-    def discard(self) -> None:
-        """Forget what was scored since the last `finish`."""
-        self._scored = []
+        What costs most comes last, and only for what has passed so far: fluency, judges, the target itself.
 
-    def score(self, tasks: Sequence[Task], rollouts: Sequence[Rollout]) -> int:
-        """Score and reward the rollouts of some tasks, those of a task in a row; return how many tasks there were."""
-        size = self.config.group_size
+        Args:
+            setup: the round's, as a reference in a list.
+            iteration: within the round.
+            share: which of the iteration's.
+            tasks: what was asked of the runner.
+            rollouts: those of a task in a row.
+            archived: embeddings of earlier successes, for novelty.
+        """
+        round_, size = self._round(setup), self.config.group_size
         styles = [STYLE[task.style] for task in tasks for _ in range(size)]
-        goals = [self.setup.goals[task.goal] for task in tasks for _ in range(size)]
+        goals = [round_.goals[task.goal] for task in tasks for _ in range(size)]
         texts = [goal["text"] for goal in goals]
-        said = [cleaned(r.completion.text) for r in rollouts]
+        unsafe = np.array([goal["unsafe"] for goal in goals])
         attacks = [s.attack(t, r.completion.text) for s, t, r in zip(styles, texts, rollouts, strict=True)]
         withheld = [may_sexualise_minors(attack) for attack in attacks]
         attacks = ["" if hidden else attack for attack, hidden in zip(attacks, withheld, strict=True)]
-        scores = self.scorer.score(texts, attacks)
+        meaning = self.scorer.meaning(texts, attacks)
+        attempts = [
+            Attempt(
+                style=style,
+                goal=goal,
+                said=cleaned(rollout.completion.text),
+                attack=attack,
+                finished=rollout.completion.finished,
+                similarity=float(similarity),
+                intent=float(intent),
+            )
+            for style, goal, rollout, attack, similarity, intent in zip(
+                styles, texts, rollouts, attacks, meaning.similarity, meaning.intent, strict=True
+            )
+        ]
+        reasons = self._gated(attempts, withheld)
+        fluency = self._fluency(reasons, attacks)
+        reasons = self._judged(reasons, attacks, unsafe)
+        probability, flagged = self._verdicts(reasons, attacks)
+        parts = self._parts(meaning, probability, unsafe, reasons, attempts, archived)
+        reward = rewards.combined(parts, self.config.reward)
+        success = parts.kept & (flagged != unsafe)
+        measured = {
+            "guard": probability,
+            "similarity": meaning.similarity,
+            "intent": meaning.intent,
+            "fluency": fluency,
+            "novelty": parts.novelty,
+            "evasion": parts.evasion,
+            "reward": reward,
+        }
+        rows = [
+            _row(round_, goals[i], attack, styles[i].name, reasons[i], bool(success[i]))
+            | {"scores": {name: float(values[i]) for name, values in measured.items() if np.isfinite(values[i])}}
+            for i, attack in enumerate(attacks)
+        ]
+        write_attempts(rows, meaning.embeddings, Path(round_.directory), iteration, share)
+        groups = [
+            ScoredGroup(task, rollouts[at], reward[at], parts.kept[at])
+            for task, at in ((task, np.s_[i * size : (i + 1) * size]) for i, task in enumerate(tasks))
+        ]
+        finds = [
+            Find(rows[i]["id"], category_of(goals[i]), styles[i].name, attacks[i], meaning.embeddings[i])
+            for i in np.flatnonzero(success)
+        ]
+        return len(tasks), Share(groups, finds, _tally(rows, goals, rollouts, parts, reward))
+
+    def _gated(self, attempts: Sequence[Attempt], withheld: Sequence[bool]) -> list[str | None]:
         gate, model = self.config.gate, self.scorer.intent
         min_intent = model.threshold if gate.min_intent is None else gate.min_intent
         min_similarity = model.min_similarity if gate.min_similarity is None else gate.min_similarity
-        reasons = [
-            "withheld"
-            if withheld[i]
-            else rejection(
-                Attempt(
-                    style=styles[i],
-                    goal=texts[i],
-                    said=said[i],
-                    attack=attacks[i],
-                    finished=rollout.completion.finished,
-                    similarity=float(scores.similarity[i]),
-                    intent=float(scores.intent[i]),
-                    fluency=float(scores.fluency[i]),
-                ),
-                gate,
-                min_intent,
-                min_similarity,
-            )
-            for i, rollout in enumerate(rollouts)
+        return [
+            "withheld" if hidden else rejection(attempt, gate, min_intent, min_similarity)
+            for attempt, hidden in zip(attempts, withheld, strict=True)
         ]
-        unsafe = np.array([goal["unsafe"] for goal in goals])
-        reasons = self._judged(reasons, attacks, unsafe)
-        parts = self._parts(scores, unsafe, reasons, [style.action for style in styles], size)
-        reward = rewards.combined(parts, self.config.reward)
-        success = parts.kept & (scores.flagged != unsafe)
-        for group, task in enumerate(tasks):
-            places = range(group * size, (group + 1) * size)
-            rows = [
-                self._row(goals[i], attacks[i], task.style, reasons[i], bool(success[i]))
-                | {
-                    "scores": {
-                        "guard": float(scores.unsafe[i]),
-                        "similarity": float(scores.similarity[i]),
-                        "intent": float(scores.intent[i]),
-                        "fluency": float(max(scores.fluency[i], -1e3)),
-                        "novelty": float(parts.novelty[i]),
-                        "evasion": float(parts.evasion[i]),
-                        "reward": float(reward[i]),
-                    }
-                }
-                for i in places
-            ]
-            at = np.s_[group * size : (group + 1) * size]
-            of_group = rewards.RewardParts(parts.kept[at], parts.evasion[at], parts.intent[at], parts.novelty[at])
-            self._scored.append(
-                _Scored(task, rollouts[at], rows, reward[at], parts.kept[at], scores.embeddings[at], of_group)
-            )
-        return len(tasks)
+
+    def _fluency(self, reasons: list[str | None], attacks: Sequence[str]) -> np.ndarray:
+        """Return the fluency of what passed, NaN of the rest; what has too little gets the reason "gibberish"."""
+        passed = _passed(reasons)
+        result = np.full(len(attacks), np.nan)
+        result[passed] = self.scorer.fluency([attacks[i] for i in passed])
+        for i in passed:
+            if result[i] < self.config.gate.min_fluency:
+                reasons[i] = "gibberish"
+        return result
 
     def _judged(self, reasons: list[str | None], attacks: Sequence[str], unsafe: np.ndarray) -> list[str | None]:
         """Return the reasons, with "judges" for what the gate let through and the vote of the judges did not."""
-        passed = [i for i, reason in enumerate(reasons) if reason is None]
+        passed = _passed(reasons)
         if not self.judges or not passed:
             return reasons
         by_judge: list[list[Vote]] = ray.get([j.votes.remote([attacks[i] for i in passed]) for j in self.judges])
@@ -223,86 +228,70 @@ class RewardWorker:
                 reasons[i] = "judges"
         return reasons
 
+    def _verdicts(self, reasons: Sequence[str | None], attacks: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the target's probability of "unsafe" and its decision for what passed; NaN and False for the rest."""
+        passed = _passed(reasons)
+        probability, flagged = np.full(len(attacks), np.nan), np.zeros(len(attacks), dtype=bool)
+        if passed:
+            probability[passed], flagged[passed] = self.scorer.verdicts([attacks[i] for i in passed])
+        return probability, flagged
+
     def _parts(
         self,
-        scores: Scores,
+        meaning: Meaning,
+        probability: np.ndarray,
         unsafe: np.ndarray,
         reasons: Sequence[str | None],
-        actions: Sequence[str],
-        size: int,
+        attempts: Sequence[Attempt],
+        archived: np.ndarray,
     ) -> rewards.RewardParts:
+        kept = np.array([reason is None for reason in reasons])
         malformed = np.array([reason in MALFORMED for reason in reasons])
-        # A frame that is no attack still holds its goal: what it lacks is not meaning.
-        intent = np.where(malformed, 0.0, np.where(np.array(actions) == "frame", 0.5, scores.intent))
+        frames = np.array([attempt.style.action == "frame" for attempt in attempts])
         return rewards.RewardParts(
-            kept=np.array([reason is None for reason in reasons]),
-            evasion=rewards.evasion(scores.unsafe, unsafe, self.scorer.threshold),
-            intent=intent,
-            novelty=rewards.novelty(
-                scores.embeddings, self.archive.embeddings(), np.repeat(np.arange(len(reasons) // size), size)
-            ),
+            kept=kept,
+            evasion=np.where(kept, rewards.evasion(probability, unsafe, self.scorer.threshold), 0.0),
+            # A frame that is no attack still holds its goal: what it lacks is not meaning.
+            intent=np.where(malformed, 0.0, np.where(frames, 0.5, meaning.intent)),
+            novelty=rewards.novelty(meaning.embeddings, archived, self.config.group_size),
         )
 
-    def _row(self, goal: Record, text: str, style: str, reason: str | None, success: bool) -> dict[str, Any]:
-        """Return an attempt as a record that leads back to its goal, with the columns of an attempt."""
-        return {
-            **goal,
-            "id": record_id(text),
-            "text": text,
-            "parent_id": goal["id"],
-            "method": "rl",
-            "round": self.setup.index,
-            "attacker_version": self.setup.attacker_version,
-            "guard_version": self.setup.target_version,
-            "style": style,
-            "action": STYLE[style].action,
-            "valid": reason is None,
-            "success": success,
-            "rejected": reason,
-        }
-
-    def finish(self, iteration: int, learners: int, weights_version: int) -> Any:
-        """End an iteration: write attempts and archive, and return a summary and a batch for each learner.
+    def finish(
+        self, setup: Sequence[ray.ObjectRef], iteration: int, learners: int, weights_version: int, *shares: Share
+    ) -> Any:
+        """End an iteration: write the archive, and return a summary, `archived` and a batch for each learner.
 
         Args:
+            setup: the round's, as a reference in a list.
             iteration: within the round.
-            learners: how many batches are wanted.
+            learners: how many batches are wanted; each is None where there is nothing to learn from.
             weights_version: the learner's, that the samplers' are compared with.
+            shares: of the iteration.
         """
-        scored = sorted(self._scored, key=lambda each: each.task.group)
-        self._write(iteration, scored)
-        self.archive.add(
-            Find(row["id"], category_of(self.setup.goals[each.task.goal]), row["style"], row["text"], embedding)
-            for each in scored
-            for row, embedding in zip(each.rows, each.embeddings, strict=True)
-            if row["success"]
-        )
-        self.archive.save(self._archive_after(iteration + 1))
+        round_ = self._round(setup)
+        groups = sorted((group for share in shares for group in share.groups), key=lambda group: group.task.group)
+        archive = self._archive_after(round_, iteration)
+        archive.add(find for share in shares for find in share.finds)
+        archive.save(_archive_file(round_, iteration + 1))
+        self._archive = (round_.directory, iteration + 1), archive
         # A round that is killed before this iteration's checkpoint goes on with the archive before it.
-        self._archive_after(iteration - 1).unlink(missing_ok=True)
-        batches = self._batches(iteration, scored, learners)
-        summary = self._summary(scored, weights_version, learnable=batches is not None)
-        self.discard()
-        return (summary, *([None] * learners if batches is None else batches))
+        _archive_file(round_, iteration - 1).unlink(missing_ok=True)
+        batches = self._batches(round_.index, iteration, groups, learners)
+        categories = sorted({category_of(goal) for goal in round_.goals})
+        summary = Summary.of(
+            [share.tally for share in shares],
+            archive=len(archive),
+            coverage=archive.coverage(categories, [style.name for style in chosen(self.config.styles)]),
+            weights_version=weights_version,
+            learnable=batches is not None,
+        )
+        return (summary, archive.embeddings(), *([None] * learners if batches is None else batches))
 
-    def _write(self, iteration: int, scored: Sequence[_Scored]) -> None:
-        rows = [row for each in scored for row in each.rows]
-        extra = [
-            {**{key: row[key] for key in ATTEMPT_COLUMNS.names[:2]}, "iteration": iteration}
-            | {key: row[key] for key in ("valid", "success", "rejected")}
-            | {"embedding": embedding.tolist()}
-            for each in scored
-            for row, embedding in zip(each.rows, each.embeddings, strict=True)
-        ]
-        table = to_table({key: row[key] for key in SCHEMA.names} for row in rows)
-        columns = pa.Table.from_pylist(extra, schema=ATTEMPT_COLUMNS)
-        for name in ATTEMPT_COLUMNS.names:
-            table = table.append_column(name, columns[name])
-        write_table(table, self.directory / f"iteration-{iteration:04d}.parquet")
-
-    def _batches(self, iteration: int, scored: Sequence[_Scored], learners: int) -> list[MultiAgentBatch] | None:
+    def _batches(
+        self, round_index: int, iteration: int, scored: Sequence[ScoredGroup], learners: int
+    ) -> list[MultiAgentBatch] | None:
         reward = np.stack([each.reward for each in scored])
-        if self.setup.index <= 1 and iteration < self.config.warm_start:
+        if round_index <= 1 and iteration < self.config.warm_start:
             advantages = imitation_advantages(reward, np.stack([each.kept for each in scored]))
         else:
             advantages = group_advantages(reward, self.config.objective.advantage)
@@ -318,27 +307,52 @@ class RewardWorker:
         batches = train_batches(groups, learners=learners, multiple=self.config.minibatch * self.config.accumulate)
         return batches and [MultiAgentBatch({DEFAULT_MODULE_ID: batch}, env_steps=len(batch)) for batch in batches]
 
-    def _summary(self, scored: Sequence[_Scored], weights_version: int, *, learnable: bool) -> Summary:
-        rows = [row for each in scored for row in each.rows]
-        cells: dict[tuple[str, str], tuple[int, int]] = {}
-        for each in scored:
-            cell = (category_of(self.setup.goals[each.task.goal]), each.task.style)
-            attempts, successes = cells.get(cell, (0, 0))
-            cells[cell] = (attempts + len(each.rows), successes + sum(row["success"] for row in each.rows))
-        means = {
-            name: float(np.mean(np.concatenate([getattr(each.parts, name) for each in scored])))
-            for name in ("kept", "evasion", "intent", "novelty")
-        }
-        return Summary(
-            attempts=len(rows),
-            valid=sum(row["valid"] for row in rows),
-            successes=sum(row["success"] for row in rows),
-            tokens=sum(len(r.completion.token_ids) for each in scored for r in each.rollouts),
-            rejected=dict(Counter(row["rejected"] for row in rows if row["rejected"])),
-            cells=cells,
-            parts=means | {"reward": float(np.mean(np.concatenate([each.reward for each in scored])))},
-            archive=len(self.archive),
-            coverage=self.archive.coverage(self.categories, [style.name for style in chosen(self.config.styles)]),
-            staleness=float(np.mean([weights_version - r.weights_version for each in scored for r in each.rollouts])),
-            learnable=learnable,
-        )
+
+def _archive_file(setup: RoundSetup, iterations: int) -> Path:
+    return Path(setup.directory) / f"archive-{iterations:04d}.parquet"
+
+
+def _passed(reasons: Sequence[str | None]) -> list[int]:
+    return [i for i, reason in enumerate(reasons) if reason is None]
+
+
+def _row(setup: RoundSetup, goal: Record, text: str, style: str, reason: str | None, success: bool) -> dict[str, Any]:
+    """Return an attempt as a record that leads back to its goal, with the columns of an attempt."""
+    return {
+        **goal,
+        "id": record_id(text),
+        "text": text,
+        "parent_id": goal["id"],
+        "method": "rl",
+        "round": setup.index,
+        "attacker_version": setup.attacker_version,
+        "guard_version": setup.target_version,
+        "style": style,
+        "action": STYLE[style].action,
+        "valid": reason is None,
+        "success": success,
+        "rejected": reason,
+    }
+
+
+def _tally(
+    rows: Sequence[dict[str, Any]],
+    goals: Sequence[Record],
+    rollouts: Sequence[Rollout],
+    parts: rewards.RewardParts,
+    reward: np.ndarray,
+) -> Tally:
+    tally = Tally(
+        attempts=len(rows),
+        valid=int(parts.kept.sum()),
+        successes=sum(row["success"] for row in rows),
+        tokens=sum(len(rollout.completion.token_ids) for rollout in rollouts),
+        rejected=Counter(row["rejected"] for row in rows if row["rejected"]),
+        versions=sum(rollout.weights_version for rollout in rollouts),
+    )
+    for row, goal in zip(rows, goals, strict=True):
+        tally.add_to_cell((category_of(goal), row["style"]), 1, int(row["success"]))
+    for name in ("kept", "evasion", "intent", "novelty"):
+        tally.sums[name] = float(getattr(parts, name).sum())
+    tally.sums["reward"] = float(reward.sum())
+    return tally

@@ -37,19 +37,19 @@ def _log_odds(probability: np.ndarray | float) -> np.ndarray:
     return np.log(clipped / (1 - clipped))
 
 
-def novelty(embeddings: np.ndarray, archive: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def novelty(embeddings: np.ndarray, archive: np.ndarray, group_size: int) -> np.ndarray:
     """Return each attempt's cosine distance to the nearest of the archive and of its own group, in [0, 1].
 
     Args:
-        embeddings: L2-normalised [n, d].
+        embeddings: L2-normalised [n, d], those of a group in a row.
         archive: L2-normalised [m, d], m may be 0.
-        groups: [n], equal for attempts of one group.
+        group_size: attempts of a group.
     """
     nearest = (embeddings @ archive.T).max(axis=1) if len(archive) else np.full(len(embeddings), -1.0)
-    same_group = groups[:, None] == groups[None, :]
-    np.fill_diagonal(same_group, False)
-    in_group = np.where(same_group, embeddings @ embeddings.T, -1.0).max(axis=1, initial=-1.0)
-    return np.clip(1.0 - np.maximum(nearest, in_group), 0.0, 1.0)
+    groups = embeddings.reshape(-1, group_size, embeddings.shape[1])
+    similarity = groups @ groups.transpose(0, 2, 1)
+    similarity[:, np.arange(group_size), np.arange(group_size)] = -1.0
+    return np.clip(1.0 - np.maximum(nearest, similarity.max(axis=2).ravel()), 0.0, 1.0)
 
 
 def combined(parts: RewardParts, config: RewardConfig) -> np.ndarray:

@@ -19,24 +19,18 @@ _LEAST_LIKELY = 5  # the least likely one in so many tokens counts
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
-    """What was measured of n attacks.
+class Meaning:
+    """What n attacks say, beside their goals.
 
     Attributes:
-        unsafe: the target's probability of "unsafe", [n].
-        flagged: the target's decision, bool [n].
         intent: P(still the request of its goal), [n].
-        fluency: Min-K, [n]; -inf of an empty text.
-        embeddings: L2-normalised, [n, d].
         similarity: cosine of attack and goal, [n].
+        embeddings: L2-normalised, [n, d].
     """
 
-    unsafe: np.ndarray
-    flagged: np.ndarray
     intent: np.ndarray
-    fluency: np.ndarray
-    embeddings: np.ndarray
     similarity: np.ndarray
+    embeddings: np.ndarray
 
 
 class Scorer:
@@ -46,38 +40,36 @@ class Scorer:
         embedder: bundled name, directory or hub id of the sentence encoder.
         reference: bundled name, directory or hub id of the causal model that judges fluency.
         intent_model: "embedded", or the directory of an intent-consistency model.
-        target: guard directory or moderation URL to attack.
     """
 
-    def __init__(self, embedder: str, reference: str, intent_model: str, target: str) -> None:
+    def __init__(self, embedder: str, reference: str, intent_model: str) -> None:
         torch.set_num_threads(os.cpu_count() or 1)  # scoring, generation and update take turns on a machine
         self.embedder = Embedder(resolve(embedder))
         reference = resolve(reference)
         self.tokenizer = AutoTokenizer.from_pretrained(reference)
         self.reference = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32).eval()
         self.intent = IntentModel.from_pretrained(intent_model)
-        self.set_target(target)
 
     def set_target(self, target: str) -> None:
-        """Attack another guard from now on."""
+        """Attack a guard, by its directory or moderation URL, from now on."""
         self.target = open_guard(target)
         # Where a service decides is not told: rewards take the middle, successes its word.
         self.threshold = self.target.card.thresholds[UNSAFE] if isinstance(self.target, Guard) else 0.5
 
-    def score(self, goals: Sequence[str], attacks: Sequence[str]) -> Scores:
-        """Return the scores of attacks, each on the goal at the same place."""
-        unsafe, flagged = unsafe_scores(self.target, attacks)
+    def meaning(self, goals: Sequence[str], attacks: Sequence[str]) -> Meaning:
+        """Return what attacks say, each beside the goal at the same place."""
         distinct = list(dict.fromkeys(goals))
         goal_embeddings = dict(zip(distinct, self.embedder.encode(distinct), strict=True))
         embeddings = self.embedder.encode(list(attacks))
-        return Scores(
-            unsafe=unsafe,
-            flagged=flagged,
+        return Meaning(
             intent=self.intent.kept_probability(goals, attacks),
-            fluency=self.fluency(attacks),
-            embeddings=embeddings,
             similarity=(embeddings * np.stack([goal_embeddings[goal] for goal in goals])).sum(axis=1),
+            embeddings=embeddings,
         )
+
+    def verdicts(self, attacks: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the target's probability of "unsafe" and its decision, each [n]."""
+        return unsafe_scores(self.target, attacks)
 
     @torch.inference_mode()
     def fluency(self, texts: Sequence[str]) -> np.ndarray:

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+_RUNNERS_PER_SCORER = 8
+
 
 @dataclass(frozen=True)
 class ResourcePlan:
@@ -24,7 +26,7 @@ class ResourcePlan:
 def plan(cpus: float, gpus: float, *, num_env_runners: int, num_learners: int, num_guard_workers: int) -> ResourcePlan:
     """Return a plan for a cluster of `cpus` and `gpus`.
 
-    Env runners, learners and the scorer live through all phases and share all CPUs but one, at most one each: parts of
+    Env runners, learners and scorers live through all phases and share all CPUs but one, at most one each: parts of
     Ray Data want a whole CPU, and wait for ever where there is none. Guard workers and data tasks share what is left,
     in turn. Of accelerators, DDP workers have one each, for NCCL wants two ranks on two of them; engines and whatever
     learner or guard worker is alone share the others evenly.
@@ -36,7 +38,7 @@ def plan(cpus: float, gpus: float, *, num_env_runners: int, num_learners: int, n
         raise ValueError(
             f"the cluster has {cpus:g} CPUs and needs 2; add a node, or tell Ray so (ray start --num-cpus 2)"
         )
-    lasting = num_env_runners + num_learners + 1
+    lasting = num_env_runners + num_learners + num_scorers(num_env_runners)
     share = _floored(min(1.0, (cpus - 1) / lasting))
     left = cpus - share * lasting
     whole = sum(count for count in (num_learners, num_guard_workers) if count > 1)
@@ -61,6 +63,11 @@ def plan(cpus: float, gpus: float, *, num_env_runners: int, num_learners: int, n
         guard_worker_gpus=gpus_by_count.get(num_guard_workers, 1.0 if gpus else 0.0),
         data_task_cpus=_floored(min(1.0, left / 2)),
     )
+
+
+def num_scorers(num_env_runners: int) -> int:
+    """Return how many actors score what the env runners generate."""
+    return max(1, math.ceil(num_env_runners / _RUNNERS_PER_SCORER))
 
 
 def _floored(value: float) -> float:

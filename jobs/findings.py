@@ -17,9 +17,8 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from actors.adversary import read_attempts
 from actors.archive import category_of
-from actors.reward_worker import ATTEMPTS
+from actors.attempts import ATTEMPTS, read_attempts
 from guardrail.diversity import diversity
 from guardrail.metrics import share_text, wilson
 from guardrail.records import Record, to_table, write_table

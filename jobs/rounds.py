@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch.utils.tensorboard import SummaryWriter
 
-from actors.adversary import Adversary, Iteration, forget_checkpoints, successes_of
-from actors.reward_worker import ATTEMPTS
+from actors.adversary import Adversary, Iteration, forget_checkpoints
+from actors.attempts import ATTEMPTS, successes_of
 from actors.synthesizer import synthesize
 from cluster.observability import record, record_iteration
 from cluster.resources import ResourcePlan

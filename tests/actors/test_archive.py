@@ -17,16 +17,17 @@ def names(archive):
 
 def test_a_full_cell_forgets_what_is_closest_to_another():
     archive = Archive(per_cell=2)
-    assert archive.add([find("a", [1, 0, 0]), find("b", [0, 1, 0]), find("c", [0.9, 0.1, 0])]) == 2
+    archive.add([find("a", [1, 0, 0]), find("b", [0, 1, 0]), find("c", [0.9, 0.1, 0])])
     assert names(archive) == {"a", "b"}
-    assert archive.add([find("d", [0, 0, 1], style="casual")]) == 1  # another cell
+    archive.add([find("d", [0, 0, 1], style="casual")])  # another cell
     assert len(archive) == 3 and archive.embeddings().shape == (3, 3)
 
 
 def test_a_find_that_is_known_is_not_added_again():
     archive = Archive(per_cell=3)
-    assert archive.add([find("a", [1, 0]), find("a", [1, 0])]) == 1
-    assert archive.add([find("a", [1, 0])]) == 0 and len(archive) == 1
+    archive.add([find("a", [1, 0]), find("a", [1, 0])])
+    archive.add([find("a", [1, 0])])
+    assert len(archive) == 1
 
 
 def test_coverage_is_the_share_of_filled_cells():
@@ -47,14 +48,12 @@ def test_a_saved_archive_is_the_same_again(tmp_path):
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.sampled_from("xy"), st.integers(0, 1000)), max_size=40))
-def test_no_cell_is_ever_over_its_bound_and_added_counts_what_stays(rows):
+def test_no_cell_is_ever_over_its_bound_and_what_is_forgotten_was_the_closest(rows):
     archive = Archive(per_cell=3)
     for index, style, seed in rows:
-        vector = np.random.default_rng(seed).normal(size=4)
-        before = names(archive)
-        added = archive.add([find(f"{style}{index}", vector, style=style)])
-        assert added == len(names(archive) - before)
+        archive.add([find(f"{style}{index}", np.random.default_rng(seed).normal(size=4), style=style)])
         assert all(len(cell) <= 3 for cell in archive.cells.values())
+    assert len(archive) == sum(min(3, len({i for i, s, _ in rows if s == style})) for style in "xy")
 
 
 def test_a_goals_cell_is_its_most_specific_category():

@@ -15,7 +15,6 @@ REWRITE = Attempt(
     finished=True,
     similarity=0.9,
     intent=0.8,
-    fluency=-5.0,
 )
 
 
@@ -36,7 +35,6 @@ def test_a_faithful_rewrite_passes():
         ({"similarity": 0.99}, "copy"),
         ({"intent": 0.2}, "intent"),
         ({"similarity": 0.4}, "drift"),
-        ({"fluency": -30.0}, "gibberish"),
     ],
 )
 def test_each_way_to_lose_the_label_is_named(change, reason):

@@ -22,11 +22,10 @@ def test_evasion_rises_as_the_guard_errs_more(one, other, threshold):
 
 def test_novelty_is_the_distance_to_the_nearest_of_archive_and_group():
     x, y = [1.0, 0.0], [0.0, 1.0]
-    embeddings = np.array([x, y, y])
-    groups = np.array([0, 0, 1])
-    assert novelty(embeddings, np.zeros((0, 0)), groups).tolist() == [1.0, 1.0, 1.0]
-    assert novelty(embeddings, np.array([y]), groups).tolist() == [1.0, 0.0, 0.0]
-    assert novelty(np.array([x, x]), np.zeros((0, 0)), np.array([0, 0])).tolist() == [0.0, 0.0]
+    embeddings = np.array([x, y, y, y])
+    assert novelty(embeddings, np.zeros((0, 0)), 2).tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert novelty(embeddings, np.array([x]), 2).tolist() == [0.0, 1.0, 0.0, 0.0]
+    assert novelty(embeddings, np.zeros((0, 0)), 4).tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
 unit = st.floats(0, 1)

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from actors.adversary import Adversary, Outcome, successes_of
+from actors.adversary import Adversary, Outcome
+from actors.attempts import successes_of
 from actors.config import AdversaryConfig
 from actors.styles import STYLES
 from cluster.connect import connect

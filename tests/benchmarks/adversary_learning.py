@@ -1,6 +1,6 @@
 """What an attacker learns: yield, success and diversity on goals no guard was trained on, trained beside untrained.
 
-python tests/benchmarks/adversary_learning.py --data-dir DIR [--seeds 0 1 2] [--iterations 20] [--dir DIR]
+python -m tests.benchmarks.adversary_learning --data-dir DIR [--seeds 0 1 2] [--iterations 16] [--dir DIR]
 
 The guard is fixed, and hardened against frames: trained on half the embedded seeds, alone and behind frames that the
 untrained attacker wrote. The attacker learns on other seeds than those it is measured on, by rewrites and compositions;
@@ -10,6 +10,7 @@ that is killed goes on where it was.
 """
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -142,6 +143,12 @@ def figures(outcome: Outcome, goals: dict[str, Record], check: IndependentCheck 
     return result
 
 
+@functools.cache
+def independent_check(data_dir: Path) -> IndependentCheck:
+    """Return the check, trained once; it takes minutes."""
+    return IndependentCheck(data_dir)
+
+
 def run_seed(seed: int, directory: Path, guard: Path, seeds: dict[str, list[Record]], options: Any) -> dict[str, Any]:
     """Measure, train and measure again with one random seed."""
     adversary = Adversary(attacker(REWORDING, options), plan(), seed)
@@ -166,7 +173,7 @@ def run_seed(seed: int, directory: Path, guard: Path, seeds: dict[str, list[Reco
         trained = measure("trained")
     finally:
         adversary.stop()
-    check = IndependentCheck(options.data_dir) if options.data_dir else None
+    check = independent_check(options.data_dir) if options.data_dir else None
     goals = {record["id"]: record for record in seeds["measure"]}
     before, after = figures(untrained, goals, check), figures(trained, goals, check)
     write_successes(trained, goals, directory / "successes.jsonl")
@@ -212,7 +219,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, help="public training sets, for the independent check of labels")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--iterations", type=int, default=20)
+    parser.add_argument("--iterations", type=int, default=16)
     parser.add_argument("--groups", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--dir", type=Path, default=cache_dir() / "benchmarks" / "adversary_learning")

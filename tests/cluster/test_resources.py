@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.resources import plan
+from cluster.resources import num_scorers, plan
 
 counts = st.integers(0, 16)
 
@@ -12,7 +12,8 @@ counts = st.integers(0, 16)
 @given(st.integers(2, 512), counts, counts, counts)
 def test_everything_that_lives_at_once_fits_and_leaves_a_cpu_for_reads(cpus, runners, learners, workers):
     made = plan(cpus, 0, num_env_runners=runners, num_learners=learners, num_guard_workers=workers)
-    lasting = runners * made.env_runner_cpus + learners * made.learner_cpus + made.scorer_cpus
+    scorers = num_scorers(runners)
+    lasting = runners * made.env_runner_cpus + learners * made.learner_cpus + scorers * made.scorer_cpus
     assert lasting + 1 <= cpus + 1e-6
     assert lasting + workers * made.guard_worker_cpus <= cpus + 1e-6
     assert lasting + made.data_task_cpus <= cpus + 1e-6

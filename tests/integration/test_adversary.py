@@ -9,7 +9,8 @@ import psutil
 import pytest
 import ray
 
-from actors.adversary import Adversary, successes_of
+from actors.adversary import Adversary
+from actors.attempts import successes_of
 from actors.config import AdversaryConfig, GateConfig
 from actors.grpo import WeightSyncError
 from cluster.resources import plan_for_cluster
@@ -36,7 +37,7 @@ def config(tmp_path_factory):
         groups=6,
         group_size=4,
         max_prompt_tokens=700,
-        max_new_tokens=16,
+        max_new_tokens=128,  # a line of a random model ends by chance
         temperature=0.9,
         trainable_layers=1,
         warm_start=0,
@@ -132,8 +133,9 @@ def test_a_round_that_is_killed_goes_on_as_if_it_had_not_been(adversary, attack,
         if done == 1:
             shutil.copytree(whole_dir, killed_dir)
         elif done == 2:
-            for name in ("archive-0002.parquet", "iteration-0001.parquet"):
-                shutil.copy(whole_dir / name, killed_dir)
+            shutil.copy(whole_dir / "archive-0002.parquet", killed_dir)
+            # Of a second attacker, which there is none of any more.
+            shutil.copy(whole_dir / "iteration-0001-000.parquet", killed_dir / "iteration-0001-001.parquet")
 
     whole = attack(2, directory=whole_dir, after=leave_behind, updates=3)
     weights = learned(adversary)
@@ -181,13 +183,28 @@ def test_a_killed_attacker_comes_back_with_the_learners_weights(adversary, attac
     assert difference_without_sending(adversary) < 1e-3
 
 
-def test_a_killed_reward_worker_is_replaced_and_loses_nothing(adversary, attack, outcome, config, caplog):
-    def kill(done, iteration):
-        ray.kill(adversary.algorithm._worker)
+def process_of(worker):
+    return psutil.Process(ray.get(worker.__ray_call__.remote(lambda _: os.getpid())))
 
-    after = attack(3, after=kill, updates=2)
-    assert after.attempts.num_rows == 2 * config.groups * config.group_size
-    assert "another one scores the iteration again" in caplog.text
+
+def test_a_killed_scorer_is_restarted_and_loses_nothing(adversary, attack, outcome, config, monkeypatch, tmp_path):
+    (worker,) = adversary.algorithm._workers
+    before = process_of(worker)
+    as_they_come = adversary.algorithm._as_they_come
+
+    def killed(asked):
+        scoring = as_they_come(asked)
+        process_of_worker.send_signal(signal.SIGKILL)  # it has been asked to score, and has not answered
+        return scoring
+
+    undisturbed = attack(3, learn=False, updates=1)
+    process_of_worker = before
+    with monkeypatch.context() as patch:
+        patch.setattr(adversary.algorithm, "_as_they_come", killed)
+        after = attack(3, learn=False, updates=1, directory=tmp_path / "killed")
+    assert process_of(worker).pid != before.pid
+    assert after.attempts.equals(undisturbed.attempts)
+    assert attack(3, updates=1).attempts.num_rows == config.groups * config.group_size
 
 
 def test_attackers_that_take_too_long_are_named_with_the_settings_to_change(attack, outcome, monkeypatch):

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.adversary import Iteration, Outcome
+from actors.attempts import ATTEMPTS
 from actors.config import AdversaryConfig
-from actors.reward_worker import ATTEMPTS, Summary
+from actors.summary import Summary
 from guardrail.datasets import load_evaluation
 from guardrail.remote import RemoteGuard, open_guard, unsafe_scores
 from guardrail.seeds import embedded_seeds, generation_seeds

@@ -1,0 +1,79 @@
+"""Attempts on disk: every attack that was tried, as a record with what came of it; one file for each runner's share."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from guardrail.records import SCHEMA, Record, from_table, to_table, write_table
+
+#: What an attempt is beside a record. `scores` has "guard" and "fluency" only where the attempt came so far: the target
+#: is asked about what passed the gate alone.
+ATTEMPT_COLUMNS = pa.schema(
+    [
+        ("style", pa.string()),
+        ("action", pa.string()),
+        ("iteration", pa.int32()),
+        ("valid", pa.bool_()),
+        ("success", pa.bool_()),
+        ("rejected", pa.string()),
+        ("embedding", pa.list_(pa.float32())),
+    ]
+)
+ATTEMPTS = pa.schema([*SCHEMA, *ATTEMPT_COLUMNS])
+
+
+def write_attempts(
+    rows: Sequence[dict[str, Any]], embeddings: np.ndarray, directory: Path, iteration: int, share: int
+) -> None:
+    """Write a share of an iteration's attempts, whole or not at all.
+
+    Args:
+        rows: records with the columns of an attempt, but for the iteration and the embedding.
+        embeddings: [rows, d].
+        directory: of the round.
+        iteration: within the round.
+        share: which of the iteration's.
+    """
+    table = to_table({key: row[key] for key in SCHEMA.names} for row in rows)
+    columns = {name: [row.get(name) for row in rows] for name in ATTEMPT_COLUMNS.names}
+    columns |= {"iteration": [iteration] * len(rows), "embedding": float_lists(embeddings)}
+    for field in ATTEMPT_COLUMNS:
+        values = columns[field.name]
+        column = values if isinstance(values, pa.Array) else pa.array(values, type=field.type)
+        table = table.append_column(field, column)
+    write_table(table, directory / f"iteration-{iteration:04d}-{share:03d}.parquet")
+
+
+def float_lists(matrix: np.ndarray) -> pa.Array:
+    """Return the rows of a matrix as an Arrow array of lists, float32."""
+    rows, width = matrix.shape
+    return pa.ListArray.from_arrays(
+        np.arange(rows + 1, dtype=np.int32) * width, pa.array(np.ascontiguousarray(matrix, dtype=np.float32).ravel())
+    )
+
+
+def read_attempts(directory: Path) -> pa.Table:
+    """Return the attempts that the iterations of a round have written so far, a table of `ATTEMPTS`."""
+    files = sorted(directory.glob("iteration-*.parquet"))
+    return pa.concat_tables([pq.read_table(file, schema=ATTEMPTS) for file in files] or [ATTEMPTS.empty_table()])
+
+
+def forget_attempts(directory: Path, first: int) -> None:
+    """Remove what an iteration that never ended has left, from iteration `first` on: it will be run again."""
+    for file in directory.glob("iteration-*.parquet"):
+        if int(file.stem.split("-")[1]) >= first:
+            file.unlink()
+
+
+def successes_of(attempts: pa.Table) -> list[Record]:
+    """Return the valid successes among attempts, as records with a `style`, each text once."""
+    table = attempts.filter(attempts["success"])
+    styles = table["style"].to_pylist()
+    found: dict[str, Record] = {}
+    for record, style in zip(from_table(table), styles, strict=True):
+        found.setdefault(record["id"], {**record, "style": style})
+    return list(found.values())

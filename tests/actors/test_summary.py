@@ -1,0 +1,48 @@
+import json
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.summary import PARTS, Summary, Tally
+
+counts = st.integers(0, 20)
+
+
+@st.composite
+def tallies(draw):
+    valid = draw(counts)
+    successes = draw(st.integers(0, valid))
+    rejected = Counter({"drift": draw(counts), "echo": draw(counts)})
+    attempts = valid + rejected.total()
+    return Tally(
+        attempts=attempts,
+        valid=valid,
+        successes=successes,
+        tokens=draw(counts),
+        rejected=rejected,
+        cells={("hate", "polite"): [attempts, successes]},
+        sums={name: float(draw(counts)) for name in PARTS},
+        versions=2 * attempts,
+    )
+
+
+def summary(parts):
+    return Summary.of(parts, archive=3, coverage=0.5, weights_version=3, learnable=True)
+
+
+@given(st.lists(tallies(), max_size=4))
+def test_a_summary_is_the_same_however_the_attempts_were_dealt_out(parts):
+    total = summary(parts)
+    assert total == summary(parts[::-1])
+    assert total.attempts == sum(part.attempts for part in parts) == total.valid + sum(total.rejected.values())
+    if total.attempts:
+        assert total.staleness == 1 and total.cells == {("hate", "polite"): (total.attempts, total.successes)}
+        assert total.parts["kept"] == sum(part.sums["kept"] for part in parts) / total.attempts
+    if total.valid:
+        assert total.parts["evasion"] == sum(part.sums["evasion"] for part in parts) / total.valid
+
+
+@given(st.lists(tallies(), max_size=2))
+def test_a_summary_survives_json(parts):
+    assert Summary.from_json(json.loads(json.dumps(summary(parts).as_json()))) == summary(parts)
