@@ -21,9 +21,18 @@ from guardrail.fidelity import content_words
 from guardrail.records import Record
 from guardrail.seeds import generation_seeds
 
-#: Written to be hard; what an attacker wrote; of that, what an earlier model took for kept.
-HELD_OUT_FILES = ("held_out.jsonl", "held_out_sampled.jsonl", "held_out_mined.jsonl")
-TRAINING_FILES = ("written.jsonl", "written_2.jsonl", "written_3.jsonl", "sampled.jsonl", "mined.jsonl")
+#: Two that two readers agree on: what an attacker wrote as it learned, and pairs written to be hard after the model's
+#: form was settled. Then older ones, of one reading: written to be hard, what an untrained attacker wrote, and of that
+#: what an earlier model took for kept.
+HELD_OUT_FILES = (
+    "held_out_trained.jsonl",
+    "held_out_fresh.jsonl",
+    "held_out.jsonl",
+    "held_out_sampled.jsonl",
+    "held_out_mined.jsonl",
+)
+WRITTEN_FILES = ("written.jsonl", "written_2.jsonl", "written_3.jsonl")
+ATTACKER_FILES = ("sampled.jsonl", "mined.jsonl", "mined_2.jsonl")
 _TEMPLATE = "template:"
 
 
@@ -31,7 +40,8 @@ _TEMPLATE = "template:"
 class Pair:
     """A goal, a rewriting of it, and whether it is `kept`: whether a careful reader would call it the same request.
 
-    `phenomenon` names what was done to the goal; `unsafe` is the goal's label.
+    `phenomenon` names what was done to the goal; `unsafe` is the goal's label; `by_attacker` tells what an attacker
+    wrote from what was written to train on.
     """
 
     goal: str
@@ -39,6 +49,7 @@ class Pair:
     kept: bool
     phenomenon: str
     unsafe: bool
+    by_attacker: bool = False
 
     @property
     def from_template(self) -> bool:
@@ -71,7 +82,11 @@ def read_pairs(path: Path) -> list[Pair]:
 
 def embedded_pairs(*names: str) -> list[Pair]:
     """Return the pairs of files that rayguard ships."""
-    return [pair for name in names for pair in read_pairs(_folder() / name)]
+    return [
+        dataclasses.replace(pair, by_attacker=name in ATTACKER_FILES)
+        for name in names
+        for pair in read_pairs(_folder() / name)
+    ]
 
 
 def _folder() -> Path:
@@ -213,7 +228,7 @@ def _pick(options: Sequence[str], random: np.random.Generator) -> str:
 def all_training_pairs(seeds: Sequence[Record], seed: int = 0) -> Iterator[Pair]:
     """Yield every pair to train on, each (goal, attack) once: hand labels go before templates."""
     seen = set()
-    for pair in (*embedded_pairs(*TRAINING_FILES), *template_pairs(seeds, seed)):
+    for pair in (*embedded_pairs(*WRITTEN_FILES, *ATTACKER_FILES), *template_pairs(seeds, seed)):
         if (pair.goal, pair.attack) not in seen and not is_held_out(pair.goal):
             seen.add((pair.goal, pair.attack))
             yield pair

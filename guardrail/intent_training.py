@@ -45,9 +45,10 @@ class IntentTrainingConfig(BaseModel):
     dropout: float = Field(0.3, ge=0, lt=1, description="on features and within the head")
     batch: int = Field(64, ge=1, description="pairs")
     template_weight: float = Field(0.3, ge=0, description="of a pair that a template made, beside one that was read")
+    attacker_weight: float = Field(2.0, ge=0, description="of a pair that an attacker wrote: what the gate will see")
     validation: float = Field(0.15, gt=0, lt=0.5, description="share of the goals whose pairs set the threshold")
     precision: float = Field(0.9, gt=0, lt=1, description="that the threshold must reach on these pairs")
-    min_similarity: float = Field(0.75, ge=-1, le=1, description="cosine under which no label counts as kept")
+    min_similarity: float = Field(0.8, ge=-1, le=1, description="cosine under which no label counts as kept")
 
 
 def train_intent(
@@ -122,7 +123,7 @@ def _train_head(
         for start in starts:
             chosen = [pairs[i] for i in order[start : start + config.batch]]
             arguments = pair_batch([p.goal for p in chosen], [p.attack for p in chosen], features)
-            weights = torch.tensor([config.template_weight if p.from_template else 1.0 for p in chosen])
+            weights = torch.tensor([_weight(pair, config) for pair in chosen])
             truth = torch.tensor([float(p.kept) for p in chosen])
             loss = F.binary_cross_entropy_with_logits(head(*arguments), truth, weights)
             optimizer.zero_grad(set_to_none=True)
@@ -133,6 +134,12 @@ def _train_head(
             total += loss.item()
         progress(f"head {seed % 1000 + 1}, epoch {epoch + 1} of {config.epochs}: loss {total / len(starts):.3f}")
     return head.eval()
+
+
+def _weight(pair: Pair, config: IntentTrainingConfig) -> float:
+    if pair.from_template:
+        return config.template_weight
+    return config.attacker_weight if pair.by_attacker else 1.0
 
 
 def _split(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:

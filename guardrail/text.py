@@ -3,6 +3,7 @@
 Records keep their original text; ids, duplicate detection and decontamination work on this form.
 """
 
+import functools
 import hashlib
 import re
 import unicodedata
@@ -17,6 +18,7 @@ _SPACE = re.compile(r"\s+")
 _WORD = re.compile(r"\w+")
 
 
+@functools.lru_cache(maxsize=1024)  # one text is looked at by several rules in a row
 def canonical(text: str) -> str:
     """Return NFKC, case-folded text without invisible characters and with single spaces."""
     visible = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))

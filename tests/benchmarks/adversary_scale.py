@@ -1,11 +1,11 @@
 """Whether the adversary's loop keeps up with 64 runners: all that needs an accelerator is a stand-in, the loop is real.
 
-python tests/benchmarks/adversary_scale.py [--runners 64] [--iterations 3]
+python -m tests.benchmarks.adversary_scale [--runners 64] [--iterations 3]
 
 Engines, scoring models and learners sleep for as long as their work would take, and hand on what is as large as its
 results. What runs between them is what ships: the algorithm, the reward worker, RLlib's groups, Ray, on this machine.
-Every runner has the same work at any number of runners; scorers (one for eight runners) and learners are taken to be
-added with them. So an ideal iteration takes what the sleeps in it take, and the rest of an iteration is the loop's own.
+Every runner has the same work at any number of runners; scorers are added with them, one for eight, and learners are
+taken to be. So an ideal iteration takes what the sleeps in it take, and the rest of an iteration is the loop's own.
 Whatever the driver serialises, reads or keeps is counted, to see that rollouts do not pass through it.
 """
 
@@ -33,7 +33,7 @@ from actors.engine import Completion
 from actors.env_runner import Rollout, Task
 from actors.grpo import GRPO, GRPOConfig
 from actors.reward_worker import RewardWorker
-from actors.scorer import Scores
+from actors.scorer import Meaning
 from cluster.connect import connect
 from cluster.resources import ResourcePlan
 from guardrail.seeds import embedded_seeds
@@ -115,7 +115,7 @@ class TimedModels:
     """In the place of `Scorer`: sleeps, and has an opinion at random."""
 
     threshold = 0.5
-    intent = SimpleNamespace(threshold=0.5)
+    intent = SimpleNamespace(threshold=0.5, min_similarity=0.5)
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(0)
@@ -123,29 +123,36 @@ class TimedModels:
     def set_target(self, target: str) -> None:
         """Look at no target."""
 
-    def score(self, goals: Sequence[str], attacks: Sequence[str]) -> Scores:
+    def meaning(self, goals: Sequence[str], attacks: Sequence[str]) -> Meaning:
         time.sleep(SECONDS["score"])
         count = len(attacks)
-        unsafe, intent, similarity = self.random.random((3, count))
-        embeddings = self.random.standard_normal((count, EMBEDDING)).astype(np.float32)
+        intent, similarity = self.random.random((2, count))
+        embeddings = self.random.standard_normal((count, EMBEDDING), dtype=np.float32)
         embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-        return Scores(unsafe, unsafe >= self.threshold, intent, np.full(count, -5.0), embeddings, similarity)
+        return Meaning(intent, similarity, embeddings)
+
+    def fluency(self, texts: Sequence[str]) -> np.ndarray:
+        return np.full(len(texts), -5.0)
+
+    def verdicts(self, attacks: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        unsafe = self.random.random(len(attacks))
+        return unsafe, unsafe >= self.threshold
 
 
 class TimedRewardWorker(RewardWorker):
     """`RewardWorker` as it is, with the models and the runners' rollouts replaced."""
 
-    def __init__(self, config: Any, setup: Any, judges: Sequence[Any] = ()) -> None:
+    def __init__(self, config: Any, judges: Sequence[Any] = ()) -> None:
         self.config, self.judges = config, judges
         self.scorer: Any = TimedModels()
-        self._begin(setup)
+        self._setup = self._archive = None
 
-    def score(self, tasks: Sequence[Any], rollouts: Sequence[Any]) -> int:
+    def score(self, setup: Any, iteration: int, share: int, tasks: Any, rollouts: Any, archived: Any) -> Any:
         real = [
             Rollout(prompt, Completion(tokens, logprobs, text, finished=True), weights_version=0)
             for prompt, tokens, logprobs, text in rollouts
         ]
-        return super().score(tasks, real)
+        return super().score(setup, iteration, share, tasks, real, archived)
 
 
 class TimedLearner:

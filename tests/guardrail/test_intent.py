@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from guardrail.intent import IntentModel
 from guardrail.intent_pairs import (
+    ATTACKER_FILES,
     HELD_OUT_FILES,
-    TRAINING_FILES,
+    WRITTEN_FILES,
     Pair,
     all_training_pairs,
     embedded_pairs,
@@ -130,7 +131,7 @@ def test_shipped_pairs_are_of_both_labels_and_no_held_out_goal_is_trained_on():
     assert len(training) >= 1500 and 0.4 < np.mean([p.kept for p in training]) < 0.6
     assert not {canonical(p.goal) for p in held_out} & {canonical(p.goal) for p in training}
     assert not {canonical(p.attack) for p in held_out} & {canonical(p.attack) for p in training}
-    texts = {text for p in (*held_out, *embedded_pairs(*TRAINING_FILES)) for text in (p.goal, p.attack)}
+    texts = {text for p in (*held_out, *embedded_pairs(*WRITTEN_FILES, *ATTACKER_FILES)) for text in (p.goal, p.attack)}
     assert not any(may_sexualise_minors(text) for text in texts)
 
 
