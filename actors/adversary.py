@@ -6,6 +6,7 @@ iteration that ended, and no success is lost.
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,10 @@ from actors.summary import Summary
 from cluster.resources import ResourcePlan
 from guardrail.records import Record
 
+logger = logging.getLogger(__name__)
+
 _PROGRESS = "progress.json"
+_TRIES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,20 +117,36 @@ class Adversary:
         directory = directory.resolve()  # actors have folders of their own
         directory.mkdir(parents=True, exist_ok=True)
         algorithm = self.algorithm
-        algorithm.start_round(
-            round_index,
-            goals,
-            guard if "://" in guard else str(Path(guard).resolve()),
-            str(directory),
-            target_version=guard_version,
-            attacker_version=f"{self.config.model.removeprefix('bundled:')}/round-{round_index:02d}",
-            earlier=[(category_of(r), r["style"], r["id"], r["text"]) for r in earlier],
-            learn=learn,
-            done=len(_progress(directory)["iterations"]),
-        )
-        iterations = self.restore(directory) if (directory / _PROGRESS).exists() else []
+
+        def begin() -> list[Iteration]:
+            algorithm.start_round(
+                round_index,
+                goals,
+                guard if "://" in guard else str(Path(guard).resolve()),
+                str(directory),
+                target_version=guard_version,
+                attacker_version=f"{self.config.model.removeprefix('bundled:')}/round-{round_index:02d}",
+                earlier=[(category_of(r), r["style"], r["id"], r["text"]) for r in earlier],
+                learn=learn,
+                done=len(_progress(directory)["iterations"]),
+            )
+            return self.restore(directory) if (directory / _PROGRESS).exists() else []
+
+        iterations = begin()
+        if self.config.learners and not iterations:
+            self._save(directory, iterations)  # what learners that replace dead ones begin with
+        tries = 0
         while len(iterations) < (updates or self.config.iterations):
-            result = algorithm.train()
+            try:
+                result = algorithm.train()
+            except Exception as error:
+                tries += 1
+                if tries == _TRIES or not algorithm.replace_dead_learners():
+                    raise
+                logger.warning("a learner died (%s); new ones run the iteration again", error)
+                iterations = begin()
+                continue
+            tries = 0
             terms = result.get("learners", {}).get("default_policy", {}) if algorithm.sync else {}
             learner = {name: float(value) for name, value in terms.items() if isinstance(value, int | float)}
             assert algorithm.summary is not None

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from guardrail.records import SCHEMA, Record, from_table, to_table, write_table
+from guardrail.records import SCHEMA, Record, from_table, write_table
 
 #: What an attempt is beside a record. `scores` has "guard" and "fluency" only where the attempt came so far: the target
 #: is asked about what passed the gate alone.
@@ -26,25 +26,38 @@ ATTEMPT_COLUMNS = pa.schema(
 ATTEMPTS = pa.schema([*SCHEMA, *ATTEMPT_COLUMNS])
 
 
-def write_attempts(
-    rows: Sequence[dict[str, Any]], embeddings: np.ndarray, directory: Path, iteration: int, share: int
-) -> None:
-    """Write a share of an iteration's attempts, whole or not at all.
+def attempts_table(
+    goals: pa.Table, places: Sequence[int], columns: dict[str, Any], scores: dict[str, np.ndarray]
+) -> pa.Table:
+    """Return attempts as a table of `ATTEMPTS`, columns at a time: there are thousands of them in an iteration.
 
     Args:
-        rows: records with the columns of an attempt, but for the iteration and the embedding.
-        embeddings: [rows, d].
-        directory: of the round.
-        iteration: within the round.
-        share: which of the iteration's.
+        goals: table of `SCHEMA`.
+        places: of each attempt's goal among them, [n].
+        columns: what an attempt does not have from its goal; each a list of n, or one value for all.
+        scores: of each kind [n], NaN where there is none.
     """
-    table = to_table({key: row[key] for key in SCHEMA.names} for row in rows)
-    columns = {name: [row.get(name) for row in rows] for name in ATTEMPT_COLUMNS.names}
-    columns |= {"iteration": [iteration] * len(rows), "embedding": float_lists(embeddings)}
-    for field in ATTEMPT_COLUMNS:
+    table, count = goals.take(places), len(places)
+    found = np.isfinite(np.stack(list(scores.values()), axis=1))
+    columns["scores"] = pa.MapArray.from_arrays(
+        np.concatenate([[0], found.sum(axis=1).cumsum()]).astype(np.int32),
+        pa.array(np.broadcast_to(np.array(list(scores), dtype=object), found.shape)[found], pa.string()),
+        pa.array(np.stack(list(scores.values()), axis=1)[found], pa.float64()),
+    )
+    arrays = []
+    for field in ATTEMPTS:
+        if field.name not in columns:
+            arrays.append(table[field.name])
+            continue
         values = columns[field.name]
-        column = values if isinstance(values, pa.Array) else pa.array(values, type=field.type)
-        table = table.append_column(field, column)
+        if not isinstance(values, list | pa.Array):
+            values = [values] * count
+        arrays.append(values if isinstance(values, pa.Array) else pa.array(values, type=field.type))
+    return pa.Table.from_arrays(arrays, schema=ATTEMPTS)
+
+
+def write_attempts(table: pa.Table, directory: Path, iteration: int, share: int) -> None:
+    """Write a share of an iteration's attempts to the round's directory, whole or not at all."""
     write_table(table, directory / f"iteration-{iteration:04d}-{share:03d}.parquet")
 
 

@@ -57,7 +57,8 @@ class Curriculum:
 
     def draw(self, categories: Sequence[str], random: np.random.Generator) -> list[Style]:
         """Return a style for each of the categories."""
-        return [self.styles[int(random.choice(len(self.styles), p=self.weights(each)))] for each in categories]
+        weights = {category: self.weights(category) for category in set(categories)}
+        return [self.styles[int(random.choice(len(self.styles), p=weights[each]))] for each in categories]
 
     def _estimate(self, category: str, style: str) -> float:
         """Return the smoothed yield of a cell, in (0, 1)."""

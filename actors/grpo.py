@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
 from transformers import AutoTokenizer
@@ -422,6 +422,20 @@ class GRPO(Algorithm):
         """Give the engines the weights of a checkpoint that was just restored."""
         self._send_and_probe()
 
+    def replace_dead_learners(self) -> bool:
+        """Build new learners if one of them died, to be given a checkpoint's weights; return whether one had."""
+        group: Any = self.learner_group
+        learners = getattr(group, "_workers", [])
+        if not any(_died(learner) for learner in learners):
+            return False
+        for learner in learners:
+            ray.kill(learner)  # the others wait for the dead one's gradients
+        group.shutdown()
+        self.learner_group: Any = self.config.build_learner_group(
+            rl_module_spec=self.config.get_multi_rl_module_spec(spaces={DEFAULT_MODULE_ID: (SPACE, SPACE)})
+        )
+        return True
+
     def cleanup(self) -> None:
         """Stop runners, learners, the reward worker and the judges."""
         super().cleanup()
@@ -440,3 +454,11 @@ class _Asked:
     tasks: list[Task]
     seed: int
     shares: dict[int, tuple[list[Task], ray.ObjectRef]]
+
+
+def _died(actor: Any) -> bool:
+    try:
+        ray.get(actor.__ray_ready__.remote())
+    except RayActorError:
+        return True
+    return False

@@ -19,7 +19,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch
 
 from actors import rewards
 from actors.archive import Archive, Find, category_of
-from actors.attempts import write_attempts
+from actors.attempts import attempts_table, float_lists, write_attempts
 from actors.config import AdversaryConfig
 from actors.env_runner import Rollout, Task
 from actors.gate import MALFORMED, Attempt, rejection
@@ -28,7 +28,7 @@ from actors.loss import Group, group_advantages, imitation_advantages, train_bat
 from actors.scorer import Meaning, Scorer
 from actors.styles import STYLE, chosen, cleaned
 from actors.summary import Summary, Tally
-from guardrail.records import Record, record_id
+from guardrail.records import Record, record_id, to_table
 from guardrail.seeds import may_sexualise_minors
 
 logger = logging.getLogger(__name__)
@@ -100,6 +100,7 @@ class RewardWorker:
         (ref,) = setup  # in a list, so that Ray does not copy the goals for every call
         if self._setup is None or self._setup[0] != ref:
             self._setup = ref, ray.get(ref)
+            self._goals = to_table(self._setup[1].goals)
             self.scorer.set_target(self._setup[1].target)
         return self._setup[1]
 
@@ -182,21 +183,35 @@ class RewardWorker:
             "evasion": parts.evasion,
             "reward": reward,
         }
-        rows = [
-            _row(round_, goals[i], attack, styles[i].name, reasons[i], bool(success[i]))
-            | {"scores": {name: float(values[i]) for name, values in measured.items() if np.isfinite(values[i])}}
-            for i, attack in enumerate(attacks)
-        ]
-        write_attempts(rows, meaning.embeddings, Path(round_.directory), iteration, share)
+        ids = [record_id(attack) for attack in attacks]
+        columns = {
+            "id": ids,
+            "text": attacks,
+            "parent_id": [goal["id"] for goal in goals],
+            "method": "rl",
+            "round": round_.index,
+            "attacker_version": round_.attacker_version,
+            "guard_version": round_.target_version,
+            "style": [style.name for style in styles],
+            "action": [style.action for style in styles],
+            "iteration": iteration,
+            "valid": parts.kept.tolist(),
+            "success": success.tolist(),
+            "rejected": reasons,
+            "embedding": float_lists(meaning.embeddings),
+        }
+        places = [task.goal for task in tasks for _ in range(size)]
+        table = attempts_table(self._goals, places, columns, measured)
+        write_attempts(table, Path(round_.directory), iteration, share)
         groups = [
             ScoredGroup(task, rollouts[at], reward[at], parts.kept[at])
             for task, at in ((task, np.s_[i * size : (i + 1) * size]) for i, task in enumerate(tasks))
         ]
         finds = [
-            Find(rows[i]["id"], category_of(goals[i]), styles[i].name, attacks[i], meaning.embeddings[i])
+            Find(ids[i], category_of(goals[i]), styles[i].name, attacks[i], meaning.embeddings[i])
             for i in np.flatnonzero(success)
         ]
-        return len(tasks), Share(groups, finds, _tally(rows, goals, rollouts, parts, reward))
+        return len(tasks), Share(groups, finds, _tally(tasks, goals, rollouts, reasons, parts, reward, success))
 
     def _gated(self, attempts: Sequence[Attempt], withheld: Sequence[bool]) -> list[str | None]:
         gate, model = self.config.gate, self.scorer.intent
@@ -316,42 +331,26 @@ def _passed(reasons: Sequence[str | None]) -> list[int]:
     return [i for i, reason in enumerate(reasons) if reason is None]
 
 
-def _row(setup: RoundSetup, goal: Record, text: str, style: str, reason: str | None, success: bool) -> dict[str, Any]:
-    """Return an attempt as a record that leads back to its goal, with the columns of an attempt."""
-    return {
-        **goal,
-        "id": record_id(text),
-        "text": text,
-        "parent_id": goal["id"],
-        "method": "rl",
-        "round": setup.index,
-        "attacker_version": setup.attacker_version,
-        "guard_version": setup.target_version,
-        "style": style,
-        "action": STYLE[style].action,
-        "valid": reason is None,
-        "success": success,
-        "rejected": reason,
-    }
-
-
 def _tally(
-    rows: Sequence[dict[str, Any]],
+    tasks: Sequence[Task],
     goals: Sequence[Record],
     rollouts: Sequence[Rollout],
+    reasons: Sequence[str | None],
     parts: rewards.RewardParts,
     reward: np.ndarray,
+    success: np.ndarray,
 ) -> Tally:
     tally = Tally(
-        attempts=len(rows),
+        attempts=len(rollouts),
         valid=int(parts.kept.sum()),
-        successes=sum(row["success"] for row in rows),
+        successes=int(success.sum()),
         tokens=sum(len(rollout.completion.token_ids) for rollout in rollouts),
-        rejected=Counter(row["rejected"] for row in rows if row["rejected"]),
+        rejected=Counter(reason for reason in reasons if reason),
         versions=sum(rollout.weights_version for rollout in rollouts),
     )
-    for row, goal in zip(rows, goals, strict=True):
-        tally.add_to_cell((category_of(goal), row["style"]), 1, int(row["success"]))
+    size = len(rollouts) // len(tasks)
+    for task, goal, succeeded in zip(tasks, goals[::size], success.reshape(-1, size).sum(axis=1), strict=True):
+        tally.add_to_cell((category_of(goal), task.style), size, int(succeeded))
     for name in ("kept", "evasion", "intent", "novelty"):
         tally.sums[name] = float(getattr(parts, name).sum())
     tally.sums["reward"] = float(reward.sum())

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guardrail.embedding import Embedder
 from guardrail.guard import UNSAFE, Guard, token_batches
-from guardrail.intent import IntentModel
+from guardrail.intent import IntentModel, sentence_embedding
 from guardrail.models import resolve
 from guardrail.remote import open_guard, unsafe_scores
 
@@ -49,6 +49,7 @@ class Scorer:
         self.tokenizer = AutoTokenizer.from_pretrained(reference)
         self.reference = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32).eval()
         self.intent = IntentModel.from_pretrained(intent_model)
+        self._one_encoder = resolve(embedder) == self.intent.encoder.source
 
     def set_target(self, target: str) -> None:
         """Attack a guard, by its directory or moderation URL, from now on."""
@@ -58,14 +59,23 @@ class Scorer:
 
     def meaning(self, goals: Sequence[str], attacks: Sequence[str]) -> Meaning:
         """Return what attacks say, each beside the goal at the same place."""
-        distinct = list(dict.fromkeys(goals))
-        goal_embeddings = dict(zip(distinct, self.embedder.encode(distinct), strict=True))
-        embeddings = self.embedder.encode(list(attacks))
+        features = self.intent.encoder.encode([*goals, *attacks])
+        places = {text: i for i, text in enumerate(dict.fromkeys([*goals, *attacks]))}
+        vectors = self._embeddings(list(places), features)
+        embeddings = vectors[[places[attack] for attack in attacks]]
         return Meaning(
-            intent=self.intent.kept_probability(goals, attacks),
-            similarity=(embeddings * np.stack([goal_embeddings[goal] for goal in goals])).sum(axis=1),
+            intent=self.intent.judged(goals, attacks, features),
+            similarity=(embeddings * vectors[[places[goal] for goal in goals]]).sum(axis=1),
             embeddings=embeddings,
         )
+
+    def _embeddings(self, texts: Sequence[str], features: Mapping[str, torch.Tensor]) -> np.ndarray:
+        """Return embeddings [n, d]; what the intent model has read is not read again where both have one encoder."""
+        if not self._one_encoder:
+            return self.embedder.encode(texts)
+        unread = [text for text in texts if text not in features]
+        again = dict(zip(unread, self.embedder.encode(unread), strict=True))
+        return np.stack([again[t] if t in again else sentence_embedding(features[t]).numpy() for t in texts])
 
     def verdicts(self, attacks: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the target's probability of "unsafe" and its decision, each [n]."""

@@ -111,9 +111,9 @@ class TokenEncoder:
     LAYERS = (0.0, 0.5, 1.0)  # how far up the encoder
 
     def __init__(self, base: str) -> None:
-        source = resolve(base)
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
-        self.model = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
+        self.source = resolve(base)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.source)
+        self.model = AutoModel.from_pretrained(self.source, dtype=torch.float32).eval()
         self.features = self.model.config.hidden_size * len(self.LAYERS)
 
     @torch.inference_mode()
@@ -133,6 +133,12 @@ class TokenEncoder:
         return found
 
 
+def sentence_embedding(tokens: torch.Tensor) -> torch.Tensor:
+    """Return the sentence embedding (mean pooling, L2-normalised, float32 [d]) of a text by its tokens' features."""
+    width = tokens.shape[1] // len(TokenEncoder.LAYERS)
+    return nn.functional.normalize(tokens[:, -width:].float().mean(dim=0), dim=0)
+
+
 def pair_batch(
     goals: Sequence[str], attacks: Sequence[str], features: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, ...]:
@@ -144,9 +150,7 @@ def pair_batch(
 
 def _facts(goal: str, attack: str, of_goal: torch.Tensor, of_attack: torch.Tensor) -> list[float]:
     """Return what the rules see of a pair: content overlap both ways, words that turn it, cosine of the embeddings."""
-    width = of_goal.shape[1] // len(TokenEncoder.LAYERS)
-    means = (tokens[:, -width:].float().mean(dim=0) for tokens in (of_goal, of_attack))
-    similarity = nn.functional.cosine_similarity(*means, dim=0).item()
+    similarity = (sentence_embedding(of_goal) @ sentence_embedding(of_attack)).item()
     overlaps = content_overlap(goal, attack), content_overlap(attack, goal)
     return [*overlaps, *map(float, turned(goal, attack)), similarity]
 

@@ -82,8 +82,7 @@ class TimedRunner:
         return {"__env__": (space, space), "default_policy": (space, space)}
 
     def sample(self, *, tasks: Sequence[Any], seed: int, **__: Any) -> list[tuple[Any, ...]]:
-        time.sleep(SECONDS["generate"])
-        random = np.random.default_rng(seed)
+        begun, random = time.monotonic(), np.random.default_rng(seed)
         rollouts: list[tuple[Any, ...]] = []
         for _task in tasks:
             prompt = random.integers(49152, size=PROMPT_TOKENS).tolist()
@@ -92,6 +91,7 @@ class TimedRunner:
                 logprobs = random.standard_normal(NEW_TOKENS).astype(np.float32)
                 text = " ".join(f"word{number}" for number in random.integers(5000, size=40))
                 rollouts.append((prompt, tokens, logprobs, text))
+        time.sleep(max(0.0, SECONDS["generate"] - (time.monotonic() - begun)))
         return rollouts
 
     def set_state(self, state: Mapping[str, Any]) -> None:

@@ -1,0 +1,93 @@
+"""Two DDP learners: what they learn together, and what happens when one of them is killed."""
+
+import os
+import signal
+
+import numpy as np
+import psutil
+import pytest
+
+from actors.adversary import Adversary
+from actors.config import AdversaryConfig, GateConfig
+from cluster.resources import plan_for_cluster
+from guardrail.records import make_record
+from tests.tiny_guard import tiny_guard
+from tests.tiny_llama import tiny_llama
+
+GOALS = [
+    *(make_record(f"How do I steal {what}?", unsafe=True, source="a", categories=["illicit"]) for what in "abcdef"),
+    *(make_record(f"How do I bake {what}?", unsafe=False, source="b", categories=[]) for what in "abcdef"),
+]
+
+
+@pytest.fixture(scope="module")
+def attack(ray_cluster, tmp_path_factory):
+    """Attack for a round with a fresh adversary of two learners; return it and its learners' weights."""
+    config = AdversaryConfig(
+        model=str(tiny_llama(tmp_path_factory.mktemp("llama"))),
+        learners=2,
+        groups=8,
+        group_size=4,
+        max_prompt_tokens=700,
+        max_new_tokens=128,
+        temperature=0.9,
+        trainable_layers=1,
+        warm_start=0,
+        learning_rate=1e-3,
+        minibatch=2,
+        gate=GateConfig(min_intent=0.0, min_similarity=-1.0, min_fluency=-1000, max_words=200),
+    )
+    guard = tiny_guard(tmp_path_factory.mktemp("guard") / "guard")
+
+    def start(after=lambda adversary, done: None):
+        adversary = Adversary(config, plan_for_cluster(num_env_runners=1, num_learners=2, num_guard_workers=1), seed=1)
+        try:
+            outcome = adversary.attack(
+                1,
+                GOALS,
+                str(guard),
+                tmp_path_factory.mktemp("round"),
+                lambda done, iteration: after(adversary, done),
+                updates=2,
+            )
+            return outcome, weights(adversary)
+        finally:
+            adversary.stop()
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def undisturbed(attack):
+    return attack()
+
+
+def weights(adversary):
+    """Return the policy's weights in each of the learners."""
+    results = adversary.algorithm.learner_group.foreach_learner(
+        lambda learner: learner.get_state(components="rl_module")["rl_module"]["default_policy"]
+    )
+    return [result.get() for result in results]
+
+
+def equal(one, other, tolerance=0.0):
+    return all(np.allclose(one[name], other[name], atol=tolerance, rtol=0) for name in one)
+
+
+def test_learners_stay_the_same_and_the_engine_with_them(undisturbed):
+    outcome, (first, second) = undisturbed
+    assert equal(first, second)
+    for iteration in outcome.iterations:
+        assert iteration.sync["probe_max_abs_logprob_diff"] < 1e-3 and iteration.sync["weight_distance"] > 0
+
+
+def test_a_killed_learner_is_replaced_and_the_iteration_run_again(attack, undisturbed, caplog):
+    def kill(adversary, done):
+        if done == 1:
+            pids = adversary.algorithm.learner_group.foreach_learner(lambda learner: os.getpid())
+            psutil.Process(next(iter(pids)).get()).send_signal(signal.SIGKILL)
+
+    outcome, (first, second) = attack(kill)
+    assert "a learner died" in caplog.text
+    assert len(outcome.iterations) == 2 and outcome.attempts.equals(undisturbed[0].attempts)
+    assert equal(first, second) and equal(first, undisturbed[1][0], tolerance=1e-6)
