@@ -99,49 +99,67 @@ def imitation_advantages(rewards: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
-    """A prompt and what was sampled from it: token ids, and of each completion the engine's logprobs and advantage."""
+class Row:
+    """A group as the learner reads it: the prompt once, then its completions; arrays are [tokens].
 
-    prompt_ids: Sequence[int]
-    completions: Sequence[Sequence[int]]
-    logprobs: Sequence[np.ndarray]
+    Attributes:
+        input_ids: token ids.
+        segments: 0 on the prompt, k on the k-th completion.
+        engine_logprobs: of completion tokens, by the engine that sampled them; 0 on the prompt.
+        advantages: of the completion a token is in; 0 on the prompt.
+    """
+
+    input_ids: np.ndarray
+    segments: np.ndarray
+    engine_logprobs: np.ndarray
     advantages: np.ndarray
 
+    @classmethod
+    def of(
+        cls,
+        prompt_ids: Sequence[int],
+        completions: Sequence[Sequence[int]],
+        logprobs: Sequence[np.ndarray],
+        advantages: np.ndarray,
+    ) -> "Row":
+        """Return the row of a prompt and what was sampled from it; `advantages` has one number for each completion."""
+        lengths = [len(prompt_ids), *map(len, completions)]
+        ids = [token for part in (prompt_ids, *completions) for token in part]
+        return cls(
+            input_ids=np.array(ids, dtype=np.int32),
+            segments=np.repeat(np.arange(len(lengths), dtype=np.int16), lengths),
+            engine_logprobs=np.concatenate([np.zeros(lengths[0]), *logprobs]).astype(np.float32),
+            advantages=np.repeat([0.0, *advantages], lengths).astype(np.float32),
+        )
 
-def train_batches(groups: Sequence[Group], *, learners: int, multiple: int) -> list[SampleBatch] | None:
-    """Return one padded batch for each learner, a row for each group, or None if there is nothing to learn.
+    def __len__(self) -> int:
+        return len(self.input_ids)
 
-    Groups without an advantage are left out. The rest is ordered by length, so that minibatches pad little, dealt out
-    in turn, and filled up with empty rows to a multiple of `multiple` for every learner: they wait for each other.
+
+def train_batches(rows: Sequence[Row], *, learners: int, multiple: int) -> list[SampleBatch] | None:
+    """Return one padded batch for each learner, or None if there is nothing to learn.
+
+    Rows without an advantage are left out. The rest is ordered by length, so that minibatches pad little, dealt out in
+    turn, and filled up with empty rows to a multiple of `multiple` for every learner: they wait for each other.
     """
-    kept = sorted((group for group in groups if group.advantages.any()), key=_width)
+    kept = sorted((row for row in rows if row.advantages.any()), key=len)
     if not kept:
         return None
-    rows = -(-len(kept) // (learners * multiple)) * multiple
-    return [_padded(kept[learner::learners], rows, _width(kept[-1])) for learner in range(learners)]
+    count = -(-len(kept) // (learners * multiple)) * multiple
+    return [_padded(kept[learner::learners], count, len(kept[-1])) for learner in range(learners)]
 
 
-def _padded(groups: Sequence[Group], rows: int, width: int) -> SampleBatch:
-    shape = (rows, width)
+def _padded(rows: Sequence[Row], count: int, width: int) -> SampleBatch:
+    shape = (count, width)
     batch: dict[str, np.ndarray] = {
         INPUT_IDS: np.zeros(shape, dtype=np.int64),
         SEGMENTS: np.full(shape, -1, dtype=np.int64),
         ENGINE_LOGPROBS: np.zeros(shape, dtype=np.float32),
         ADVANTAGES: np.zeros(shape, dtype=np.float32),
     }
-    for row, group in enumerate(groups):
-        end = len(group.prompt_ids)
-        batch[INPUT_IDS][row, :end] = group.prompt_ids
-        batch[SEGMENTS][row, :end] = 0
-        for number, completion in enumerate(group.completions):
-            start, end = end, end + len(completion)
-            place = np.s_[row, start:end]
-            batch[INPUT_IDS][place] = completion
-            batch[SEGMENTS][place] = number + 1
-            batch[ENGINE_LOGPROBS][place] = group.logprobs[number]
-            batch[ADVANTAGES][place] = group.advantages[number]
+    for place, row in enumerate(rows):
+        batch[INPUT_IDS][place, : len(row)] = row.input_ids
+        batch[SEGMENTS][place, : len(row)] = row.segments
+        batch[ENGINE_LOGPROBS][place, : len(row)] = row.engine_logprobs
+        batch[ADVANTAGES][place, : len(row)] = row.advantages
     return SampleBatch(batch)
-
-
-def _width(group: Group) -> int:
-    return len(group.prompt_ids) + sum(len(completion) for completion in group.completions)

@@ -24,7 +24,7 @@ from actors.config import AdversaryConfig
 from actors.env_runner import Rollout, Task
 from actors.gate import MALFORMED, Attempt, rejection
 from actors.judges import Vote, label_kept
-from actors.loss import Group, group_advantages, imitation_advantages, train_batches
+from actors.loss import Row, group_advantages, imitation_advantages, train_batches
 from actors.scorer import Meaning, Scorer
 from actors.styles import STYLE, chosen, cleaned
 from actors.summary import Summary, Tally
@@ -57,20 +57,10 @@ class RoundSetup:
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoredGroup:
-    """A task's rollouts and what they earn; arrays are [group size]."""
-
-    task: Task
-    rollouts: Sequence[Rollout]
-    reward: np.ndarray
-    kept: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
 class Share:
-    """A runner's part of an iteration, scored: for the learners, for the archive, and in numbers."""
+    """A runner's part of an iteration, scored: for the learners (by group), for the archive, and in numbers."""
 
-    groups: list[ScoredGroup]
+    rows: dict[int, Row]
     finds: list[Find]
     tally: Tally
 
@@ -203,15 +193,22 @@ class RewardWorker:
         places = [task.goal for task in tasks for _ in range(size)]
         table = attempts_table(self._goals, places, columns, measured)
         write_attempts(table, Path(round_.directory), iteration, share)
-        groups = [
-            ScoredGroup(task, rollouts[at], reward[at], parts.kept[at])
-            for task, at in ((task, np.s_[i * size : (i + 1) * size]) for i, task in enumerate(tasks))
-        ]
+        groups = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
+        advantages = self._advantages(round_.index, iteration, reward.reshape(-1, size), parts.kept.reshape(-1, size))
+        rows = {
+            task.group: Row.of(
+                group[0].prompt_ids,
+                [rollout.completion.token_ids for rollout in group],
+                [rollout.completion.logprobs for rollout in group],
+                of_group,
+            )
+            for task, group, of_group in zip(tasks, groups, advantages, strict=True)
+        }
         finds = [
             Find(ids[i], category_of(goals[i]), styles[i].name, attacks[i], meaning.embeddings[i])
             for i in np.flatnonzero(success)
         ]
-        return len(tasks), Share(groups, finds, _tally(tasks, goals, rollouts, reasons, parts, reward, success))
+        return len(tasks), Share(rows, finds, _tally(tasks, goals, rollouts, reasons, parts, reward, success))
 
     def _gated(self, attempts: Sequence[Attempt], withheld: Sequence[bool]) -> list[str | None]:
         gate, model = self.config.gate, self.scorer.intent
@@ -271,6 +268,12 @@ class RewardWorker:
             novelty=rewards.novelty(meaning.embeddings, archived, self.config.group_size),
         )
 
+    def _advantages(self, round_index: int, iteration: int, reward: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """Return advantages, [groups, size] as what they are of."""
+        if round_index <= 1 and iteration < self.config.warm_start:
+            return imitation_advantages(reward, kept)
+        return group_advantages(reward, self.config.objective.advantage)
+
     def finish(
         self, setup: Sequence[ray.ObjectRef], iteration: int, learners: int, weights_version: int, *shares: Share
     ) -> Any:
@@ -284,14 +287,18 @@ class RewardWorker:
             shares: of the iteration.
         """
         round_ = self._round(setup)
-        groups = sorted((group for share in shares for group in share.groups), key=lambda group: group.task.group)
         archive = self._archive_after(round_, iteration)
         archive.add(find for share in shares for find in share.finds)
         archive.save(_archive_file(round_, iteration + 1))
         self._archive = (round_.directory, iteration + 1), archive
         # A round that is killed before this iteration's checkpoint goes on with the archive before it.
         _archive_file(round_, iteration - 1).unlink(missing_ok=True)
-        batches = self._batches(round_.index, iteration, groups, learners)
+        rows = {group: row for share in shares for group, row in share.rows.items()}
+        batches = train_batches(
+            [rows[group] for group in sorted(rows)],
+            learners=learners,
+            multiple=self.config.minibatch * self.config.accumulate,
+        )
         categories = sorted({category_of(goal) for goal in round_.goals})
         summary = Summary.of(
             [share.tally for share in shares],
@@ -300,27 +307,10 @@ class RewardWorker:
             weights_version=weights_version,
             learnable=batches is not None,
         )
-        return (summary, archive.embeddings(), *([None] * learners if batches is None else batches))
-
-    def _batches(
-        self, round_index: int, iteration: int, scored: Sequence[ScoredGroup], learners: int
-    ) -> list[MultiAgentBatch] | None:
-        reward = np.stack([each.reward for each in scored])
-        if round_index <= 1 and iteration < self.config.warm_start:
-            advantages = imitation_advantages(reward, np.stack([each.kept for each in scored]))
-        else:
-            advantages = group_advantages(reward, self.config.objective.advantage)
-        groups = [
-            Group(
-                prompt_ids=each.rollouts[0].prompt_ids,
-                completions=[r.completion.token_ids for r in each.rollouts],
-                logprobs=[r.completion.logprobs for r in each.rollouts],
-                advantages=of_group,
-            )
-            for each, of_group in zip(scored, advantages, strict=True)
-        ]
-        batches = train_batches(groups, learners=learners, multiple=self.config.minibatch * self.config.accumulate)
-        return batches and [MultiAgentBatch({DEFAULT_MODULE_ID: batch}, env_steps=len(batch)) for batch in batches]
+        for_learners = [
+            MultiAgentBatch({DEFAULT_MODULE_ID: batch}, env_steps=len(batch)) for batch in batches or []
+        ] or [None] * learners
+        return (summary, archive.embeddings(), *for_learners)
 
 
 def _archive_file(setup: RoundSetup, iterations: int) -> Path:

@@ -106,7 +106,7 @@ def write_table(table: pa.Table, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        pq.write_table(table, partial)
+        pq.write_table(table, partial, use_dictionary=False)  # texts and vectors repeat little
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -8,11 +8,13 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from actors.config import AdversaryConfig, ObjectiveConfig
 from actors.env_runner import SPACE
 from actors.grpo import GRPOConfig
-from actors.loss import Group, train_batches
+from actors.loss import Row, train_batches
 from cluster.resources import plan
 
 GROUPS = [
-    Group([10 + i, 20, 30][: 2 + i % 2], [[40 + i, 50], [41, 42, 43]], [np.full(2, -5.0), np.full(3, -6.0)], advantages)
+    Row.of(
+        [10 + i, 20, 30][: 2 + i % 2], [[40 + i, 50], [41, 42, 43]], [np.full(2, -5.0), np.full(3, -6.0)], advantages
+    )
     for i, advantages in enumerate(np.array([[1.0, -1.0], [-0.5, 0.5], [2.0, -2.0], [0.3, -0.3]]))
 ]
 

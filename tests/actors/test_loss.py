@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.config import ObjectiveConfig
-from actors.loss import Group, group_advantages, imitation_advantages, policy_loss, train_batches
+from actors.loss import Row, group_advantages, imitation_advantages, policy_loss, train_batches
 from actors.module import ADVANTAGES, ENGINE_LOGPROBS, INPUT_IDS, SEGMENTS, completion_lengths, completion_starts
 
 
@@ -122,7 +122,7 @@ def group(prompt, *completions):
     """A group of (token ids, advantage); the engine's logprobs are the ids' negatives."""
     ids = [list(ids) for ids, _ in completions]
     logprobs = [-np.array(row, dtype=np.float32) for row in ids]
-    return Group(prompt, ids, logprobs, np.array([advantage for _, advantage in completions]))
+    return Row.of(prompt, ids, logprobs, np.array([advantage for _, advantage in completions]))
 
 
 def test_spread_over_minibatches_a_step_has_the_gradient_of_one():

@@ -124,11 +124,11 @@ class TimedModels:
         """Look at no target."""
 
     def meaning(self, goals: Sequence[str], attacks: Sequence[str]) -> Meaning:
-        time.sleep(SECONDS["score"])
-        count = len(attacks)
+        begun, count = time.monotonic(), len(attacks)
         intent, similarity = self.random.random((2, count))
         embeddings = self.random.standard_normal((count, EMBEDDING), dtype=np.float32)
         embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+        time.sleep(max(0.0, SECONDS["score"] - (time.monotonic() - begun)))
         return Meaning(intent, similarity, embeddings)
 
     def fluency(self, texts: Sequence[str]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Two DDP learners: what they learn together, and what happens when one of them is killed."""
+"""How learners and runners work together: several learners, one that is killed, generating while they update."""
 
 import os
 import signal
@@ -22,10 +22,9 @@ GOALS = [
 
 @pytest.fixture(scope="module")
 def attack(ray_cluster, tmp_path_factory):
-    """Attack for a round with a fresh adversary of two learners; return it and its learners' weights."""
-    config = AdversaryConfig(
+    """Attack for a round with a fresh adversary, of two learners by default; return it and its learners' weights."""
+    settings = AdversaryConfig(
         model=str(tiny_llama(tmp_path_factory.mktemp("llama"))),
-        learners=2,
         groups=8,
         group_size=4,
         max_prompt_tokens=700,
@@ -39,8 +38,10 @@ def attack(ray_cluster, tmp_path_factory):
     )
     guard = tiny_guard(tmp_path_factory.mktemp("guard") / "guard")
 
-    def start(after=lambda adversary, done: None):
-        adversary = Adversary(config, plan_for_cluster(num_env_runners=1, num_learners=2, num_guard_workers=1), seed=1)
+    def start(after=lambda adversary, done: None, learners=2, updates=2, **options):
+        config = settings.model_copy(update={"learners": learners, **options})
+        plan = plan_for_cluster(num_env_runners=1, num_learners=learners, num_guard_workers=1)
+        adversary = Adversary(config, plan, seed=1)
         try:
             outcome = adversary.attack(
                 1,
@@ -48,7 +49,7 @@ def attack(ray_cluster, tmp_path_factory):
                 str(guard),
                 tmp_path_factory.mktemp("round"),
                 lambda done, iteration: after(adversary, done),
-                updates=2,
+                updates=updates,
             )
             return outcome, weights(adversary)
         finally:
@@ -91,3 +92,11 @@ def test_a_killed_learner_is_replaced_and_the_iteration_run_again(attack, undist
     assert "a learner died" in caplog.text
     assert len(outcome.iterations) == 2 and outcome.attempts.equals(undisturbed[0].attempts)
     assert equal(first, second) and equal(first, undisturbed[1][0], tolerance=1e-6)
+
+
+def test_generating_ahead_is_one_version_behind_and_says_so(attack):
+    outcome, _ = attack(learners=0, updates=3, generate_ahead=True)
+    assert [each.summary.staleness for each in outcome.iterations] == [0, 1, 1]
+    assert all(each.sync["probe_max_abs_logprob_diff"] < 1e-3 for each in outcome.iterations)
+    distances = [each.sync["weight_distance"] for each in outcome.iterations]
+    assert distances == sorted(set(distances))
