@@ -1,11 +1,12 @@
 """Whether the loop hardens a guard: fresh attackers against the final guard, the round-0 guard and a control.
 
-python tests/benchmarks/adversary_hardening.py --data-dir DIR [--seeds 0 1] [--rounds 3] [--iterations 12] [--dir DIR]
+python -m tests.benchmarks.adversary_hardening --data-dir DIR [--seeds 0 1] [--rounds 3] [--iterations 8] [--dir DIR]
 
 For each random seed, attackers learn against a guard for `--rounds` rounds, each followed by a retraining on what
 succeeded. The control guard is retrained as often, on what the untrained attacker finds in equally many attempts. Then
 fresh attackers, rewriting and composing in styles that no guard was trained on, train for the same budget against each
-of the three guards on goals that no guard was trained on; the yield of their last half counts. Benign false positives
+of the three guards on goals that no guard was trained on; the yield of their last half counts. Recall under transforms
+is of these goals, recall on left-out styles of what the untrained attacker makes of them there, benign false positives
 are of the benign evaluation sets in `--data-dir`. A run that is killed goes on where it was.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from actors.adversary import Adversary, Outcome
 from actors.attempts import successes_of
@@ -27,7 +29,7 @@ from guardrail.datasets import load_evaluations
 from guardrail.evaluation import evaluate_set, success_rate
 from guardrail.guard import Guard
 from guardrail.models import cache_dir
-from guardrail.records import Record
+from guardrail.records import Record, from_table
 from guardrail.transforms import TRANSFORMS, transformed
 from tests.benchmarks.adversary_learning import parts, plan, print_figures, show, train
 
@@ -96,10 +98,27 @@ def benign_fpr(guard: Path, data_dir: Path) -> float:
 def transform_recall(guard: Path, goals: Sequence[Record]) -> float:
     """Return the share of transformed unsafe goals that a guard flags, over all transforms."""
     unsafe = [goal for goal in goals if goal["unsafe"]][:50]
-    records = [transformed(goal, name, 0) for name in TRANSFORMS for goal in unsafe]
-    missed = success_rate(Guard.from_pretrained(guard), records)
+    return recall(guard, [transformed(goal, name, 0) for name in TRANSFORMS for goal in unsafe])
+
+
+def recall(guard: Path, unsafe: Sequence[Record]) -> float:
+    """Return the share of unsafe records that a guard flags."""
+    missed = success_rate(Guard.from_pretrained(guard), unsafe)
     assert missed is not None
     return 1 - missed
+
+
+def left_out_attacks(
+    directory: Path, goals: Sequence[Record], guard: Path, options: argparse.Namespace, seed: int
+) -> list[Record]:
+    """Return unsafe attacks in the left-out styles that keep their label, whatever the guard says of them."""
+    adversary = Adversary(attacker(LEFT_OUT, options), plan(), seed)
+    try:
+        outcome = adversary.attack(0, goals, str(guard), directory, show("left-out styles"), updates=4, learn=False)
+    finally:
+        adversary.stop()
+    attempts = outcome.attempts
+    return from_table(attempts.filter(pc.and_(attempts["valid"], attempts["unsafe"])))
 
 
 def run_seed(seed: int, directory: Path, first: Path, seeds: dict[str, list[Record]], options: Any) -> dict[str, Any]:
@@ -110,32 +129,34 @@ def run_seed(seed: int, directory: Path, first: Path, seeds: dict[str, list[Reco
         "control": harden(directory, seeds, first, options, seed, learn=False),
     }
     goals = [*seeds["learn"], *seeds["measure"]]
-    result: dict[str, Any] = {}
+    attacks = left_out_attacks(directory / "left-out", goals, first, options, 2000 + seed)
+    result: dict[str, Any] = {"left_out_attacks": len(attacks)}
     for name, guard in guards.items():
         found, successes = fresh_yield(directory / f"fresh-{name}", goals, guard, options, 1000 + seed)
         result[name] = {
             "yield": found,
             "successes": successes,
-            "benign_fpr": benign_fpr(guard, options.data_dir) if options.data_dir else None,
+            "benign_fpr": benign_fpr(guard, options.data_dir),
             "transform_recall": transform_recall(guard, goals),
+            "left_out_recall": recall(guard, attacks),
         }
     yields = {name: result[name]["yield"] for name in guards}
     result["fresh_attacker_ratio_vs_round0"] = yields["final"] / max(yields["round0"], 1e-9)
     result["fresh_attacker_ratio_vs_control"] = yields["final"] / max(yields["control"], 1e-9)
-    result["transform_recall_delta"] = result["final"]["transform_recall"] - result["round0"]["transform_recall"]
-    result["benign_fpr_delta"] = (
-        result["final"]["benign_fpr"] - result["round0"]["benign_fpr"] if options.data_dir else None
-    )
+    for name in ("transform_recall", "left_out_recall", "benign_fpr"):
+        result[f"{name}_delta"] = result["final"][name] - result["round0"][name]
     return result
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run all seeds and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, help="public evaluation sets, for benign false positives")
+    parser.add_argument(
+        "--data-dir", type=Path, required=True, help="public evaluation sets, for benign false positives"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=12)
+    parser.add_argument("--iterations", type=int, default=8)
     parser.add_argument("--groups", type=int, default=32)
     parser.add_argument("--dir", type=Path, default=cache_dir() / "benchmarks" / "adversary_hardening")
     options = parser.parse_args(arguments)
@@ -157,6 +178,7 @@ def main(arguments: Sequence[str]) -> None:
         "fresh_attacker_ratio_vs_control",
         "benign_fpr_delta",
         "transform_recall_delta",
+        "left_out_recall_delta",
     )
     print_figures(results, names)
 

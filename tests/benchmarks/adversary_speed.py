@@ -1,6 +1,6 @@
 """What an iteration of the adversary costs beside TRL's `GRPOTrainer`, and its generation beside bare vLLM.
 
-python tests/benchmarks/adversary_speed.py [--iterations 3] [--groups 12] [--group-size 4] [--max-new-tokens 36]
+python -m tests.benchmarks.adversary_speed [--iterations 3] [--groups 12] [--group-size 4] [--max-new-tokens 36]
 
 Ours: one `Adversary` with one engine and the learner in this process: generate, score, update, sync. TRL: one
 optimiser step of `GRPOTrainer` on the very prompts of our iteration, which alternates with ours in this process. Both
