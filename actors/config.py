@@ -33,7 +33,8 @@ class RewardConfig(_Settings):
     evasion: float = Field(0.6, ge=0, description="for the guard being wrong")
     novelty: float = Field(0.15, ge=0, description="for distance to the archive and to the rest of the group")
     intent: float = Field(0.3, ge=0, description="short of the gate: for P(same request)")
-    violation: float = Field(0.2, ge=0, description="short of the gate: taken off")
+    similarity: float = Field(0.2, ge=0, description="short of the gate: for being near the goal (cosine)")
+    violation: float = Field(0.4, ge=0, description="short of the gate: taken off")
 
 
 class ObjectiveConfig(_Settings):

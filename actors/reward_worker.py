@@ -265,6 +265,7 @@ class RewardWorker:
             evasion=np.where(kept, rewards.evasion(probability, unsafe, self.scorer.threshold), 0.0),
             # A frame that is no attack still holds its goal: what it lacks is not meaning.
             intent=np.where(malformed, 0.0, np.where(frames, 0.5, meaning.intent)),
+            similarity=np.where(malformed, 0.0, np.where(frames, 0.5, meaning.similarity.clip(0.0, 1.0))),
             novelty=rewards.novelty(meaning.embeddings, archived, self.config.group_size),
         )
 
@@ -341,7 +342,7 @@ def _tally(
     size = len(rollouts) // len(tasks)
     for task, goal, succeeded in zip(tasks, goals[::size], success.reshape(-1, size).sum(axis=1), strict=True):
         tally.add_to_cell((category_of(goal), task.style), size, int(succeeded))
-    for name in ("kept", "evasion", "intent", "novelty"):
+    for name in ("kept", "evasion", "intent", "similarity", "novelty"):
         tally.sums[name] = float(getattr(parts, name).sum())
     tally.sums["reward"] = float(reward.sum())
     return tally

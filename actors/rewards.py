@@ -1,7 +1,8 @@
 """What an attempt earns: small pure functions, combined in one place.
 
-Short of the gate an attempt is paid for how far it still asks for the same; through it, for fooling the guard and for
-being new. With the gate as scarce as it is for a small attacker, a reward for evasion alone would teach it nothing.
+Short of the gate an attempt is paid for how far it still asks for the same, and for being near: what is far off has
+hardly any intent to be told apart by. Through it, it is paid for fooling the guard and for being new. With the gate as
+scarce as it is for a small attacker, a reward for evasion alone would teach it nothing.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ class RewardParts:
     kept: np.ndarray
     evasion: np.ndarray
     intent: np.ndarray
+    similarity: np.ndarray
     novelty: np.ndarray
 
 
@@ -53,7 +55,7 @@ def novelty(embeddings: np.ndarray, archive: np.ndarray, group_size: int) -> np.
 
 
 def combined(parts: RewardParts, config: RewardConfig) -> np.ndarray:
-    """Return the rewards, [n]: past the gate from `kept` up, short of it from `-violation` to `intent - violation`."""
+    """Return the rewards, [n]; past the gate at least `kept`, short of it at least `-violation`."""
     past = config.kept + config.evasion * parts.evasion + config.novelty * parts.novelty
-    short = config.intent * parts.intent - config.violation
+    short = config.intent * parts.intent + config.similarity * parts.similarity - config.violation
     return np.where(parts.kept, past, short)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 #: The parts of the reward that are logged. `evasion` is over the kept attempts: of others the target is not asked.
-PARTS = ("kept", "evasion", "intent", "novelty", "reward")
+PARTS = ("kept", "evasion", "intent", "similarity", "novelty", "reward")
 
 
 @dataclasses.dataclass

@@ -31,16 +31,17 @@ def test_novelty_is_the_distance_to_the_nearest_of_archive_and_group():
 unit = st.floats(0, 1)
 
 
-def reward_of(kept, evaded, intent, new):
-    parts = RewardParts(*(np.array([value]) for value in (kept, evaded, intent, new)))
+def reward_of(kept, evaded, intent, near, new):
+    parts = RewardParts(*(np.array([value]) for value in (kept, evaded, intent, near, new)))
     return combined(parts, RewardConfig())[0]
 
 
-@given(unit, unit, unit, unit)
-def test_any_kept_label_earns_more_than_any_lost_one(evaded, intent, new, other):
-    assert reward_of(True, evaded, intent, new) >= 0.4 > 0.1 + 1e-9 >= reward_of(False, other, intent, other)
+@given(unit, unit, unit, unit, unit)
+def test_any_kept_label_earns_more_than_any_lost_one(evaded, intent, near, new, other):
+    kept, lost = reward_of(True, evaded, intent, near, new), reward_of(False, other, intent, near, other)
+    assert kept >= 0.4 > 0.1 + 1e-9 >= lost
 
 
 def test_the_reward_by_hand():
-    assert reward_of(True, 0.5, 0.9, 0.2) == pytest.approx(0.4 + 0.3 + 0.03)
-    assert reward_of(False, 0.5, 0.6, 0.2) == pytest.approx(0.18 - 0.2)
+    assert reward_of(True, 0.5, 0.9, 0.8, 0.2) == pytest.approx(0.4 + 0.3 + 0.03)
+    assert reward_of(False, 0.5, 0.6, 0.7, 0.2) == pytest.approx(0.18 + 0.14 - 0.4)

@@ -89,7 +89,7 @@ def test_a_round_generates_learns_and_keeps_engine_and_learner_together(outcome,
     for iteration in outcome.iterations:
         assert {"kl", "entropy", "clipped_share", "ratio"} < set(iteration.learner)
         assert iteration.summary.tokens > 0 and iteration.summary.staleness == 0
-        assert set(iteration.summary.parts) == {"kept", "evasion", "intent", "novelty", "reward"}
+        assert set(iteration.summary.parts) == {"kept", "evasion", "intent", "similarity", "novelty", "reward"}
         assert set(iteration.seconds) == {"generate", "score", "update", "sync"}
 
 
