@@ -266,7 +266,7 @@ class RewardWorker:
             # A frame that is no attack still holds its goal: what it lacks is not meaning.
             intent=np.where(malformed, 0.0, np.where(frames, 0.5, meaning.intent)),
             similarity=np.where(malformed, 0.0, np.where(frames, 0.5, meaning.similarity.clip(0.0, 1.0))),
-            novelty=rewards.novelty(meaning.embeddings, archived, self.config.group_size),
+            novelty=rewards.novelty(meaning.embeddings, archived, kept, self.config.group_size),
         )
 
     def _advantages(self, round_index: int, iteration: int, reward: np.ndarray, kept: np.ndarray) -> np.ndarray:

@@ -39,19 +39,22 @@ def _log_odds(probability: np.ndarray | float) -> np.ndarray:
     return np.log(clipped / (1 - clipped))
 
 
-def novelty(embeddings: np.ndarray, archive: np.ndarray, group_size: int) -> np.ndarray:
-    """Return each attempt's cosine distance to the nearest of the archive and of its own group, in [0, 1].
+def novelty(embeddings: np.ndarray, archive: np.ndarray, kept: np.ndarray, group_size: int) -> np.ndarray:
+    """Return each kept attempt's cosine distance to the nearest of the archive and of its own group, in [0, 1].
 
     Args:
         embeddings: L2-normalised [n, d], those of a group in a row.
         archive: L2-normalised [m, d], m may be 0.
+        kept: bool [n]; the others' novelty is 0, for nothing depends on it.
         group_size: attempts of a group.
     """
-    nearest = (embeddings @ archive.T).max(axis=1) if len(archive) else np.full(len(embeddings), -1.0)
     groups = embeddings.reshape(-1, group_size, embeddings.shape[1])
-    similarity = groups @ groups.transpose(0, 2, 1)
-    similarity[:, np.arange(group_size), np.arange(group_size)] = -1.0
-    return np.clip(1.0 - np.maximum(nearest, similarity.max(axis=2).ravel()), 0.0, 1.0)
+    in_group = groups @ groups.transpose(0, 2, 1)
+    in_group[:, np.arange(group_size), np.arange(group_size)] = -1.0
+    nearest = in_group.max(axis=2).ravel()
+    if len(archive):
+        nearest[kept] = np.maximum(nearest[kept], (embeddings[kept] @ archive.T).max(axis=1, initial=-1.0))
+    return np.where(kept, np.clip(1.0 - nearest, 0.0, 1.0), 0.0)
 
 
 def combined(parts: RewardParts, config: RewardConfig) -> np.ndarray:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-#: The parts of the reward that are logged. `evasion` is over the kept attempts: of others the target is not asked.
+#: The parts of the reward that are logged; evasion and novelty are over the kept attempts, the others over all.
 PARTS = ("kept", "evasion", "intent", "similarity", "novelty", "reward")
 
 

@@ -23,9 +23,12 @@ def test_evasion_rises_as_the_guard_errs_more(one, other, threshold):
 def test_novelty_is_the_distance_to_the_nearest_of_archive_and_group():
     x, y = [1.0, 0.0], [0.0, 1.0]
     embeddings = np.array([x, y, y, y])
-    assert novelty(embeddings, np.zeros((0, 0)), 2).tolist() == [1.0, 1.0, 0.0, 0.0]
-    assert novelty(embeddings, np.array([x]), 2).tolist() == [0.0, 1.0, 0.0, 0.0]
-    assert novelty(embeddings, np.zeros((0, 0)), 4).tolist() == [1.0, 0.0, 0.0, 0.0]
+    kept, nothing = np.ones(4, dtype=bool), np.zeros((0, 0))
+    assert novelty(embeddings, nothing, kept, 2).tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert novelty(embeddings, np.array([x]), kept, 2).tolist() == [0.0, 1.0, 0.0, 0.0]
+    assert novelty(embeddings, nothing, kept, 4).tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert novelty(embeddings, np.array([y]), np.array([True, False, False, False]), 2).tolist() == [1.0, 0, 0, 0]
+    assert novelty(embeddings, np.array([y]), ~kept, 2).tolist() == [0.0] * 4
 
 
 unit = st.floats(0, 1)
