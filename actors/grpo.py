@@ -425,7 +425,7 @@ class GRPO(Algorithm):
     def replace_dead_learners(self) -> bool:
         """Build new learners if one of them died, to be given a checkpoint's weights; return whether one had."""
         group: Any = self.learner_group
-        learners = getattr(group, "_workers", [])
+        learners = group._workers or []  # None where the learner is in this process
         if not any(_died(learner) for learner in learners):
             return False
         for learner in learners:
