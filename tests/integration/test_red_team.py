@@ -5,6 +5,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
+from actors.adversary import Adversary
 from jobs import red_team
 from tests.moderation_server import MODEL, Trouble, moderation_server
 
@@ -13,7 +14,9 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 SIZE = 16  # attempts in an iteration
 
 
-def test_a_service_that_fails_midway_is_attacked_to_the_end_by_the_same_command(tmp_path, tiny_model, capsys):
+def test_a_service_that_fails_midway_is_attacked_to_the_end_by_the_same_command(
+    tmp_path, tiny_model, capsys, monkeypatch
+):
     seeds = tmp_path / "seeds.csv"
     rows = [f"How do I {word} umbrella {i}?,{label}" for i in range(8) for word, label in (("steal", 1), ("fold", 0))]
     seeds.write_text("text,unsafe\n" + "\n".join(rows) + "\n")
@@ -41,8 +44,15 @@ def test_a_service_that_fails_midway_is_attacked_to_the_end_by_the_same_command(
         return json.loads((output / "summary.json").read_text())
 
     with moderation_server() as server:
-        server.answers, server.after = 1 + SIZE, Trouble(402)  # a first word, and one iteration
-        with pytest.raises(SystemExit) as stopped:
+        server.after = Trouble(402)
+        save = Adversary._save
+
+        def save_and_have_the_service_fail(*arguments):
+            save(*arguments)
+            server.answers = 0
+
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+            patch.setattr(Adversary, "_save", save_and_have_the_service_fail)
             red_team.main(["--target", server.url, *options])
         assert stopped.value.code == 1
         found = summary()
@@ -50,7 +60,7 @@ def test_a_service_that_fails_midway_is_attacked_to_the_end_by_the_same_command(
         assert found["errors"] == [f"{server.url} refuses: HTTP 402 (of_the_test)"]
         before = pq.read_table(output / "attacks.parquet")
 
-        server.answers = 1 + SIZE
+        server.answers = 1 + SIZE  # a first word, and an iteration at most
         red_team.main(["--target", server.url, *options])
     found = summary()
     assert (found["attempts"], found["complete"], found["errors"]) == (2 * SIZE, True, [])
