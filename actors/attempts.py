@@ -38,21 +38,22 @@ def attempts_table(
         scores: of each kind [n], NaN where there is none.
     """
     table, count = goals.take(places), len(places)
-    found = np.isfinite(np.stack(list(scores.values()), axis=1))
-    columns["scores"] = pa.MapArray.from_arrays(
-        np.concatenate([[0], found.sum(axis=1).cumsum()]).astype(np.int32),
-        pa.array(np.broadcast_to(np.array(list(scores), dtype=object), found.shape)[found], pa.string()),
-        pa.array(np.stack(list(scores.values()), axis=1)[found], pa.float64()),
-    )
+    measured = np.stack(list(scores.values()), axis=1)
+    found = np.isfinite(measured)
+    own = columns | {
+        "scores": pa.MapArray.from_arrays(
+            np.concatenate([[0], found.sum(axis=1).cumsum()]).astype(np.int32),
+            pa.array(np.broadcast_to(np.array(list(scores), dtype=object), found.shape)[found], pa.string()),
+            pa.array(measured[found], pa.float64()),
+        )
+    }
     arrays = []
     for field in ATTEMPTS:
-        if field.name not in columns:
-            arrays.append(table[field.name])
-            continue
-        values = columns[field.name]
-        if not isinstance(values, list | pa.Array):
-            values = [values] * count
-        arrays.append(values if isinstance(values, pa.Array) else pa.array(values, type=field.type))
+        values = own.get(field.name, table[field.name] if field.name in SCHEMA.names else None)
+        if isinstance(values, pa.Array | pa.ChunkedArray):
+            arrays.append(values)
+        else:
+            arrays.append(pa.array(values if isinstance(values, list) else [values] * count, type=field.type))
     return pa.Table.from_arrays(arrays, schema=ATTEMPTS)
 
 

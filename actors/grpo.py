@@ -161,9 +161,8 @@ class GRPO(Algorithm):
             for number in range(num_scorers(adversary.env_runners))
         ]
         super().setup(config)
-        ray.get(
-            [worker.__ray_ready__.remote() for worker in self._workers]
-        )  # what keeps one from starting is said here
+        # What keeps a worker from starting is said here, not taken for a death later.
+        ray.get([worker.__ray_ready__.remote() for worker in self._workers])
         self._tokenizer = AutoTokenizer.from_pretrained(resolve(adversary.model))
         self._probe_ids = [self._tokens(_PROBE), self._tokens(self.styles[0].prompt(_PROBE))]
 

@@ -27,7 +27,7 @@ from actors.judges import Vote, label_kept
 from actors.loss import Row, group_advantages, imitation_advantages, train_batches
 from actors.scorer import Meaning, Scorer
 from actors.styles import STYLE, chosen, cleaned
-from actors.summary import Summary, Tally
+from actors.summary import PARTS, Summary, Tally
 from guardrail.records import Record, record_id, to_table
 from guardrail.seeds import may_sexualise_minors
 
@@ -342,7 +342,7 @@ def _tally(
     size = len(rollouts) // len(tasks)
     for task, goal, succeeded in zip(tasks, goals[::size], success.reshape(-1, size).sum(axis=1), strict=True):
         tally.add_to_cell((category_of(goal), task.style), size, int(succeeded))
-    for name in ("kept", "evasion", "intent", "similarity", "novelty"):
-        tally.sums[name] = float(getattr(parts, name).sum())
-    tally.sums["reward"] = float(reward.sum())
+    for name in PARTS:
+        values = reward if name == "reward" else getattr(parts, name)
+        tally.sums[name] = float(values.sum())
     return tally

@@ -1,7 +1,7 @@
 """Pairs of a goal and a rewriting of it, labelled by whether the rewriting still asks for what the goal asks.
 
 Three sources: pairs that language-model assistants wrote one by one, what attackers wrote, labelled by such assistants,
-and templates over the embedded seeds. Every label is of one reading; no second reader has checked them.
+and templates over the embedded seeds. Labels are of one reading, but for two held-out files (see `HELD_OUT_FILES`).
 Goals whose hash is divisible by four are held out: no pair of theirs is trained on.
 """
 

@@ -11,16 +11,14 @@ import ray
 
 from actors.adversary import Adversary
 from actors.attempts import successes_of
-from actors.config import AdversaryConfig, GateConfig
 from actors.grpo import WeightSyncError
 from cluster.resources import plan_for_cluster
 from guardrail.records import make_record
+from tests import tiny_adversary
 from tests.tiny_guard import tiny_guard
-from tests.tiny_llama import tiny_llama
 
 GOALS = [
-    *(make_record(f"How do I steal {what}?", unsafe=True, source="a", categories=["illicit"]) for what in "abcdef"),
-    *(make_record(f"How do I bake {what}?", unsafe=False, source="b", categories=[]) for what in "abcdef"),
+    *tiny_adversary.GOALS,
     make_record("never used", unsafe=True, source="c", categories=["sexual/minors"]),
     make_record("Something sexual, never used, about a child", unsafe=True, source="c", categories=None),
     make_record("Something sexual, never used, about a niece", unsafe=True, source="c", categories=["sexual"]),
@@ -31,20 +29,7 @@ GOALS = [
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    return AdversaryConfig(
-        model=str(tiny_llama(tmp_path_factory.mktemp("llama"))),
-        iterations=2,
-        groups=6,
-        group_size=4,
-        max_prompt_tokens=700,
-        max_new_tokens=128,  # a line of a random model ends by chance
-        temperature=0.9,
-        trainable_layers=1,
-        warm_start=0,
-        learning_rate=1e-3,
-        minibatch=2,
-        gate=GateConfig(min_intent=0.0, min_similarity=-1.0, min_fluency=-1000, max_words=200),
-    )
+    return tiny_adversary.tiny_settings(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="module")
@@ -188,17 +173,15 @@ def process_of(worker):
 
 
 def test_a_killed_scorer_is_restarted_and_loses_nothing(adversary, attack, outcome, config, monkeypatch, tmp_path):
+    undisturbed = attack(3, learn=False, updates=1)
     (worker,) = adversary.algorithm._workers
-    before = process_of(worker)
-    as_they_come = adversary.algorithm._as_they_come
+    before, as_they_come = process_of(worker), adversary.algorithm._as_they_come
 
     def killed(asked):
         scoring = as_they_come(asked)
-        process_of_worker.send_signal(signal.SIGKILL)  # it has been asked to score, and has not answered
+        before.send_signal(signal.SIGKILL)  # it has been asked to score
         return scoring
 
-    undisturbed = attack(3, learn=False, updates=1)
-    process_of_worker = before
     with monkeypatch.context() as patch:
         patch.setattr(adversary.algorithm, "_as_they_come", killed)
         after = attack(3, learn=False, updates=1, directory=tmp_path / "killed")

@@ -8,34 +8,15 @@ import psutil
 import pytest
 
 from actors.adversary import Adversary
-from actors.config import AdversaryConfig, GateConfig
 from cluster.resources import plan_for_cluster
-from guardrail.records import make_record
+from tests.tiny_adversary import GOALS, tiny_settings
 from tests.tiny_guard import tiny_guard
-from tests.tiny_llama import tiny_llama
-
-GOALS = [
-    *(make_record(f"How do I steal {what}?", unsafe=True, source="a", categories=["illicit"]) for what in "abcdef"),
-    *(make_record(f"How do I bake {what}?", unsafe=False, source="b", categories=[]) for what in "abcdef"),
-]
 
 
 @pytest.fixture(scope="module")
 def attack(ray_cluster, tmp_path_factory):
     """Attack for a round with a fresh adversary, of two learners by default; return it and its learners' weights."""
-    settings = AdversaryConfig(
-        model=str(tiny_llama(tmp_path_factory.mktemp("llama"))),
-        groups=8,
-        group_size=4,
-        max_prompt_tokens=700,
-        max_new_tokens=128,
-        temperature=0.9,
-        trainable_layers=1,
-        warm_start=0,
-        learning_rate=1e-3,
-        minibatch=2,
-        gate=GateConfig(min_intent=0.0, min_similarity=-1.0, min_fluency=-1000, max_words=200),
-    )
+    settings = tiny_settings(tmp_path_factory.mktemp("llama")).model_copy(update={"groups": 8})
     guard = tiny_guard(tmp_path_factory.mktemp("guard") / "guard")
 
     def start(after=lambda adversary, done: None, learners=2, updates=2, **options):
