@@ -22,8 +22,9 @@ def terminal() -> Console:
     """Return the console a job prints to, with the libraries' own bars and hints out of its way."""
     transformers.utils.logging.disable_progress_bar()
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.ERROR)  # its plans and timings are in its own log file
+        # Ray's own, to the terminal: its plans and timings are in its log file. Other handlers are other people's.
+        if isinstance(handler, logging.StreamHandler) and type(handler).__module__.startswith("ray."):
+            handler.setLevel(logging.ERROR)
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # it warns of what it does by default
     # A log file or a pipe has no width of its own; a table wants more than the 80 columns that are assumed then.
     console = Console()

@@ -1,6 +1,6 @@
 """What an attacker learns: yield, success and diversity on goals no guard was trained on, trained beside untrained.
 
-python -m tests.benchmarks.adversary_learning --data-dir DIR [--seeds 0 1 2] [--iterations 16] [--dir DIR]
+python -m tests.benchmarks.adversary_learning --data-dir DIR [--seeds 0 1 2] [--iterations 32] [--dir DIR]
 
 The guard is fixed, and hardened against frames: trained on half the embedded seeds, alone and behind frames that the
 untrained attacker wrote. The attacker learns on other seeds than those it is measured on, by rewrites and compositions;
@@ -35,7 +35,7 @@ from tests.benchmarks.independent_check import IndependentCheck
 
 REWORDING = [style.name for style in STYLES if style.action != "frame"]
 FRAMES = [style.name for style in STYLES if style.action == "frame"]
-MEASURED_ITERATIONS = 5  # of `groups` x `group_size` attempts, before and after
+MEASURED_ITERATIONS = 10  # of `groups` x `group_size` attempts, before and after
 
 
 def parts() -> dict[str, list[Record]]:
@@ -219,7 +219,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, help="public training sets, for the independent check of labels")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--iterations", type=int, default=16)
+    parser.add_argument("--iterations", type=int, default=32)
     parser.add_argument("--groups", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--dir", type=Path, default=cache_dir() / "benchmarks" / "adversary_learning")
