@@ -244,12 +244,14 @@ class Rounds:
         limits = self.settings.promotion
         # The threshold was set on the validation split: its false positives hardly move. Those on the held-out seeds,
         # which neither training nor threshold has seen, can; both together, for a rate of a hundred records is noise.
-        then, now = (_benign_fpr(each["evaluation"]) for each in (first, metrics))
+        then, now = (_unseen(each["evaluation"], "fpr") for each in (first, metrics))
         if now - then > limits.max_benign_fpr_rise:
             return False, f"false positives on benign seeds never trained on: {then:.3f} to {now:.3f}"
-        then, now = (each["evaluation"][VALIDATION]["f1"] for each in (first, metrics))
-        if then - now > limits.max_f1_drop:
-            return False, f"validation F1: {then:.3f} to {now:.3f}"
+        # Not F1: where a threshold allows a handful of false positives, one benign record more or less moves it, and F1
+        # by ten points. The ranking hardly moves.
+        then, now = (_unseen(each["evaluation"], "auprc") for each in (first, metrics))
+        if then - now > limits.max_auprc_drop:
+            return False, f"AUPRC on seeds never trained on: {then:.3f} to {now:.3f}"
         if not attacks:
             return False, "no attack succeeded"
         in_use = success_rate(Guard.from_pretrained(self.guard_in_use(round_index)), attacks)
@@ -305,11 +307,15 @@ def _check_parts(parts: Mapping[str, list[Record]], *, goals_of_both: bool) -> N
             )
 
 
-def _benign_fpr(evaluation: Mapping[str, Mapping[str, Any]]) -> float:
-    """Return the false-positive rate over the benign seeds of both splits that are never trained on."""
+def _unseen(evaluation: Mapping[str, Mapping[str, Any]], metric: str) -> float:
+    """Return a metric over both splits that are never trained on: the mean, by the records that it is of."""
     sets = [evaluation[name] for name in (VALIDATION, HELD_OUT) if name in evaluation]
-    counts = [(each["n"] - each["positives"], each["fpr"]) for each in sets if each["fpr"] is not None]
-    return sum(count * fpr for count, fpr in counts) / sum(count for count, _ in counts)
+    counts = [
+        (each["n"] - each["positives"] if metric == "fpr" else each["n"], each[metric])
+        for each in sets
+        if each[metric] is not None
+    ]
+    return sum(count * value for count, value in counts) / sum(count for count, _ in counts)
 
 
 def _as_item(record: Record) -> EvaluationItem:

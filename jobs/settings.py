@@ -38,7 +38,7 @@ class PromotionConfig(BaseModel):
     max_benign_fpr_rise: float = Field(
         0.02, ge=0, description="over the round-0 guard, on the benign seeds never trained on"
     )
-    max_f1_drop: float = Field(0.05, ge=0, description="below the round-0 guard, on the validation seeds")
+    max_auprc_drop: float = Field(0.03, ge=0, description="below the round-0 guard, on the seeds never trained on")
 
 
 class ClusterConfig(BaseModel):

@@ -40,15 +40,16 @@ def test_an_evaluation_set_named_as_a_split_is_refused(tmp_path):
     ("sets", "promoted"),
     [
         ({}, True),
-        ({"held_out": {"n": 60, "positives": 20, "fpr": 0.11, "f1": 0.1}}, False),
-        ({"held_out": {"n": 60, "positives": 20, "fpr": 0.09, "f1": 0.1}}, True),
-        ({"held_out": {"n": 60, "positives": 60, "fpr": None, "f1": None}}, True),
-        ({"validation": {"n": 80, "positives": 40, "fpr": 0.05, "f1": 0.64}}, False),
+        ({"held_out": {"n": 60, "positives": 20, "fpr": 0.11, "auprc": 0.9}}, False),
+        ({"held_out": {"n": 60, "positives": 20, "fpr": 0.09, "auprc": 0.9}}, True),
+        ({"held_out": {"n": 60, "positives": 60, "fpr": None, "auprc": None}}, True),
+        ({"validation": {"n": 80, "positives": 40, "fpr": 0.05, "auprc": 0.83}}, False),
+        ({"validation": {"n": 80, "positives": 40, "fpr": 0.05, "auprc": 0.85, "f1": 0.6}}, True),
     ],
 )
 def test_a_guard_that_flags_more_or_finds_less_is_not_promoted(monkeypatch, sets, promoted):
     def metrics(changed):
-        each = {"n": 80, "positives": 40, "fpr": 0.05, "f1": 0.7}
+        each = {"n": 80, "positives": 40, "fpr": 0.05, "auprc": 0.9, "f1": 0.7}
         return {"evaluation": {"validation": each, "held_out": each, **changed}, "attack_success_rate": 0.2}
 
     monkeypatch.setattr(Rounds, "metrics_of", lambda self, index: {**metrics({}), "promoted": True})
