@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.judges import JudgeConfig
 
@@ -38,16 +38,25 @@ class RewardConfig(_Settings):
 
 
 class ObjectiveConfig(_Settings):
-    """The loss: GRPO by default; RLOO, clip-higher and length normalisation are terms of it."""
+    """The loss: GRPO by default; RLOO, clip-higher, length normalisation and flow matching are terms of it."""
 
     advantage: Literal["grpo", "rloo"] = Field("grpo", description="over the group: (r - mean) / std, or leave-one-out")
     clip: float = Field(0.2, gt=0, description="PPO's clip of the probability ratio, below 1")
     clip_high: float = Field(0.28, gt=0, description="above 1; more than clip keeps rare tokens alive (DAPO)")
     length_normalised: bool = Field(False, description="every completion weighs the same, not every token")
-    kl_coefficient: float = Field(0.02, ge=0, description="weight of the KL to the frozen reference")
+    hold: Literal["kl", "balance"] = Field(
+        "kl", description="to the reference: by a KL in the loss, or by trajectory balance, which is flow matching"
+    )
+    kl_coefficient: float = Field(0.02, ge=0, description="how strongly the policy is held to the frozen reference")
     importance_cap: float | None = Field(
         None, gt=0, description="truncated importance sampling of engine against learner; None: taken as equal"
     )
+
+    @model_validator(mode="after")
+    def _balance_is_in_units_of_reward(self) -> "ObjectiveConfig":
+        if self.hold == "balance" and self.advantage != "rloo":
+            raise ValueError("hold 'balance' weighs rewards as they are: it needs advantage 'rloo'")
+        return self
 
 
 class CurriculumConfig(_Settings):

@@ -8,7 +8,7 @@ import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 
-from actors.loss import policy_loss
+from actors.loss import balanced_advantages, policy_loss
 from actors.module import ADVANTAGES, ENGINE_LOGPROBS, INPUT_IDS, OLD_LOGPROBS, SEGMENTS, completion_lengths
 
 
@@ -79,13 +79,16 @@ class GRPOLearner(TorchLearner):
     ) -> torch.Tensor:
         """Return the loss of a minibatch and log its terms."""
         mask = batch[SEGMENTS] > 0
-        engine = batch[ENGINE_LOGPROBS]
+        engine, advantages = batch[ENGINE_LOGPROBS], batch[ADVANTAGES]
+        if config.objective.hold == "balance":
+            log_ratios = fwd_out["logprobs"] - fwd_out["reference_logprobs"]
+            advantages = balanced_advantages(advantages, log_ratios, batch[SEGMENTS], config.objective.kl_coefficient)
         terms = policy_loss(
             fwd_out["logprobs"],
             engine,
             batch.get(OLD_LOGPROBS, engine),
             fwd_out["reference_logprobs"],
-            batch[ADVANTAGES],
+            advantages,
             mask,
             completion_lengths(batch[SEGMENTS]),
             completions=config.rows * config.accumulate * config.group_size,

@@ -1,7 +1,8 @@
 """The loss of the attackers' update, its advantages and its batches. Knows nothing of RLlib's actors.
 
 GRPO (arXiv 2402.03300) with the constant denominator of Dr. GRPO (2503.20783), DAPO's higher upper clip (2503.14476)
-and truncated importance sampling between engine and learner; RLOO (2402.14740) is another advantage in the same loss.
+and truncated importance sampling between engine and learner; RLOO (2402.14740) is another advantage in the same loss,
+flow matching one more (`balanced_advantages`).
 """
 
 import dataclasses
@@ -73,7 +74,8 @@ def policy_loss(
     surrogate = weight * torch.minimum(ratio * advantages, trusted * advantages)
     gap = torch.where(mask, reference_logprobs - logprobs, 0.0)
     kl = torch.exp(gap) - gap - 1
-    loss = ((objective.kl_coefficient * kl - surrogate) * per_token).sum() / completions
+    penalty = objective.kl_coefficient * kl if objective.hold == "kl" else 0.0
+    loss = ((penalty - surrogate) * per_token).sum() / completions
     return LossTerms(loss, kl, ratio, weight, (ratio != trusted).to(ratio.dtype))
 
 
@@ -87,6 +89,31 @@ def group_advantages(rewards: np.ndarray, kind: str = "grpo") -> np.ndarray:
     spread = rewards.std(axis=1, keepdims=True)
     scale = (rewards.shape[1] - 1) / rewards.shape[1] if kind == "rloo" else np.maximum(spread, _EQUAL)
     return np.where(spread > _EQUAL, centred / scale, 0.0)
+
+
+def balanced_advantages(
+    advantages: torch.Tensor, log_ratios: torch.Tensor, segments: torch.Tensor, coefficient: float
+) -> torch.Tensor:
+    """Return advantages less `coefficient` times how far a completion's log-ratio is above the mean of the others.
+
+    With RLOO's advantages the loss has the gradient of trajectory balance in its contrastive form (VarGrad, arXiv
+    2010.10436; TBA, 2503.18929): of the variance in a group of log(policy / reference) - reward / coefficient. Where it
+    is least the policy is the reference times exp(reward / coefficient): every mode at its share, not the best alone.
+
+    Args:
+        advantages: of the completion a token is in; [batch, tokens] as the next two.
+        log_ratios: of policy to reference, by token; no gradient passes.
+        segments: a group's completions, as in `Row`.
+        coefficient: of the reference; the temperature of what is sampled in the end.
+    """
+    index = segments.clamp(min=0).long()
+    completions = torch.zeros(len(index), int(index.max()) + 1, dtype=log_ratios.dtype, device=index.device)
+    present = torch.zeros_like(completions).scatter_(1, index, 1.0)
+    present[:, 0] = 0.0  # the prompt, and padding
+    sums = completions.scatter_add(1, index, log_ratios.detach()) * present
+    count = present.sum(1, keepdim=True)
+    above = (count * sums - sums.sum(1, keepdim=True)) / (count - 1).clamp(min=1) * present
+    return advantages - coefficient * above.gather(1, index)
 
 
 def imitation_advantages(rewards: np.ndarray, kept: np.ndarray) -> np.ndarray:

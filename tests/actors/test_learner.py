@@ -53,6 +53,19 @@ def test_the_importance_cap_bounds_what_the_engine_is_off_by(tiny_model):
     assert distance(plain, capped) > 1e-6
 
 
+def test_the_reference_holds_by_trajectory_balance_too(tiny_model):
+    # Groups come one after the other: but for the first, policy and reference are no longer the same.
+    free, balance = (
+        updated(
+            tiny_model,
+            minibatch=1,
+            objective=ObjectiveConfig(advantage="rloo", hold="balance", kl_coefficient=coefficient),
+        )
+        for coefficient in (0.0, 1.0)
+    )
+    assert distance(free, balance) > 1e-6
+
+
 def test_the_rate_rises_over_the_warm_up(tiny_model):
     before = updated(tiny_model, minibatch=4, learning_rate=1e-12)  # as good as none
     cold, warm = (updated(tiny_model, minibatch=4, warmup_iterations=iterations) for iterations in (3, 0))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.config import ObjectiveConfig
-from actors.loss import Row, group_advantages, imitation_advantages, policy_loss, train_batches
+from actors.loss import Row, balanced_advantages, group_advantages, imitation_advantages, policy_loss, train_batches
 from actors.module import ADVANTAGES, ENGINE_LOGPROBS, INPUT_IDS, SEGMENTS, completion_lengths, completion_starts
 
 
@@ -97,6 +97,34 @@ def test_the_importance_weight_of_engine_against_learner_is_truncated():
 
 def test_rloo_advantages_by_hand():
     assert np.allclose(group_advantages(np.array([[1.0, 2.0, 6.0]]), "rloo")[0], [-3.0, -1.5, 4.5])
+
+
+def test_trajectory_balance_takes_from_what_is_already_likelier_than_under_the_reference():
+    segments = torch.tensor([[0, 1, 1, 2, -1], [0, 1, 2, 3, 3]])
+    log_ratios = torch.tensor([[0.0, 1.0, 2.0, -1.0, 0.0], [0.0, 1.0, 1.0, 0.5, 0.5]])
+    # sums 3 and -1: 4 above and 4 below the other; in the second group all are as much likelier
+    balanced = balanced_advantages(torch.ones(2, 5), log_ratios, segments, 0.5)
+    assert balanced.tolist() == [[1.0, -1.0, -1.0, 3.0, 1.0], [1.0] * 5]
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.05, 2.0))
+def test_trajectory_balance_is_the_gradient_of_the_variance(seed, coefficient):
+    random = torch.Generator().manual_seed(seed)
+    logprobs = torch.randn(1, 3, generator=random, dtype=torch.float64).requires_grad_()
+    reference, rewards = (torch.randn(1, 3, generator=random, dtype=torch.float64) for _ in range(2))
+    segments = torch.tensor([[1, 2, 3]])
+    residual = logprobs - reference - rewards / coefficient
+    (residual.var(correction=1) * coefficient / 2).backward()
+    advantages = torch.from_numpy(group_advantages(rewards.numpy(), "rloo"))
+    balanced = balanced_advantages(advantages, logprobs - reference, segments, coefficient)
+    assert torch.allclose(logprobs.grad, -balanced / 3, atol=1e-9)
+
+
+def test_the_reference_holds_by_one_term_only():
+    held = loss_of([[-1.0]], [[-1.0]], [[-1.5]], [0.0], [[1]], kl_coefficient=0.1, advantage="rloo", hold="balance")
+    assert held.loss.item() == 0
+    with pytest.raises(ValueError, match="needs advantage 'rloo'"):
+        ObjectiveConfig(hold="balance")
 
 
 def test_the_warm_start_imitates_the_best_that_was_kept():

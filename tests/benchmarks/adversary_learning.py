@@ -1,6 +1,7 @@
 """What an attacker learns: yield, success and diversity on goals no guard was trained on, trained beside untrained.
 
-python -m tests.benchmarks.adversary_learning --data-dir DIR [--seeds 0 1 2] [--iterations 32] [--dir DIR]
+python -m tests.benchmarks.adversary_learning --data-dir DIR [--seeds 0 1 2] [--iterations 32] [--objective flow]
+    [--dir DIR]
 
 The guard is fixed, and hardened against frames: trained on half the embedded seeds, alone and behind frames that the
 untrained attacker wrote. The attacker learns on other seeds than those it is measured on, by rewrites and compositions;
@@ -21,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.adversary import Adversary, Outcome
-from actors.config import AdversaryConfig, CurriculumConfig
+from actors.config import AdversaryConfig, CurriculumConfig, ObjectiveConfig
 from actors.styles import STYLES
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
@@ -35,6 +36,11 @@ from tests.benchmarks.independent_check import IndependentCheck
 
 REWORDING = [style.name for style in STYLES if style.action != "frame"]
 FRAMES = [style.name for style in STYLES if style.action == "frame"]
+OBJECTIVES = {
+    "grpo": ObjectiveConfig(),
+    "rloo": ObjectiveConfig(advantage="rloo"),
+    "flow": ObjectiveConfig(advantage="rloo", hold="balance", kl_coefficient=0.05),
+}
 MEASURED_ITERATIONS = 10  # of `groups` x `group_size` attempts, before and after
 
 
@@ -59,6 +65,7 @@ def attacker(styles: Sequence[str], options: argparse.Namespace) -> AdversaryCon
         minibatch=8,
         trainable_layers=10,
         learning_rate=options.learning_rate,
+        objective=OBJECTIVES[options.objective],
         curriculum=CurriculumConfig(floor=1.0),
     )
 
@@ -222,6 +229,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--iterations", type=int, default=32)
     parser.add_argument("--groups", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--objective", choices=OBJECTIVES, default="grpo")
     parser.add_argument("--dir", type=Path, default=cache_dir() / "benchmarks" / "adversary_learning")
     options = parser.parse_args(arguments)
     results = []
