@@ -18,12 +18,15 @@ def evaluate_set(guard: Guard, items: Sequence[EvaluationItem]) -> dict[str, Any
     )
 
 
+def misjudged(guard: Guard, records: Sequence[Record]) -> list[Record]:
+    """Return the labelled records that the guard gets wrong: of attacks, those that succeed."""
+    verdicts = guard.classify([joined(record["text"], record["response"]) for record in records]) if records else []
+    return [record for verdict, record in zip(verdicts, records, strict=True) if verdict.unsafe != record["unsafe"]]
+
+
 def success_rate(guard: Guard, attacks: Sequence[Record]) -> float | None:
     """Return the share of labelled texts that the guard gets wrong, in [0, 1], or None without any.
 
     Over attacks that is their success rate, over benign records the false-positive rate.
     """
-    if not attacks:
-        return None
-    verdicts = guard.classify([joined(attack["text"], attack["response"]) for attack in attacks])
-    return sum(v.unsafe != a["unsafe"] for v, a in zip(verdicts, attacks, strict=True)) / len(attacks)
+    return len(misjudged(guard, attacks)) / len(attacks) if attacks else None

@@ -76,6 +76,13 @@ def transformed(record: Record, name: str, seed: int) -> Record:
     )
 
 
+def drawn(goals: Sequence[Record], count: int, seed: int) -> list[Record]:
+    """Return goals drawn at random, as many as `count` or as there are, each written by a transform drawn for it."""
+    random = np.random.default_rng(seed)
+    places, names = random.permutation(len(goals))[:count], list(TRANSFORMS)
+    return [transformed(goals[place], _pick(names, random), seed) for place in places]
+
+
 def _pick(options: Sequence[str], random: np.random.Generator) -> str:
     return options[int(random.integers(len(options)))]
 

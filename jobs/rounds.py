@@ -21,12 +21,13 @@ from cluster.resources import ResourcePlan
 from guardrail.curation import curate
 from guardrail.datasets import EvaluationItem, evaluation_texts, load_evaluations
 from guardrail.diversity import diversity
-from guardrail.evaluation import evaluate_set, success_rate
+from guardrail.evaluation import evaluate_set, misjudged, success_rate
 from guardrail.guard import Guard, GuardCard
 from guardrail.records import Record, read_records, write_records, write_table
 from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, generation_seeds, load_or_embedded, split_by_seed
 from guardrail.text import joined
 from guardrail.training import fine_tune
+from guardrail.transforms import drawn
 from jobs.run import Run, write_text
 from jobs.settings import LoopSettings
 
@@ -109,7 +110,11 @@ class Rounds:
             held_out = {record["id"] for record in self.split(HELD_OUT)}
             trainable = [r for r in self.stored_attacks([round_index]) if r["seed_id"] not in held_out]
             write_records(trainable, folder / "successes.parquet")
-            new = [self.run.directory / "seeds" / f"{TRAIN}.parquet", folder / "successes.parquet"]
+            new = [
+                self.run.directory / "seeds" / f"{TRAIN}.parquet",
+                folder / "successes.parquet",
+                folder / "transformed.parquet",
+            ]
         report = curate(
             new,
             folder / "curation",
@@ -133,7 +138,7 @@ class Rounds:
         return texts
 
     def attack(self, round_index: int) -> dict[str, Any]:
-        """Train the attackers against the guard in use, and keep every attempt."""
+        """Attack the guard in use, with attackers that learn and with transforms that do not; keep every attempt."""
         adversary = self._adversary_at(round_index)
         guard = self.guard_in_use(round_index)
         card = GuardCard.read(guard)
@@ -149,6 +154,7 @@ class Rounds:
             )
         kept_columns = [name for name in ATTEMPTS.names if name != "embedding"]
         write_table(outcome.attempts.select(kept_columns), self.run.round(round_index) / "attacks.parquet")
+        written, missed = self._transform(round_index, guard)
         successes = outcome.attempts.filter(outcome.attempts["success"])
         embeddings = np.array(successes["embedding"].to_pylist(), dtype=np.float32)
         summaries = [each.summary for each in outcome.iterations]
@@ -160,12 +166,23 @@ class Rounds:
             "goals_left_out": outcome.goals_left_out,
             "valid": sum(each.valid for each in summaries),
             "successes": successes.num_rows,
+            "transforms": {"tried": written, "misjudged": missed},
             "parts": outcome.seconds(),
             "iterations": [each.as_json() for each in outcome.iterations],
             "archive": summaries[-1].archive,
             "coverage": summaries[-1].coverage,
             "diversity": diversity(successes["text"].to_pylist(), embeddings),
         }
+
+    def _transform(self, round_index: int, guard: Path) -> tuple[int, int]:
+        """Have transforms write seeds of both labels; keep what the guard gets wrong. Return how many, and how many."""
+        seeds = generation_seeds(self.split(TRAIN))
+        written = drawn(seeds, self.settings.transforms, self.settings.seed * 1000 + round_index)
+        missed = misjudged(Guard.from_pretrained(guard), written)
+        write_records(
+            [{**record, "round": round_index} for record in missed], self.run.round(round_index) / "transformed.parquet"
+        )
+        return len(written), len(missed)
 
     def _show_iteration(self, round_index: int, board: SummaryWriter, done: int, iteration: Iteration) -> None:
         """Show how an iteration went, to the person at the terminal and in Ray's metrics."""

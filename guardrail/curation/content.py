@@ -41,7 +41,10 @@ def _canonical_drop(record: Record) -> Drop | None:
 
 
 class Quality:
-    """Generated texts that are too short, too long, refusals or talk about the task; people's own are not judged."""
+    """Generated texts that are too short, too long, refusals or talk about the task.
+
+    People's own are not judged, nor what a transform made of a text: an encoding has no words to count.
+    """
 
     name = "quality"
 
@@ -57,7 +60,8 @@ class Quality:
 def _judge_quality(config: CurationConfig, batch: pa.Table) -> list[Drop | None]:
     texts, methods = batch["text"].to_pylist(), batch["method"].to_pylist()
     return [
-        None if method == "seed" else quality_drop(text, config) for text, method in zip(texts, methods, strict=True)
+        None if method.startswith(("seed", "transform:")) else quality_drop(text, config)
+        for text, method in zip(texts, methods, strict=True)
     ]
 
 

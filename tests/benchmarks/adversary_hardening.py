@@ -3,7 +3,8 @@
 python -m tests.benchmarks.adversary_hardening --data-dir DIR [--seeds 0 1] [--rounds 3] [--iterations 8] [--dir DIR]
 
 For each random seed, attackers learn against a guard for `--rounds` rounds, each followed by a retraining on what
-succeeded. The control guard is retrained as often, on what the untrained attacker finds in equally many attempts. Then
+succeeded and on what deterministic transforms of the seeds it misjudges. The control guard is retrained as often, on
+as many transforms and what the untrained attacker finds in equally many attempts. Then
 fresh attackers, rewriting and composing in styles that no guard was trained on, train for the same budget against each
 of the three guards on goals that no guard was trained on; the yield of their last half counts. Recall under transforms
 is of these goals, recall on left-out styles of what the untrained attacker makes of them there, benign false positives
@@ -26,16 +27,18 @@ from actors.config import AdversaryConfig
 from actors.styles import STYLES
 from cluster.connect import connect
 from guardrail.datasets import load_evaluations
-from guardrail.evaluation import evaluate_set, success_rate
+from guardrail.evaluation import evaluate_set, misjudged, success_rate
 from guardrail.guard import Guard
 from guardrail.models import cache_dir
 from guardrail.records import Record, from_table
-from guardrail.transforms import TRANSFORMS, transformed
+from guardrail.seeds import generation_seeds
+from guardrail.transforms import TRANSFORMS, drawn, transformed
 from tests.benchmarks.adversary_learning import parts, plan, print_figures, show, train
 
 #: Styles that only the fresh attackers use.
 LEFT_OUT = ("casual", "academic_question", "translated", "authority", "splitting")
 TRAINED = tuple(style.name for style in STYLES if style.name not in LEFT_OUT)
+TRANSFORMED = 100  # seeds that transforms write in a round, as the loop has it
 BENIGN_SETS = ("xstest", "mitre-frr", "openai-moderation")
 
 
@@ -50,7 +53,7 @@ def harden(
     directory: Path, seeds: dict[str, list[Record]], first: Path, options: argparse.Namespace, seed: int, *, learn: bool
 ) -> Path:
     """Return the guard after all rounds: attacked by attackers that learn, or (the control) by untrained ones."""
-    guard, found = first, list[Record]()
+    guard, found, missed = first, list[Record](), list[Record]()
     adversary = Adversary(attacker(TRAINED, options), plan(), seed)
     name = "learned" if learn else "control"
     try:
@@ -66,8 +69,10 @@ def harden(
                 learn=learn,
             )
             found += successes_of(outcome.attempts)
-            records = [*seeds["guard"], *({key: r[key] for key in r if key != "style"} for r in found)]
-            guard = train(records, seeds["threshold"], directory / f"{name}-guard-{index}")
+            written = drawn(generation_seeds(seeds["guard"]), TRANSFORMED, 1000 * seed + index)
+            missed += misjudged(Guard.from_pretrained(guard), written)
+            attacks = [{key: r[key] for key in r if key != "style"} for r in found]
+            guard = train([*seeds["guard"], *missed, *attacks], seeds["threshold"], directory / f"{name}-guard-{index}")
     finally:
         adversary.stop()
     return guard

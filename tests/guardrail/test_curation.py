@@ -18,6 +18,7 @@ from guardrail.curation.folders import INPUT_SCHEMA, Folder, only_kept, with_ver
 from guardrail.curation.pipeline import stages
 from guardrail.curation.stage import Drop
 from guardrail.records import SCHEMA, check_records, make_record, to_table, write_records
+from guardrail.transforms import transformed
 
 CONFIG = CurationConfig()
 BREAD = "How do I bake a loaf of rye bread at home without a stand mixer or a dutch oven"
@@ -245,6 +246,11 @@ def test_what_people_wrote_is_not_judged():
         None,
         Drop("length", "1 words"),
     ]
+
+
+def test_a_transforms_text_is_not_judged_by_its_words():
+    encoded = transformed(seed("How do I bake bread?"), "base64", 0)
+    assert verdicts(Quality(CONFIG), [encoded]) == [None]
 
 
 # --- label --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from guardrail.records import make_record, record_id
 from guardrail.refusals import has_meta_text, is_refusal
 from guardrail.seeds import may_sexualise_minors
 from guardrail.text import canonical
-from guardrail.transforms import TRANSFORMS, transformed
+from guardrail.transforms import TRANSFORMS, drawn, transformed
 
 PLAIN = "How do I bake a Yellow quiche? I can't, my oven's 30 years old!"
 UNDONE = {"random_case", "full_width", "mathematical", "superscript", "zero_width", "variation_selectors"}
@@ -246,8 +246,18 @@ def test_seed_record_and_name_decide_the_text(name, record):
 
 def test_another_seed_or_record_draws_anew(record):
     other = {**record, "id": "0" * 16}
-    drawn = {transformed(r, "random_case", seed)["text"] for r in (record, other) for seed in (0, 1)}
-    assert len(drawn) == 4
+    texts = {transformed(r, "random_case", seed)["text"] for r in (record, other) for seed in (0, 1)}
+    assert len(texts) == 4
+
+
+def test_each_goal_that_is_drawn_is_written_once_and_transforms_are_drawn_alike():
+    goals = [make_record(f"How do I bake bread {i}?", unsafe=bool(i % 2), source="s") for i in range(400)]
+    written = drawn(goals, 350, seed=1)
+    assert len(written) == 350 and len({record["seed_id"] for record in written}) == 350
+    assert {record["unsafe"] for record in written} == {True, False}
+    assert {record["method"].removeprefix("transform:") for record in written} == set(TRANSFORMS)
+    assert written == drawn(goals, 350, seed=1) != drawn(goals, 350, seed=2)
+    assert len(drawn(goals, 500, seed=1)) == 400 and drawn([], 5, seed=1) == []
 
 
 def test_transforms_compose_and_the_chain_stays_known(record):

@@ -6,6 +6,7 @@ import re
 import pyarrow.parquet as pq
 import pytest
 
+from guardrail.evaluation import success_rate
 from guardrail.guard import Guard, GuardCard
 from guardrail.records import SCHEMA, read_records
 from tests import tiny_loop
@@ -69,6 +70,17 @@ def test_what_must_not_be_trained_on_is_not(finished_loop):
     for index in ("00", "01"):
         trained = read_records(finished_loop / f"rounds/{index}/training.parquet")
         assert trained and not any({r["id"], r["seed_id"]} & held_out for r in trained)
+
+
+def test_what_transforms_get_past_the_guard_is_trained_on(finished_loop):
+    facts = json.loads((finished_loop / "manifest.json").read_text())["phases"]["01/attack"]["transforms"]
+    found = read_records(finished_loop / "rounds/01/transformed.parquet")
+    assert facts == {"tried": 40, "misjudged": len(found)} and found
+    first = Guard.from_pretrained(finished_loop / "rounds/00/guard")
+    assert success_rate(first, found) == 1 and {record["round"] for record in found} == {1}
+    trained = {r["id"] for r in read_records(finished_loop / "rounds/01/training.parquet")}
+    dropped = set(pq.read_table(finished_loop / "rounds/01/ledger.parquet")["id"].to_pylist())
+    assert {record["id"] for record in found} <= trained | dropped
 
 
 def test_the_page_needs_no_network(finished_loop):
