@@ -5,9 +5,9 @@ because its CPU settings are read from the environment at import.
 """
 
 import dataclasses
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,8 @@ class Engine:
             logprobs_mode="processed_logprobs",
         )
         self.tokenizer = self.llm.get_tokenizer()
+        for part in ("inplace", "layerwise"):  # they warn of every layer that a reload leaves as it is
+            logging.getLogger(f"vllm.model_executor.model_loader.reload.{part}").setLevel(logging.ERROR)
 
     def reseed(self, seed: int) -> None:
         """Make the next samples a function of `seed`, the prompts and the weights."""
@@ -120,31 +122,13 @@ class Engine:
         ]
 
     def load_weights(self, changed: Mapping[str, Any]) -> None:
-        """Put `changed` (Hugging Face name to tensor) over the model's own weights and forget cached prefixes.
+        """Put `changed` (Hugging Face name to tensor) over the engine's weights and forget cached prefixes.
 
-        vLLM reloads a model as a whole: what is not in `changed` is read again from the model's files.
+        A layer that nothing is given of stays as it is. One that only a part is given of does not: vLLM fuses query,
+        key and value, gate and up. The probe after a weight sync would tell.
         """
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._weights(changed)})
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(changed.items())})
         self.llm.reset_prefix_cache()
-
-    def _weights(self, changed: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        from safetensors import safe_open
-
-        seen = set()
-        for file in sorted(_weights_directory(self.model).glob("*.safetensors")):
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - not a dict
-                    seen.add(name)
-                    tensor = changed[name] if name in changed else tensors.get_tensor(name)
-                    yield name, tensor
-                    if name == "model.embed_tokens.weight":
-                        embeddings = tensor
-        unknown = changed.keys() - seen
-        if unknown:
-            raise ValueError(f"not weights of {self.model}: {', '.join(sorted(unknown)[:3])}")
-        if "lm_head.weight" not in seen:
-            # Tied: reloading resets the head, and it would stay so, silently.
-            yield "lm_head.weight", embeddings
 
 
 def memory_share(wanted: float, gpus: float) -> float:
@@ -162,14 +146,6 @@ def _use_all_cores() -> None:
     import torch
 
     torch._C.set_num_threads(os.cpu_count() or 1)  # vLLM has replaced torch.set_num_threads by a warning
-
-
-def _weights_directory(model: str) -> Path:
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(model, allow_patterns=["*.safetensors"]))
 
 
 def _completion(sample: Any) -> Completion:

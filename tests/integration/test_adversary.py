@@ -8,6 +8,7 @@ import numpy as np
 import psutil
 import pytest
 import ray
+import torch
 
 from actors.adversary import Adversary
 from actors.attempts import successes_of
@@ -148,7 +149,8 @@ def difference_without_sending(adversary):
 
 def test_a_wrong_weight_in_the_engine_is_noticed(adversary, outcome):
     group = adversary.algorithm.env_runner_group
-    group.foreach_env_runner(lambda runner: runner.engine.load_weights({}), local_env_runner=False)
+    wrong = {"model.norm.weight": torch.zeros(64)}  # the tiny model's width
+    group.foreach_env_runner(lambda runner: runner.engine.load_weights(wrong), local_env_runner=False)
     with pytest.raises(WeightSyncError, match="differ from the learner's"):
         difference_without_sending(adversary)
     assert adversary.algorithm._send_and_probe()["probe_max_abs_logprob_diff"] < 1e-3
