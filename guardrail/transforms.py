@@ -77,10 +77,14 @@ def transformed(record: Record, name: str, seed: int) -> Record:
 
 
 def drawn(goals: Sequence[Record], count: int, seed: int) -> list[Record]:
-    """Return goals drawn at random, as many as `count` or as there are, each written by a transform drawn for it."""
+    """Return goals drawn at random, `count` at most, each written by a transform drawn for it.
+
+    What `canonical` undoes is left out: it is no other record than its goal.
+    """
     random = np.random.default_rng(seed)
-    places, names = random.permutation(len(goals))[:count], list(TRANSFORMS)
-    return [transformed(goals[place], _pick(names, random), seed) for place in places]
+    drawn_goals, names = [goals[place] for place in random.permutation(len(goals))[:count]], list(TRANSFORMS)
+    written = [(goal, transformed(goal, _pick(names, random), seed)) for goal in drawn_goals]
+    return [record for goal, record in written if record["id"] != goal["id"]]
 
 
 def _pick(options: Sequence[str], random: np.random.Generator) -> str:

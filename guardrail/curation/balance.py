@@ -13,7 +13,10 @@ from guardrail.curation.stage import Drop, Judge, Survey
 
 
 class Balance:
-    """Generated records past the limit of their cell: label, last category, method. Seeds are never dropped."""
+    """Generated records past the limit of their cell: label, last category, method. Seeds are never dropped.
+
+    All transforms are one method: each by itself has hardly more than a record in a cell, and would be the median.
+    """
 
     name = "balance"
 
@@ -36,7 +39,8 @@ def surplus(rows: Iterable[Mapping[str, Any]], ratio: float) -> dict[str, str]:
     for row in rows:
         if row["method"] != "seed":
             category = (row["categories"] or ["-"])[-1]
-            cells.setdefault((row["unsafe"], category, row["method"]), []).append(row["id"])
+            method = row["method"].partition(":")[0]
+            cells.setdefault((row["unsafe"], category, method), []).append(row["id"])
     if not cells:
         return {}
     # Benign records have one cell for each method, and as many kinds as all the categories together: each label has a

@@ -60,7 +60,7 @@ class Quality:
 def _judge_quality(config: CurationConfig, batch: pa.Table) -> list[Drop | None]:
     texts, methods = batch["text"].to_pylist(), batch["method"].to_pylist()
     return [
-        None if method.startswith(("seed", "transform:")) else quality_drop(text, config)
+        None if method == "seed" or method.startswith("transform:") else quality_drop(text, config)
         for text, method in zip(texts, methods, strict=True)
     ]
 

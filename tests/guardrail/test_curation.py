@@ -395,6 +395,11 @@ def test_a_full_cell_is_cut_to_its_limit_by_the_largest_ids():
     assert sorted(surplus(rows, 2.0)) == [f"a{i:03d}" for i in range(8, 30)]
 
 
+def test_transforms_are_one_method():
+    rows = cell(8, "a") + [row for i in range(8) for row in cell(1, f"t{i}-", method=f"transform:{i}")]
+    assert surplus(rows, 1.0) == {}
+
+
 def test_seeds_neither_count_nor_go():
     rows = cell(100, "s", method="seed") + cell(3, "a") + cell(3, "b", unsafe=False, categories=())
     assert surplus(rows, 1.0) == {}
@@ -406,7 +411,7 @@ def test_seeds_neither_count_nor_go():
     order=st.randoms(use_true_random=False),
 )
 def test_surplus_does_not_hang_on_order(sizes, ratio, order):
-    rows = [row for i, size in enumerate(sizes) for row in cell(size, f"{i}-", method=f"transform:{i}")]
+    rows = [row for i, size in enumerate(sizes) for row in cell(size, f"{i}-", method=f"method-{i}")]
     over = surplus(rows, ratio)
     assert over == surplus(order.sample(rows, len(rows)), ratio)
     assert all(
