@@ -55,15 +55,7 @@ class Moderation(NamedTuple):
 
 
 class TargetError(ConnectionError):
-    """A service cannot be measured; the message says why and what to do, and quotes no text.
-
-    Attributes:
-        measured: what it had said before, of the first texts.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.measured = _nothing(0)
+    """A service cannot be measured; the message says why and what to do, and quotes no text."""
 
 
 class _Result(BaseModel):
@@ -129,20 +121,15 @@ class RemoteGuard:
         said = _nothing(len(texts))
         asked = [index for index, text in enumerate(texts) if text.strip()]  # services refuse the others
         done = 0
-        try:
-            while done < len(asked):
-                rows = asked[done : done + self.batch]
-                results = self._results([texts[index] for index in rows])
-                if results is None:
-                    self.batch = 1
-                    continue
-                for index, result in zip(rows, results, strict=True):
-                    said.probabilities[index], said.flagged[index] = _row(result), result.flagged
-                done += len(rows)
-        except TargetError as error:
-            first = asked[done]
-            error.measured = Moderation(said.probabilities[:first], said.flagged[:first])
-            raise
+        while done < len(asked):
+            rows = asked[done : done + self.batch]
+            results = self._results([texts[index] for index in rows])
+            if results is None:
+                self.batch = 1
+                continue
+            for index, result in zip(rows, results, strict=True):
+                said.probabilities[index], said.flagged[index] = _row(result), result.flagged
+            done += len(rows)
         return said
 
     def _results(self, texts: list[str]) -> list[_Result] | None:

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from guardrail.intent import CARD_FILE, IntentCard, IntentModel
-from guardrail.intent_pairs import HELD_OUT_FILES, Pair, all_training_pairs, embedded_pairs, read_pairs
+from guardrail.intent_pairs import HELD_OUT_FILES, Pair, all_training_pairs, embedded_pairs, is_held_out, read_pairs
 from guardrail.intent_training import (
     IntentTrainingConfig,
     measured,
@@ -58,7 +58,8 @@ def main(arguments: Sequence[str]) -> None:
         if settings.measure_only:
             model = IntentModel.from_pretrained(str(settings.output))
         else:
-            pairs = [*all_training_pairs(embedded_seeds()), *(p for path in settings.pairs for p in read_pairs(path))]
+            own = [pair for path in settings.pairs for pair in read_pairs(path) if not is_held_out(pair.goal)]
+            pairs = [*all_training_pairs(embedded_seeds()), *own]
             model = train_intent(settings.training, pairs, settings.output, settings.seed, print)
             save_beside(settings, settings.output / "intent")
         figures = {
