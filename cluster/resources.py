@@ -23,13 +23,15 @@ class ResourcePlan:
     data_task_cpus: float
 
 
-def plan(cpus: float, gpus: float, *, num_env_runners: int, num_learners: int, num_guard_workers: int) -> ResourcePlan:
+def plan(
+    cpus: float, gpus: float, *, num_env_runners: int, num_learners: int, num_guard_workers: int, num_judges: int = 0
+) -> ResourcePlan:
     """Return a plan for a cluster of `cpus` and `gpus`.
 
     Env runners, learners and scorers live through all phases and share all CPUs but one, at most one each: parts of
     Ray Data want a whole CPU, and wait for ever where there is none. Guard workers and data tasks share what is left,
-    in turn. Of accelerators, DDP workers have one each, for NCCL wants two ranks on two of them; engines and whatever
-    learner or guard worker is alone share the others evenly.
+    in turn. Of accelerators, DDP workers have one each, for NCCL wants two ranks on two of them; engines (of runners
+    and judges, `env_runner_gpus` each) and whatever learner or guard worker is alone share the others evenly.
 
     Raises:
         ValueError: there are not two CPUs, or too few accelerators.
@@ -42,7 +44,7 @@ def plan(cpus: float, gpus: float, *, num_env_runners: int, num_learners: int, n
     share = _floored(min(1.0, (cpus - 1) / lasting))
     left = cpus - share * lasting
     whole = sum(count for count in (num_learners, num_guard_workers) if count > 1)
-    sharing = num_env_runners + sum(count for count in (num_learners, num_guard_workers) if count == 1)
+    sharing = num_env_runners + num_judges + sum(count for count in (num_learners, num_guard_workers) if count == 1)
     others = int(gpus) - whole
     if gpus and others < (1 if sharing else 0):
         raise ValueError(
@@ -75,7 +77,9 @@ def _floored(value: float) -> float:
     return max(int(value * 10000) / 10000, 0.0001)
 
 
-def plan_for_cluster(*, num_env_runners: int, num_learners: int, num_guard_workers: int) -> ResourcePlan:
+def plan_for_cluster(
+    *, num_env_runners: int, num_learners: int, num_guard_workers: int, num_judges: int = 0
+) -> ResourcePlan:
     """Return the plan for the connected cluster; see `plan`."""
     import ray
 
@@ -86,4 +90,5 @@ def plan_for_cluster(*, num_env_runners: int, num_learners: int, num_guard_worke
         num_env_runners=num_env_runners,
         num_learners=num_learners,
         num_guard_workers=num_guard_workers,
+        num_judges=num_judges,
     )

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from torch.utils.tensorboard import SummaryWriter
+
 from cluster.connect import connect
 from cluster.observability import record_round
 from cluster.resources import plan_for_cluster
@@ -28,6 +30,7 @@ def main(arguments: Sequence[str]) -> None:
             num_env_runners=settings.adversary.env_runners,
             num_learners=settings.adversary.learners,
             num_guard_workers=settings.training.workers,
+            num_judges=len(settings.adversary.judges),
         )
         rounds = Rounds(run, settings, plan)
 
@@ -45,7 +48,8 @@ def main(arguments: Sequence[str]) -> None:
             run.phase(index, "train", partial(rounds.train, index))
             run.phase(index, "evaluate", partial(rounds.evaluate, index))
             entries = [round_entry(run.directory, i) for i in range(index + 1)]
-            record_round(run.name, entries[-1])
+            with SummaryWriter(str(run.directory / "tensorboard")) as board:
+                record_round(run.name, entries[-1], board)
             show_rounds(console, entries)
 
         rounds.close()

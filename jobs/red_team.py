@@ -6,10 +6,10 @@ python jobs/red_team.py --target https://HOST/v1/moderations --output out/ [--ad
 Attack only what is yours or what you may test. A service's key, if it wants one, is in RAYGUARD_TARGET_KEY; on a
 running cluster, in the environment of the job (ray job submit --runtime-env-json '{"env_vars": {...}}').
 
-Writes attacks.parquet (every attempt), successes.jsonl (an evaluation file), summary.json and config.yaml into the
-output folder. They are whole after each transform and iteration; until the end summary.json says `complete: false` and
-why. The same command goes on in the folder; with other settings, or if the target has changed, it is refused. Attack
-texts are in these files alone, never on the terminal.
+Writes attacks.parquet (every attempt), successes.jsonl (an evaluation file), summary.json, config.yaml and TensorBoard
+events into the output folder. They are whole after each transform and iteration; until the end summary.json says
+`complete: false` and why. The same command goes on in the folder; with other settings, or if the target has changed, it
+is refused. Attack texts are in these files alone, never on the terminal.
 """
 
 import shutil
@@ -20,10 +20,12 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
 
 from actors.adversary import Adversary, Iteration
 from actors.config import AdversaryConfig
 from cluster.connect import connect
+from cluster.observability import record_iteration
 from cluster.resources import plan_for_cluster
 from guardrail.guard import Guard
 from guardrail.records import Record
@@ -134,10 +136,17 @@ def train_attackers(settings: RedTeamSettings, goals: Sequence[Record], findings
         summary = iteration.summary
         note = f"{summary.valid} of {summary.attempts} valid, {summary.successes} successes"
         console.print(f"  iteration {done} of {updates}: {note}", highlight=False)
+        record_iteration(findings.directory.name, iteration, done, board)
 
-    with connect(address=settings.cluster.address):
+    with (
+        connect(address=settings.cluster.address),
+        SummaryWriter(str(findings.directory / "tensorboard")) as board,
+    ):
         plan = plan_for_cluster(
-            num_env_runners=adversary.env_runners, num_learners=adversary.learners, num_guard_workers=0
+            num_env_runners=adversary.env_runners,
+            num_learners=adversary.learners,
+            num_guard_workers=0,
+            num_judges=len(adversary.judges),
         )
         attackers = Adversary(adversary, plan, settings.seed)
         try:

@@ -34,6 +34,7 @@ def round_entry(directory: Path, index: int) -> dict[str, Any]:
         "promoted": metrics["promoted"],
         "reason": metrics["reason"],
         "seconds": round(sum(phase["seconds"] for phase in phases.values()), 3),
+        "transforms": attack.get("transforms"),
         "attacks": _attacks(folder / "attacks.parquet", attack.get("diversity", NO_DIVERSITY)),
         "sync": {
             "updates": len(syncs),

@@ -48,6 +48,11 @@ def test_two_cores_run_everything_and_accelerators_are_used_where_there_are_any(
     assert large.env_runner_gpus == large.learner_gpus == large.guard_worker_gpus == 1.0
 
 
+def test_judges_have_their_share_of_the_accelerators():
+    one = plan(4, 1, num_env_runners=1, num_learners=0, num_guard_workers=1, num_judges=2)
+    assert one.env_runner_gpus * (1 + 2) + one.guard_worker_gpus <= 1
+
+
 def test_one_cpu_is_refused_with_what_to_do():
     with pytest.raises(ValueError, match="has 1 CPUs and needs 2; add a node"):
         plan(1, 0, num_env_runners=1, num_learners=0, num_guard_workers=1)

@@ -1,6 +1,5 @@
 """Attacking a guard, with attackers that are a script; the real ones are tested in tests/integration."""
 
-import dataclasses
 import json
 from contextlib import nullcontext
 from functools import partial
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from actors.adversary import Iteration, Outcome
 from actors.attempts import ATTEMPTS
 from actors.config import AdversaryConfig
-from actors.summary import Summary
+from actors.summary import Summary, Tally
 from guardrail.datasets import load_evaluation
 from guardrail.remote import RemoteGuard, open_guard, unsafe_scores
 from guardrail.seeds import embedded_seeds, generation_seeds
@@ -58,11 +57,10 @@ class ScriptedAdversary:
                 pa.Table.from_pylist(rows, schema=ATTEMPTS), directory / f"iteration-{iteration:04d}.parquet"
             )
             successes = sum(row["success"] for row in rows)
-            empty = {field.name: 0 for field in dataclasses.fields(Summary)}
-            counts = {"attempts": PER_ITERATION, "valid": PER_ITERATION - 1, "successes": successes}
-            after_iteration(iteration + 1, Iteration(Summary(**{**empty, **counts}), {}, {}, {}))
-        table = pa.concat_tables([pq.read_table(file) for file in directory.iterdir()])
-        return Outcome(table, {"too long": 2}, [])
+            tally = Tally(attempts=PER_ITERATION, valid=PER_ITERATION - 1, successes=successes)
+            summary = Summary.of([tally], archive=0, coverage=0.0, weights_version=0, learnable=False)
+            after_iteration(iteration + 1, Iteration(summary, {}, {}, {"generate": 1.0}))
+        return Outcome(directory, {"too long": 2}, [])
 
     def stop(self):
         self.stopped = True
@@ -135,7 +133,7 @@ def test_a_service_is_attacked_until_the_budget_is_spent(server, attack, tmp_pat
     assert found["diversity"]["unique_clusters"] == 1 and found["transforms"] == {}
     assert pq.read_table(tmp_path / "out" / "attacks.parquet").schema.names == ATTEMPTS.names[:-1]
     names = {path.name for path in (tmp_path / "out").iterdir()} - {".lock"}
-    assert names == {"attacks.parquet", "successes.jsonl", "summary.json", "config.yaml"}
+    assert names == {"attacks.parquet", "successes.jsonl", "summary.json", "config.yaml", "tensorboard"}
 
 
 def test_successes_are_an_evaluation_file(server, attack, tmp_path):

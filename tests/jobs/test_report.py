@@ -23,6 +23,7 @@ def entry(index, attacks):
         "round": index,
         "promoted": True,
         "reason": "first guard",
+        "transforms": None,
         "attacks": attacks,
         "sync": {"updates": 0, "probe_max_abs_logprob_diff": None, "weight_distance": None},
         "evaluation": {"validation": METRICS},
