@@ -60,14 +60,19 @@ class Outcome:
     """What a round of attacking brought.
 
     Attributes:
-        attempts: every attempt, a table of `ATTEMPTS`.
+        directory: of the round; holds every attempt.
         goals_left_out: how many goals could not be used, by reason.
         iterations: in order.
     """
 
-    attempts: pa.Table
+    directory: Path
     goals_left_out: dict[str, int]
     iterations: list[Iteration]
+
+    @property
+    def attempts(self) -> pa.Table:
+        """Every attempt, a table of `ATTEMPTS`: read anew, for they can be more than one likes to hold."""
+        return read_attempts(self.directory)
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of each phase, over the iterations."""
@@ -118,6 +123,8 @@ class Adversary:
         directory.mkdir(parents=True, exist_ok=True)
         algorithm = self.algorithm
 
+        wanted = updates or self.config.iterations
+
         def begin() -> list[Iteration]:
             algorithm.start_round(
                 round_index,
@@ -127,33 +134,45 @@ class Adversary:
                 target_version=guard_version,
                 attacker_version=f"{self.config.model.removeprefix('bundled:')}/round-{round_index:02d}",
                 earlier=[(category_of(r), r["style"], r["id"], r["text"]) for r in earlier],
+                iterations=wanted,
                 learn=learn,
                 done=len(_progress(directory)["iterations"]),
             )
-            return self.restore(directory) if (directory / _PROGRESS).exists() else []
+            if (directory / _PROGRESS).exists():
+                return self.restore(directory)
+            algorithm.weight_sync.send()  # an engine that died since the last round came back with the base's weights
+            if self.config.learners:
+                self._save(directory, [])  # what learners that replace dead ones begin with
+            return []
 
-        iterations = begin()
-        if self.config.learners and not iterations:
-            self._save(directory, iterations)  # what learners that replace dead ones begin with
+        iterations: list[Iteration] | None = None
         tries = 0
-        while len(iterations) < (updates or self.config.iterations):
+        while iterations is None or len(iterations) < wanted:
             try:
-                result = algorithm.train()
+                if iterations is None:
+                    iterations = begin()
+                    continue
+                iteration = self._iterate()
+                self._save(directory, [*iterations, iteration])
             except Exception as error:
                 tries += 1
                 if tries == _TRIES or not algorithm.replace_dead_learners():
                     raise
                 logger.warning("a learner died (%s); new ones run the iteration again", error)
-                iterations = begin()
+                iterations = None
                 continue
             tries = 0
-            terms = result.get("learners", {}).get("default_policy", {}) if algorithm.sync else {}
-            learner = {name: float(value) for name, value in terms.items() if isinstance(value, int | float)}
-            assert algorithm.summary is not None
-            iterations.append(Iteration(algorithm.summary, learner, algorithm.sync, algorithm.phase_seconds))
-            self._save(directory, iterations)
-            after_iteration(len(iterations), iterations[-1])
-        return Outcome(read_attempts(directory), algorithm.goals_left_out, iterations)
+            iterations.append(iteration)
+            after_iteration(len(iterations), iteration)
+        return Outcome(directory, algorithm.goals_left_out, iterations)
+
+    def _iterate(self) -> Iteration:
+        algorithm = self.algorithm
+        result = algorithm.train()
+        terms = result.get("learners", {}).get("default_policy", {}) if algorithm.sync else {}
+        learner = {name: float(value) for name, value in terms.items() if isinstance(value, int | float)}
+        assert algorithm.summary is not None
+        return Iteration(algorithm.summary, learner, algorithm.sync, algorithm.phase_seconds)
 
     def _save(self, directory: Path, iterations: Sequence[Iteration]) -> None:
         """Keep a checkpoint of the iteration that just ended; the one before it goes once this one is whole."""

@@ -1,6 +1,6 @@
 """Attempts on disk: every attack that was tried, as a record with what came of it; one file for each runner's share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from guardrail.records import SCHEMA, Record, from_table, write_table
+from guardrail.records import SCHEMA, Record, from_table, write_table, write_tables
 
 #: What an attempt is beside a record. `scores` has "guard" and "fluency" only where the attempt came so far: the target
 #: is asked about what passed the gate alone.
@@ -72,8 +72,24 @@ def float_lists(matrix: np.ndarray) -> pa.Array:
 
 def read_attempts(directory: Path) -> pa.Table:
     """Return the attempts that the iterations of a round have written so far, a table of `ATTEMPTS`."""
-    files = sorted(directory.glob("iteration-*.parquet"))
-    return pa.concat_tables([pq.read_table(file, schema=ATTEMPTS) for file in files] or [ATTEMPTS.empty_table()])
+    return pa.concat_tables([*_shares(directory), ATTEMPTS.empty_table()])
+
+
+def read_successes(directory: Path) -> pa.Table:
+    """Return the successes among them, and never hold more of the others than a share."""
+    tables = (table.filter(table["success"]) for table in _shares(directory))
+    return pa.concat_tables([*tables, ATTEMPTS.empty_table()])
+
+
+def merge_attempts(directory: Path, output: Path) -> None:
+    """Write the attempts of a round, without their embeddings, to one file, a share at a time."""
+    schema = pa.schema([field for field in ATTEMPTS if field.name != "embedding"])
+    write_tables((table.select(schema.names) for table in _shares(directory)), schema, output)
+
+
+def _shares(directory: Path) -> Iterator[pa.Table]:
+    for file in sorted(directory.glob("iteration-*.parquet")):
+        yield pq.read_table(file, schema=ATTEMPTS)
 
 
 def forget_attempts(directory: Path, first: int) -> None:
@@ -84,7 +100,7 @@ def forget_attempts(directory: Path, first: int) -> None:
 
 
 def successes_of(attempts: pa.Table) -> list[Record]:
-    """Return the valid successes among attempts, as records with a `style`, each text once."""
+    """Return the successes among attempts, as records with a `style`, each text once."""
     table = attempts.filter(attempts["success"])
     styles = table["style"].to_pylist()
     found: dict[str, Record] = {}

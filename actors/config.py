@@ -89,11 +89,13 @@ class AdversaryConfig(_Settings):
     )
     lora_rank: int = Field(0, ge=0, description="train low-rank adapters on these layers instead; 0: their weights")
     learning_rate: float = Field(3e-5, gt=0, description="AdamW")
-    warmup_iterations: int = Field(1, ge=0, description="over which the learning rate rises from nothing")
+    warmup_iterations: int = Field(1, ge=0, description="over which the learning rate rises from a tenth")
     grad_clip: float = Field(1.0, gt=0, description="global norm")
-    minibatch: int = Field(4, ge=1, description="groups that a learner computes at once")
+    minibatch: int = Field(4, ge=1, description="groups that are computed at once, by all learners together")
     accumulate: int = Field(1, ge=1, description="minibatches per optimiser step")
-    generate_ahead: bool = Field(False, description="generate while learners update, with weights one version old")
+    generate_ahead: bool = Field(
+        False, description="generate while learners update, with weights one version old (but after a restore)"
+    )
     benign_share: float = Field(0.3, ge=0, le=1, description="share of goals that are benign look-alikes to over-block")
     archive_per_cell: int = Field(40, ge=1, description="successes kept for each category and style")
     gate: GateConfig = GateConfig()
@@ -103,3 +105,9 @@ class AdversaryConfig(_Settings):
     kv_cache_gib: int = Field(1, ge=1, description="the engines' key-value cache on a CPU")
     gpu_memory: float = Field(0.5, gt=0, le=1, description="share of an accelerator's memory an engine takes")
     max_probe_difference: float = Field(1e-3, gt=0, description="largest |logprob difference| a weight sync may leave")
+
+    @model_validator(mode="after")
+    def _learners_share_minibatches(self) -> "AdversaryConfig":
+        if self.minibatch % max(1, self.learners):
+            raise ValueError(f"minibatch ({self.minibatch}) must be a multiple of learners ({self.learners})")
+        return self

@@ -1,7 +1,7 @@
 """GRPO as an RLlib algorithm: vLLM env runners sample groups, rewards are relative to the group, learners update.
 
 One iteration reads top to bottom in `GRPO.training_step`. The driver draws what is asked and passes references on:
-rollouts go from the runners to the reward worker, batches from there to the learners.
+rollouts go from the runners to reward workers, batches from there to the learners.
 """
 
 import contextlib
@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from transformers import AutoTokenizer
 
 from actors.archive import category_of
@@ -35,6 +35,7 @@ from actors.module import CausalLMModule
 from actors.reward_worker import RewardWorker, RoundSetup
 from actors.styles import chosen
 from actors.summary import Summary
+from actors.weight_sync import WeightSync
 from cluster.resources import ResourcePlan, num_scorers
 from guardrail.models import resolve
 from guardrail.records import Record
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 _PROBE = "The quick brown fox jumps over the lazy dog, and nobody asks why it would."
 _RUNNER_TIMEOUT_SECONDS = 600.0
+_ANSWER_TIMEOUT_SECONDS = 60.0
 _TRIES = 3
 
 
@@ -69,7 +71,7 @@ class GRPOConfig(AlgorithmConfig):
         config.objective = adversary.objective
         samples = adversary.groups * adversary.group_size
         config.warmup_samples = adversary.warmup_iterations * samples
-        config.rows, config.accumulate = adversary.minibatch, adversary.accumulate
+        config.rows, config.accumulate = adversary.minibatch // max(1, adversary.learners), adversary.accumulate
         config.group_size = adversary.group_size
         config.max_new_tokens = adversary.max_new_tokens
         config.scorer_cpus = plan.scorer_cpus
@@ -112,10 +114,6 @@ class GRPOConfig(AlgorithmConfig):
         return GRPOLearner
 
 
-class WeightSyncError(RuntimeError):
-    """The engines' log-probabilities differ from the learner's after weights were sent."""
-
-
 class GRPO(Algorithm):
     """Attackers that learn what the guard gets wrong.
 
@@ -129,7 +127,7 @@ class GRPO(Algorithm):
         return GRPOConfig()
 
     def setup(self, config: GRPOConfig) -> None:
-        """Start RLlib's runners and learners, and the judges."""
+        """Start RLlib's runners and learners, the scorers and the judges."""
         adversary = self.config.adversary
         self.sync: dict[str, float] = {}
         self.phase_seconds: dict[str, float] = {}
@@ -161,10 +159,14 @@ class GRPO(Algorithm):
             for number in range(num_scorers(adversary.env_runners))
         ]
         super().setup(config)
-        # What keeps a worker from starting is said here, not taken for a death later.
-        ray.get([worker.__ray_ready__.remote() for worker in self._workers])
+        # What keeps one from starting is said here, not taken for a death later.
+        try:
+            ray.get([actor.__ray_ready__.remote() for actor in (*self._workers, *self._judges)])
+        except RayActorError as error:
+            raise ValueError(f"a scorer or judge cannot start: {str(error).strip().splitlines()[-1]}") from error
         self._tokenizer = AutoTokenizer.from_pretrained(resolve(adversary.model))
-        self._probe_ids = [self._tokens(_PROBE), self._tokens(self.styles[0].prompt(_PROBE))]
+        probe_ids = [self._tokens(_PROBE), self._tokens(self.styles[0].prompt(_PROBE))]
+        self.weight_sync = WeightSync(self, probe_ids, adversary.max_probe_difference, _RUNNER_TIMEOUT_SECONDS)
 
     def _tokens(self, text: str) -> list[int]:
         return self._tokenizer(text)["input_ids"]
@@ -179,6 +181,7 @@ class GRPO(Algorithm):
         target_version: str = "",
         attacker_version: str = "",
         earlier: Sequence[tuple[str, str, str, str]] = (),
+        iterations: int,
         learn: bool = True,
         done: int = 0,
     ) -> None:
@@ -191,6 +194,7 @@ class GRPO(Algorithm):
             directory: where attempts and the archive are written; all nodes see it.
             target_version, attacker_version: names that the records of attempts get.
             earlier: (category, style, id, text) of earlier successes, for novelty.
+            iterations: of the round.
             learn: whether attempts change policy and curriculum; if not, they measure them.
             done: iterations of the round that a checkpoint holds, which is restored next.
 
@@ -205,14 +209,15 @@ class GRPO(Algorithm):
             adversary.max_prompt_tokens,
             adversary.benign_share,
         )
-        forget_attempts(Path(directory), done)
+        self._directory = Path(directory)
+        forget_attempts(self._directory, done)
         self._round_index = round_index
         setup = RoundSetup(
             round_index, self._goals.records, target, target_version, attacker_version, directory, list(earlier)
         )
         self._setup = [ray.put(setup)]  # the goals travel once, however many workers and calls there are
         self._archived = self._workers[0].archived.remote(self._setup, done)
-        self._learn, self._iteration_in_round = learn, done
+        self._learn, self._iterations, self._iteration_in_round = learn, iterations, done
         if learn:
             self.curriculum.new_guard()
         self._ahead = None
@@ -232,10 +237,11 @@ class GRPO(Algorithm):
             for (category, style), (attempts, successes) in summary.cells.items():
                 self.curriculum.record(category, style, attempts, successes)
         self._iteration_in_round += 1
-        self._ahead = self._ask() if self.config.adversary.generate_ahead else None
+        more = self._iteration_in_round < self._iterations
+        self._ahead = self._ask() if more and self.config.adversary.generate_ahead else None
         if self._learn and summary.learnable:
             self._timed("update", lambda: self._update(batches))
-            self.sync = self._timed("sync", self._send_and_probe)
+            self.sync = self._timed("sync", self.weight_sync.send)
         self.summary = summary
 
     def _seed(self) -> int:
@@ -266,7 +272,7 @@ class GRPO(Algorithm):
         runners = group.healthy_env_runner_ids()
         shares = [list(tasks[i :: len(runners)]) for i in range(len(runners))]
         started = {
-            runner: (share, group._worker_manager.actors()[runner].sample.remote(tasks=share, seed=seed + i))
+            runner: (share, group._worker_manager.actors()[runner].sample.remote(tasks=share, seed=seed * 1000 + i))
             for i, (runner, share) in enumerate(zip(runners, shares, strict=True))
             if share
         }
@@ -289,6 +295,7 @@ class GRPO(Algorithm):
                     return self._timed("score", lambda scored=scored: self._finish(scored))
             except ObjectLostError as error:
                 logger.warning("a node died with what it held (%s); the iteration is run again", error)
+                forget_attempts(self._directory, self._iteration_in_round)  # shares may be dealt out otherwise
                 self._archived = self._workers[0].archived.remote(self._setup, self._iteration_in_round)
             asked = self._send_tasks(asked.tasks, asked.seed)
         raise RuntimeError(f"actors died {_TRIES} times in a row; see their logs in the dashboard")
@@ -330,8 +337,7 @@ class GRPO(Algorithm):
             logger.warning("%d of %d attackers died; their tasks are lost", len(dead), len(scoring))
             for runner in dead:
                 self.env_runner_group._worker_manager.set_actor_state(runner, healthy=False)
-            self._wait_for_an_engine()
-            self._send_and_probe()
+            self.weight_sync.recover()
         return scored
 
     def _finish(self, shares: Sequence[ray.ObjectRef]) -> tuple[Summary, list[ray.ObjectRef]]:
@@ -342,67 +348,16 @@ class GRPO(Algorithm):
         )
         return ray.get(summary), batches
 
-    def _wait_for_an_engine(self) -> None:
-        deadline = time.monotonic() + _RUNNER_TIMEOUT_SECONDS
-        while not self.restore_env_runners(self.env_runner_group):
-            if self.env_runner_group.num_healthy_remote_env_runners():
-                return  # the dead one comes back on its own, and RLlib gives it weights when it does
-            if time.monotonic() > deadline:
-                raise RuntimeError("no attacker came back; see the log of VLLMEnvRunner in the dashboard")
-            time.sleep(1.0)
-
     def _update(self, batches: Sequence[ray.ObjectRef]) -> None:
         """Update the policy on a batch for each learner."""
         results = self.learner_group.update(
             batch_refs=list(batches),
             timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._samples},
             num_epochs=1,
-            minibatch_size=self.config.adversary.minibatch,
+            minibatch_size=self.config.rows,
         )
         self.metrics.aggregate(results, key="learners")
         self._weights_version += 1
-
-    def _send_and_probe(self) -> dict[str, float]:
-        """Send the weights and check by fixed token ids that the engines compute what the learner computes.
-
-        Returns:
-            The largest difference of a log-probability, and the distance of the weights from those at the start.
-
-        Raises:
-            WeightSyncError: the difference is more than `max_probe_difference`.
-            RuntimeError: engines die again and again.
-        """
-        expected = self.learner_group.foreach_learner(lambda learner, ids=self._probe_ids: learner.probe(ids))
-        learner_logprobs, distance = expected.result_or_errors[0].get()
-        for _ in range(_TRIES):
-            self._send_weights()
-            answers = self.env_runner_group.foreach_env_runner(
-                "probe", kwargs={"token_ids": self._probe_ids}, local_env_runner=False
-            )
-            if answers:
-                break
-            self._wait_for_an_engine()
-        else:
-            raise RuntimeError(f"attackers died at {_TRIES} weight syncs in a row; see their log in the dashboard")
-        difference = max(
-            float(np.abs(mine - theirs).max())
-            for answer in answers
-            for mine, theirs in zip(learner_logprobs, answer, strict=True)
-        )
-        if not difference <= self.config.adversary.max_probe_difference:  # NaN is not
-            raise WeightSyncError(
-                f"after a weight sync the engines' logprobs differ from the learner's by {difference:.2g}"
-            )
-        return {"probe_max_abs_logprob_diff": difference, "weight_distance": distance}
-
-    def _send_weights(self) -> None:
-        # Not `sync_weights`: it drops what it sends while an earlier state is under way, and says nothing.
-        components = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
-        state = self.learner_group.get_state(components=components, inference_only=True)[COMPONENT_LEARNER]
-        weights = ray.put({key: state[key] for key in (COMPONENT_RL_MODULE, WEIGHTS_SEQ_NO)})
-        self.env_runner_group.foreach_env_runner(
-            "set_state", kwargs={"state": weights}, local_env_runner=False, timeout_seconds=_RUNNER_TIMEOUT_SECONDS
-        )
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return RLlib's state and the adversary's own; with it the next step is the one there would have been."""
@@ -419,7 +374,7 @@ class GRPO(Algorithm):
 
     def restored(self) -> None:
         """Give the engines the weights of a checkpoint that was just restored."""
-        self._send_and_probe()
+        self.weight_sync.send()
 
     def replace_dead_learners(self) -> bool:
         """Build new learners if one of them died, to be given a checkpoint's weights; return whether one had."""
@@ -436,7 +391,7 @@ class GRPO(Algorithm):
         return True
 
     def cleanup(self) -> None:
-        """Stop runners, learners, the reward worker and the judges."""
+        """Stop runners, learners, reward workers and judges."""
         super().cleanup()
         for actor in (*self._workers, *self._judges):
             ray.kill(actor)
@@ -457,7 +412,9 @@ class _Asked:
 
 def _died(actor: Any) -> bool:
     try:
-        ray.get(actor.__ray_ready__.remote())
+        ray.get(actor.__ray_ready__.remote(), timeout=_ANSWER_TIMEOUT_SECONDS)
     except RayActorError:
         return True
+    except GetTimeoutError:
+        pass  # it lives, and waits for one that does not
     return False

@@ -95,9 +95,9 @@ class GRPOLearner(TorchLearner):
             max_new_tokens=config.max_new_tokens,
             objective=config.objective,
         )
-        values = terms.logged(mask) | {"entropy": fwd_out["entropy"].sum() / mask.sum().clamp(min=1)}
-        for name, value in values.items():
-            self.metrics.log_value((module_id, name), value.item(), reduce="mean")
+        if mask.any():  # rows that fill up a batch have nothing to log
+            for name, value in (terms.logged(mask) | {"entropy": fwd_out["entropy"].sum() / mask.sum()}).items():
+                self.metrics.log_value((module_id, name), value.item(), reduce="mean")
         return terms.loss
 
     @torch.no_grad()

@@ -42,7 +42,7 @@ class RoundSetup:
         index: of the round.
         goals: records to attack with.
         target: guard directory or moderation URL.
-        target_version: name that records of attempts give it.
+        target_version, attacker_version: names that records of attempts give guard and attacker.
         directory: where attempts and archive are written.
         earlier: (category, style, id, text) of successes of earlier rounds.
     """
@@ -208,7 +208,7 @@ class RewardWorker:
             Find(ids[i], category_of(goals[i]), styles[i].name, attacks[i], meaning.embeddings[i])
             for i in np.flatnonzero(success)
         ]
-        return len(tasks), Share(rows, finds, _tally(tasks, goals, rollouts, reasons, parts, reward, success))
+        return len(tasks), Share(rows, finds, _tally(tasks, goals, rollouts, reasons, parts, fluency, reward, success))
 
     def _gated(self, attempts: Sequence[Attempt], withheld: Sequence[bool]) -> list[str | None]:
         gate, model = self.config.gate, self.scorer.intent
@@ -298,7 +298,7 @@ class RewardWorker:
         batches = train_batches(
             [rows[group] for group in sorted(rows)],
             learners=learners,
-            multiple=self.config.minibatch * self.config.accumulate,
+            multiple=self.config.minibatch // learners * self.config.accumulate,
         )
         categories = sorted({category_of(goal) for goal in round_.goals})
         summary = Summary.of(
@@ -328,6 +328,7 @@ def _tally(
     rollouts: Sequence[Rollout],
     reasons: Sequence[str | None],
     parts: rewards.RewardParts,
+    fluency: np.ndarray,
     reward: np.ndarray,
     success: np.ndarray,
 ) -> Tally:
@@ -335,6 +336,7 @@ def _tally(
         attempts=len(rollouts),
         valid=int(parts.kept.sum()),
         successes=int(success.sum()),
+        read=int(np.isfinite(fluency).sum()),
         tokens=sum(len(rollout.completion.token_ids) for rollout in rollouts),
         rejected=Counter(reason for reason in reasons if reason),
         versions=sum(rollout.weights_version for rollout in rollouts),
@@ -342,7 +344,8 @@ def _tally(
     size = len(rollouts) // len(tasks)
     for task, goal, succeeded in zip(tasks, goals[::size], success.reshape(-1, size).sum(axis=1), strict=True):
         tally.add_to_cell((category_of(goal), task.style), size, int(succeeded))
+    measured = {"fluency": np.nan_to_num(fluency, nan=0.0, neginf=0.0), "reward": reward}
     for name in PARTS:
-        values = reward if name == "reward" else getattr(parts, name)
+        values = measured[name] if name in measured else getattr(parts, name)
         tally.sums[name] = float(values.sum())
     return tally

@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-#: The parts of the reward that are logged; evasion and novelty are over the kept attempts, the others over all.
-PARTS = ("kept", "evasion", "intent", "similarity", "novelty", "reward")
+#: What is logged of the reward: its parts, fluency, which only gates, and the whole. Evasion and novelty are over the
+#: kept attempts, fluency (Min-K, a log-probability) over those it was measured of, the others over all.
+PARTS = ("kept", "evasion", "intent", "similarity", "novelty", "fluency", "reward")
 
 
 @dataclasses.dataclass
@@ -15,6 +16,7 @@ class Tally:
 
     Attributes:
         attempts, valid, successes: counts.
+        read: attempts whose fluency was measured.
         tokens: generated.
         rejected: count by reason.
         cells: (category, style) to [attempts, successes].
@@ -25,6 +27,7 @@ class Tally:
     attempts: int = 0
     valid: int = 0
     successes: int = 0
+    read: int = 0
     tokens: int = 0
     rejected: Counter[str] = dataclasses.field(default_factory=Counter)
     cells: dict[tuple[str, str], list[int]] = dataclasses.field(default_factory=dict)
@@ -33,7 +36,7 @@ class Tally:
 
     def add(self, other: "Tally") -> None:
         """Count what another tally counted, too."""
-        for name in ("attempts", "valid", "successes", "tokens", "versions"):
+        for name in ("attempts", "valid", "successes", "read", "tokens", "versions"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.rejected.update(other.rejected)
         for name in PARTS:
@@ -84,7 +87,8 @@ class Summary:
         total = Tally()
         for tally in tallies:
             total.add(tally)
-        over = dict.fromkeys(PARTS, total.attempts) | {"evasion": total.valid}
+        over = dict.fromkeys(PARTS, total.attempts)
+        over |= {"evasion": total.valid, "novelty": total.valid, "fluency": total.read}
         return cls(
             attempts=total.attempts,
             valid=total.valid,

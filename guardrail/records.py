@@ -103,10 +103,17 @@ def from_table(table: pa.Table) -> list[Record]:
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Write parquet so that `path` is either the old file or the whole new one, whatever kills the writer."""
+    write_tables([table], table.schema, path)
+
+
+def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
+    """Write tables to one parquet file, one after the other, as `write_table` does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        pq.write_table(table, partial, use_dictionary=False)  # texts and vectors repeat little
+        with pq.ParquetWriter(partial, schema, use_dictionary=False) as writer:  # texts and vectors repeat little
+            for table in tables:
+                writer.write_table(table)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

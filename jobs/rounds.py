@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from torch.utils.tensorboard import SummaryWriter
 
 from actors.adversary import Adversary, Iteration, forget_checkpoints
-from actors.attempts import ATTEMPTS, successes_of
+from actors.attempts import merge_attempts, read_successes, successes_of
 from actors.synthesizer import synthesize
 from cluster.observability import record, record_iteration
 from cluster.resources import ResourcePlan
@@ -23,7 +23,7 @@ from guardrail.datasets import EvaluationItem, evaluation_texts, load_evaluation
 from guardrail.diversity import diversity
 from guardrail.evaluation import evaluate_set, misjudged, success_rate
 from guardrail.guard import Guard, GuardCard
-from guardrail.records import Record, read_records, write_records, write_table
+from guardrail.records import Record, read_records, write_records
 from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, generation_seeds, load_or_embedded, split_by_seed
 from guardrail.text import joined
 from guardrail.training import fine_tune
@@ -138,7 +138,7 @@ class Rounds:
         return texts
 
     def attack(self, round_index: int) -> dict[str, Any]:
-        """Attack the guard in use, with attackers that learn and with transforms that do not; keep every attempt."""
+        """Attack the guard in use, with attackers that learn and with transforms that do not."""
         adversary = self._adversary_at(round_index)
         guard = self.guard_in_use(round_index)
         card = GuardCard.read(guard)
@@ -152,21 +152,20 @@ class Rounds:
                 guard_version=f"{card.version}@{card.digest}",
                 earlier=self.stored_attacks(range(1, round_index)),
             )
-        kept_columns = [name for name in ATTEMPTS.names if name != "embedding"]
-        write_table(outcome.attempts.select(kept_columns), self.run.round(round_index) / "attacks.parquet")
-        written, missed = self._transform(round_index, guard)
-        successes = outcome.attempts.filter(outcome.attempts["success"])
+        merge_attempts(outcome.directory, self.run.round(round_index) / "attacks.parquet")
+        transforms = self._transform(round_index, guard)
+        successes = read_successes(outcome.directory)
         embeddings = np.array(successes["embedding"].to_pylist(), dtype=np.float32)
         summaries = [each.summary for each in outcome.iterations]
         if round_index > 2:  # a killed round starts from the one before it
             forget_checkpoints(self._attacker(round_index - 2))
         return {
             "tokens": sum(each.tokens for each in summaries),
-            "attempts": outcome.attempts.num_rows,
+            "attempts": sum(each.attempts for each in summaries),
             "goals_left_out": outcome.goals_left_out,
             "valid": sum(each.valid for each in summaries),
             "successes": successes.num_rows,
-            "transforms": {"tried": written, "misjudged": missed},
+            "transforms": transforms,
             "parts": outcome.seconds(),
             "iterations": [each.as_json() for each in outcome.iterations],
             "archive": summaries[-1].archive,
@@ -174,15 +173,15 @@ class Rounds:
             "diversity": diversity(successes["text"].to_pylist(), embeddings),
         }
 
-    def _transform(self, round_index: int, guard: Path) -> tuple[int, int]:
-        """Have transforms write seeds of both labels; keep what the guard gets wrong. Return how many, and how many."""
+    def _transform(self, round_index: int, path: Path) -> dict[str, int]:
+        """Have transforms write seeds of both labels, keep what the guard gets wrong, and return the counts."""
         seeds = generation_seeds(self.split(TRAIN))
         written = drawn(seeds, self.settings.transforms, self.settings.seed * 1000 + round_index)
-        missed = misjudged(Guard.from_pretrained(guard), written)
-        write_records(
-            [{**record, "round": round_index} for record in missed], self.run.round(round_index) / "transformed.parquet"
-        )
-        return len(written), len(missed)
+        guard = Guard.from_pretrained(path)
+        origin = {"round": round_index, "guard_version": f"{guard.card.version}@{guard.card.digest}"}
+        missed = [{**record, **origin} for record in misjudged(guard, written)]
+        write_records(missed, self.run.round(round_index) / "transformed.parquet")
+        return {"tried": len(written), "misjudged": len(missed)}
 
     def _show_iteration(self, round_index: int, board: SummaryWriter, done: int, iteration: Iteration) -> None:
         """Show how an iteration went, to the person at the terminal and in Ray's metrics."""

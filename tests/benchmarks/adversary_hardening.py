@@ -33,7 +33,7 @@ from guardrail.models import cache_dir
 from guardrail.records import Record, from_table
 from guardrail.seeds import generation_seeds
 from guardrail.transforms import TRANSFORMS, drawn, transformed
-from tests.benchmarks.adversary_learning import parts, plan, print_figures, show, train
+from tests.benchmarks.adversary_learning import begun, parts, plan, print_figures, show, train
 
 #: Styles that only the fresh attackers use.
 LEFT_OUT = ("casual", "academic_question", "translated", "authority", "splitting")
@@ -165,6 +165,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--groups", type=int, default=32)
     parser.add_argument("--dir", type=Path, default=cache_dir() / "benchmarks" / "adversary_hardening")
     options = parser.parse_args(arguments)
+    begun(options, parser)
     results = []
     with connect():
         seeds = parts()

@@ -210,6 +210,16 @@ def write_successes(outcome: Outcome, goals: dict[str, Record], path: Path) -> N
     path.write_text("\n".join(lines) + "\n")
 
 
+def begun(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Keep the options beside the results; end with an error where those in `--dir` are of others."""
+    given = {key: value for key, value in vars(options).items() if key not in ("seeds", "dir", "data_dir")}
+    path = options.dir / "options.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and (before := json.loads(path.read_text())) != given:
+        parser.error(f"{options.dir} holds results of {before}; give another --dir")
+    path.write_text(json.dumps(given))
+
+
 def print_figures(results: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
     """Print mean and standard deviation of figures over the random seeds, and the means as JSON in the last line."""
     print(f"\n{'':<34}{'mean':>8}{'std':>8}")
@@ -232,6 +242,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--objective", choices=OBJECTIVES, default="grpo")
     parser.add_argument("--dir", type=Path, default=cache_dir() / "benchmarks" / "adversary_learning")
     options = parser.parse_args(arguments)
+    begun(options, parser)
     results = []
     with connect():
         seeds = parts()

@@ -205,7 +205,7 @@ def started(runners: int) -> Iterator[GRPO]:
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(grpo, "RewardWorker", TimedRewardWorker):
         algorithm = config.build_algo()
         try:
-            algorithm.start_round(1, embedded_seeds(), "no target", folder)
+            algorithm.start_round(1, embedded_seeds(), "no target", folder, iterations=1000)
             yield algorithm
         finally:
             algorithm.stop()

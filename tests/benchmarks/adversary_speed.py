@@ -77,7 +77,7 @@ class Ours:
         plan = plan_for_cluster(num_env_runners=1, num_learners=0, num_guard_workers=1)
         self.adversary = Adversary(config, plan, seed=0)
         self.algorithm = self.adversary.algorithm
-        self.algorithm.start_round(1, embedded_seeds(), str(guard), str(directory))
+        self.algorithm.start_round(1, embedded_seeds(), str(guard), str(directory), iterations=1000)
         self._on_runner(remember_requests)
 
     def _on_runner(self, function: Any) -> Any:

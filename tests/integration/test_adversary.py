@@ -12,7 +12,7 @@ import torch
 
 from actors.adversary import Adversary
 from actors.attempts import successes_of
-from actors.grpo import WeightSyncError
+from actors.weight_sync import WeightSyncError
 from cluster.resources import plan_for_cluster
 from guardrail.records import make_record
 from tests import tiny_adversary
@@ -143,8 +143,8 @@ def test_a_round_that_only_measures_changes_nothing(adversary, attack, outcome):
 def difference_without_sending(adversary):
     """What the probe finds of the weights that the engines have as it is."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adversary.algorithm, "_send_weights", lambda: None)
-        return adversary.algorithm._send_and_probe()["probe_max_abs_logprob_diff"]
+        patch.setattr(adversary.algorithm.weight_sync, "_send_weights", lambda: None)
+        return adversary.algorithm.weight_sync.send()["probe_max_abs_logprob_diff"]
 
 
 def test_a_wrong_weight_in_the_engine_is_noticed(adversary, outcome):
@@ -153,7 +153,7 @@ def test_a_wrong_weight_in_the_engine_is_noticed(adversary, outcome):
     group.foreach_env_runner(lambda runner: runner.engine.load_weights(wrong), local_env_runner=False)
     with pytest.raises(WeightSyncError, match="differ from the learner's"):
         difference_without_sending(adversary)
-    assert adversary.algorithm._send_and_probe()["probe_max_abs_logprob_diff"] < 1e-3
+    assert adversary.algorithm.weight_sync.send()["probe_max_abs_logprob_diff"] < 1e-3
 
 
 def kill_attacker(adversary):
@@ -166,7 +166,7 @@ def test_a_killed_attacker_comes_back_with_the_learners_weights(adversary, attac
     after = attack(2, after=lambda done, iteration: kill_attacker(adversary))
     assert after.attempts.num_rows == config.iterations * config.groups * config.group_size
     assert all(syncs(after))
-    assert adversary.algorithm._send_and_probe()["weight_distance"] > 0  # it was killed after its last sync
+    assert adversary.algorithm.weight_sync.send()["weight_distance"] > 0  # it was killed after its last sync
     assert difference_without_sending(adversary) < 1e-3
 
 

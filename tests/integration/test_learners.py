@@ -19,7 +19,7 @@ def attack(ray_cluster, tmp_path_factory):
     settings = tiny_settings(tmp_path_factory.mktemp("llama")).model_copy(update={"groups": 8})
     guard = tiny_guard(tmp_path_factory.mktemp("guard") / "guard")
 
-    def start(after=lambda adversary, done: None, learners=2, updates=2, **options):
+    def start(disturb=lambda adversary: lambda done, iteration: None, learners=2, updates=3, **options):
         config = settings.model_copy(update={"learners": learners, **options})
         plan = plan_for_cluster(num_env_runners=1, num_learners=learners, num_guard_workers=1)
         adversary = Adversary(config, plan, seed=1)
@@ -29,7 +29,7 @@ def attack(ray_cluster, tmp_path_factory):
                 GOALS,
                 str(guard),
                 tmp_path_factory.mktemp("round"),
-                lambda done, iteration: after(adversary, done),
+                disturb(adversary),
                 updates=updates,
             )
             return outcome, weights(adversary)
@@ -63,20 +63,39 @@ def test_learners_stay_the_same_and_the_engine_with_them(undisturbed):
         assert iteration.sync["probe_max_abs_logprob_diff"] < 1e-3 and iteration.sync["weight_distance"] > 0
 
 
-def test_a_killed_learner_is_replaced_and_the_iteration_run_again(attack, undisturbed, caplog):
-    def kill(adversary, done):
-        if done == 1:
-            pids = adversary.algorithm.learner_group.foreach_learner(lambda learner: os.getpid())
-            psutil.Process(next(iter(pids)).get()).send_signal(signal.SIGKILL)
+def kill_learner(adversary):
+    pids = adversary.algorithm.learner_group.foreach_learner(lambda learner: os.getpid())
+    psutil.Process(next(iter(pids)).get()).send_signal(signal.SIGKILL)
 
-    outcome, (first, second) = attack(kill)
-    assert "a learner died" in caplog.text
-    assert len(outcome.iterations) == 2 and outcome.attempts.equals(undisturbed[0].attempts)
+
+def test_killed_learners_are_replaced_and_their_iterations_run_again(attack, undisturbed, caplog):
+    def disturb(adversary):
+        save, saved = adversary._save, []
+
+        def killed_before_its_checkpoint(directory, iterations):
+            saved.append(len(iterations))
+            if saved.count(2) == 1 and saved[-1] == 2:
+                kill_learner(adversary)
+            save(directory, iterations)
+
+        adversary._save = killed_before_its_checkpoint
+        # ... and one before the second update.
+        return lambda done, iteration: kill_learner(adversary) if done == 1 else None
+
+    outcome, (first, second) = attack(disturb)
+    assert caplog.text.count("a learner died") == 2
+    assert len(outcome.iterations) == 3 and outcome.attempts.equals(undisturbed[0].attempts)
     assert equal(first, second) and equal(first, undisturbed[1][0], tolerance=1e-6)
 
 
+def test_how_many_learners_share_an_update_changes_nothing(attack, undisturbed):
+    outcome, (alone,) = attack(learners=0)
+    assert outcome.attempts.equals(undisturbed[0].attempts)
+    assert equal(alone, undisturbed[1][0], tolerance=1e-5)
+
+
 def test_generating_ahead_is_one_version_behind_and_says_so(attack):
-    outcome, _ = attack(learners=0, updates=3, generate_ahead=True)
+    outcome, _ = attack(learners=0, generate_ahead=True)
     assert [each.summary.staleness for each in outcome.iterations] == [0, 1, 1]
     assert all(each.sync["probe_max_abs_logprob_diff"] < 1e-3 for each in outcome.iterations)
     distances = [each.sync["weight_distance"] for each in outcome.iterations]

@@ -75,7 +75,7 @@ def test_what_must_not_be_trained_on_is_not(finished_loop):
 def test_what_transforms_get_past_the_guard_is_trained_on(finished_loop):
     facts = json.loads((finished_loop / "manifest.json").read_text())["phases"]["01/attack"]["transforms"]
     found = read_records(finished_loop / "rounds/01/transformed.parquet")
-    assert facts == {"tried": 40, "misjudged": len(found)} and found
+    assert 20 < facts["tried"] <= 40 and facts["misjudged"] == len(found) > 0
     first = Guard.from_pretrained(finished_loop / "rounds/00/guard")
     assert success_rate(first, found) == 1 and {record["round"] for record in found} == {1}
     trained = {r["id"] for r in read_records(finished_loop / "rounds/01/training.parquet")}
