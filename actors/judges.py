@@ -6,16 +6,20 @@ answers that contradict themselves are none. A refusal read as "unsafe" would pa
 """
 
 import dataclasses
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import ray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from actors.engine import Completion, Engine
 from guardrail.models import resolve
 from guardrail.refusals import is_refusal
 from guardrail.rows import did_you_mean
+
+logger = logging.getLogger(__name__)
 
 #: True: unsafe, False: safe, None: no vote.
 Vote = bool | None
@@ -70,6 +74,8 @@ class Judge:
     """
 
     def __init__(self, model: str, format: str, *, kv_cache_gib: int, gpu_memory: float, max_tokens: int) -> None:
+        if ray.is_initialized() and ray.get_runtime_context().was_current_actor_reconstructed:
+            logger.warning("a judge died and was restarted; it is asked again")
         self.format = judge_format(format)
         self.engine = Engine(resolve(model), max_tokens=max_tokens, gpu_memory=gpu_memory, kv_cache_gib=kv_cache_gib)
         self.longest_prompt = max_tokens - self.format.max_new_tokens

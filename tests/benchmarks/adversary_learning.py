@@ -136,6 +136,7 @@ def figures(outcome: Outcome, goals: dict[str, Record], check: IndependentCheck 
         "attempts": attempts,
         "valid": valid,
         "successes": len(rows),
+        "distinct_successes": len({row["id"] for row in rows}),
         "yield": len(rows) / attempts,
         "success_rate": len(rows) / max(1, valid),
         "unique_clusters": unique_clusters(embeddings),
@@ -188,6 +189,7 @@ def run_seed(seed: int, directory: Path, guard: Path, seeds: dict[str, list[Reco
         "untrained": before,
         "trained": after,
         "yield_ratio": after["yield"] / max(before["yield"], 1e-9),
+        "distinct_ratio": after["distinct_successes"] / max(before["distinct_successes"], 1),
         "success_rate_ratio": after["success_rate"] / max(before["success_rate"], 1e-9),
         "unique_clusters_ratio": after["unique_clusters"] / max(before["unique_clusters"], 1),
         "label_kept_independent": after["label"]["kept"] if check else None,
@@ -256,7 +258,7 @@ def main(arguments: Sequence[str]) -> None:
                 saved.write_text(json.dumps(result, indent=2))
             results.append(json.loads(saved.read_text()))
             print(f"seed {seed}: {json.dumps(results[-1])}", flush=True)
-    names = ("yield_ratio", "success_rate_ratio", "label_kept_independent", "unique_clusters_ratio")
+    names = ("yield_ratio", "distinct_ratio", "success_rate_ratio", "label_kept_independent", "unique_clusters_ratio")
     print_figures(results, names)
 
 

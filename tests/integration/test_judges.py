@@ -1,10 +1,19 @@
 """Judges in a real vLLM engine. The model is random: what it says is garbage, and garbage is no vote."""
 
+import os
+import signal
+
 import numpy as np
+import psutil
+import pytest
 import ray
 
-from actors.judges import Judge
+from actors.adversary import Adversary
+from actors.judges import Judge, JudgeConfig
 from actors.reward_worker import RewardWorker
+from cluster.resources import plan_for_cluster
+from tests.tiny_adversary import GOALS, tiny_settings
+from tests.tiny_guard import tiny_guard
 
 
 def test_a_judge_that_talks_garbage_does_not_vote(ray_cluster, tiny_model):
@@ -37,3 +46,42 @@ def test_what_the_judges_do_not_vouch_for_is_rejected(ray_cluster):
     assert rejected(True, False) == ["judges", "judges", "echo"]  # a tie vouches for nothing
     assert rejected(None) == ["judges", "judges", "echo"]  # a refusal is no vote
     assert rejected() == [None, None, "echo"]
+
+
+@pytest.fixture
+def judged(ray_cluster, tiny_model, tmp_path):
+    """Return an adversary whose only judge has a window of so many tokens."""
+
+    def start(max_tokens):
+        judge = JudgeConfig(model=str(tiny_model), format="llama-guard", max_tokens=max_tokens)
+        settings = tiny_settings(tmp_path / "llama").model_copy(update={"judges": [judge]})
+        plan = plan_for_cluster(num_env_runners=1, num_learners=0, num_guard_workers=1, num_judges=1)
+        return Adversary(settings, plan, seed=1)
+
+    return start
+
+
+def test_a_judge_of_an_adversary_votes_and_is_restarted_when_it_is_killed(judged, tmp_path):
+    adversary = judged(1024)
+    (judge,) = adversary.algorithm._judges
+
+    def kill(done, iteration):
+        if done == 1:
+            pid = ray.get(judge.__ray_call__.remote(lambda judge: os.getpid()))
+            psutil.Process(pid).send_signal(signal.SIGKILL)
+
+    try:
+        guard = tiny_guard(tmp_path / "guard")
+        outcome = adversary.attack(1, GOALS, str(guard), tmp_path / "round", kill)
+    finally:
+        adversary.stop()
+    for iteration in outcome.iterations:
+        assert iteration.summary.valid == 0 and iteration.summary.rejected["judges"] > 0
+    assert len(outcome.iterations) == 2
+
+
+def test_a_judge_that_cannot_start_says_why(judged):
+    with pytest.raises(
+        ValueError, match="a scorer or judge cannot start: ValueError: judge .* leaves no room for a text"
+    ):
+        judged(64)
