@@ -50,10 +50,10 @@ def test_what_the_judges_do_not_vouch_for_is_rejected(ray_cluster):
 
 @pytest.fixture
 def judged(ray_cluster, tiny_model, tmp_path):
-    """Return an adversary whose only judge has a window of so many tokens."""
+    """Return an adversary with one judge, of a format and a window of so many tokens."""
 
-    def start(max_tokens):
-        judge = JudgeConfig(model=str(tiny_model), format="llama-guard", max_tokens=max_tokens)
+    def start(format, max_tokens):
+        judge = JudgeConfig(model=str(tiny_model), format=format, max_tokens=max_tokens)
         settings = tiny_settings(tmp_path / "llama").model_copy(update={"judges": [judge]})
         plan = plan_for_cluster(num_env_runners=1, num_learners=0, num_guard_workers=1, num_judges=1)
         return Adversary(settings, plan, seed=1)
@@ -62,7 +62,7 @@ def judged(ray_cluster, tiny_model, tmp_path):
 
 
 def test_a_judge_of_an_adversary_votes_and_is_restarted_when_it_is_killed(judged, tmp_path):
-    adversary = judged(1024)
+    adversary = judged("llama-guard", 1024)
     (judge,) = adversary.algorithm._judges
 
     def kill(done, iteration):
@@ -84,4 +84,4 @@ def test_a_judge_that_cannot_start_says_why(judged):
     with pytest.raises(
         ValueError, match="a scorer or judge cannot start: ValueError: judge .* leaves no room for a text"
     ):
-        judged(64)
+        judged("rubric", 64)
