@@ -122,7 +122,6 @@ class Adversary:
         directory = directory.resolve()  # actors have folders of their own
         directory.mkdir(parents=True, exist_ok=True)
         algorithm = self.algorithm
-
         wanted = updates or self.config.iterations
 
         def begin() -> list[Iteration]:
@@ -192,7 +191,7 @@ class Adversary:
         """Go on from the last iteration that a round left in its directory; return its iterations."""
         progress = _progress(directory)
         self.algorithm.restore_from_path(str((directory / progress["checkpoint"]).resolve()))
-        self.algorithm.restored()
+        self.algorithm.weight_sync.send()
         return [Iteration.from_json(each) for each in progress["iterations"]]
 
     def stop(self) -> None:

@@ -372,10 +372,6 @@ class GRPO(Algorithm):
             for name, value in own.items():
                 setattr(self, name, value)
 
-    def restored(self) -> None:
-        """Give the engines the weights of a checkpoint that was just restored."""
-        self.weight_sync.send()
-
     def replace_dead_learners(self) -> bool:
         """Build new learners if one of them died, to be given a checkpoint's weights; return whether one had."""
         group: Any = self.learner_group
