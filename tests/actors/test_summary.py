@@ -13,12 +13,13 @@ counts = st.integers(0, 20)
 def tallies(draw):
     valid = draw(counts)
     successes = draw(st.integers(0, valid))
-    rejected = Counter({"drift": draw(counts), "echo": draw(counts)})
+    rejected = Counter({"drift": draw(counts), "gibberish": draw(counts)})
     attempts = valid + rejected.total()
     return Tally(
         attempts=attempts,
         valid=valid,
         successes=successes,
+        read=valid + rejected["gibberish"],
         tokens=draw(counts),
         rejected=rejected,
         cells={("hate", "polite"): [attempts, successes]},
@@ -40,7 +41,10 @@ def test_a_summary_is_the_same_however_the_attempts_were_dealt_out(parts):
         assert total.staleness == 1 and total.cells == {("hate", "polite"): (total.attempts, total.successes)}
         assert total.parts["kept"] == sum(part.sums["kept"] for part in parts) / total.attempts
     if total.valid:
-        assert total.parts["evasion"] == sum(part.sums["evasion"] for part in parts) / total.valid
+        for name in ("evasion", "novelty"):
+            assert total.parts[name] == sum(part.sums[name] for part in parts) / total.valid
+    if read := total.valid + total.rejected.get("gibberish", 0):
+        assert total.parts["fluency"] == sum(part.sums["fluency"] for part in parts) / read
 
 
 @given(st.lists(tallies(), max_size=2))
