@@ -12,6 +12,7 @@ import torch
 
 from actors.adversary import Adversary
 from actors.attempts import successes_of
+from actors.summary import PARTS
 from actors.weight_sync import WeightSyncError
 from cluster.resources import plan_for_cluster
 from guardrail.records import make_record
@@ -75,7 +76,8 @@ def test_a_round_generates_learns_and_keeps_engine_and_learner_together(outcome,
     for iteration in outcome.iterations:
         assert {"kl", "entropy", "clipped_share", "ratio"} < set(iteration.learner)
         assert iteration.summary.tokens > 0 and iteration.summary.staleness == 0
-        assert set(iteration.summary.parts) == {"kept", "evasion", "intent", "similarity", "novelty", "reward"}
+        assert set(iteration.summary.parts) == set(PARTS)
+        assert iteration.summary.parts["fluency"] < 0  # a log-probability
         assert set(iteration.seconds) == {"generate", "score", "update", "sync"}
 
 

@@ -34,7 +34,7 @@ def records():
     ]
 
     def child(parent, text, **fields):
-        fields = {"unsafe": parent["unsafe"], "categories": parent["categories"], "method": "transform:swap", **fields}
+        fields = {"unsafe": parent["unsafe"], "categories": parent["categories"], "method": "swap", **fields}
         return make_record(text, source="mine", parent=parent, **fields)
 
     good = [child(parent, request(100 + i)) for i, parent in enumerate(seeds)]
@@ -48,7 +48,7 @@ def records():
         "decontamination": child(seeds[5], request(300)),
     }
     surplus = [child(seeds[6], request(400 + i), method="rl") for i in range(70)]
-    rolled = [child(seeds[8], request(500 + i), method="transform:roll") for i in range(10)]
+    rolled = [child(seeds[8], request(500 + i), method="roll") for i in range(10)]
     return seeds, good, bad, surplus + rolled
 
 
