@@ -43,8 +43,9 @@ def distance(one, other):
 
 def test_accumulated_minibatches_are_one_step(tiny_model):
     whole = updated(tiny_model, minibatch=4, accumulate=1)
-    assert distance(whole, updated(tiny_model, minibatch=1, accumulate=4)) < 1e-5
-    assert distance(whole, updated(tiny_model, minibatch=1, accumulate=1)) > 1e-4  # four steps are not one
+    # Adam's first step divides a gradient by its size: where it is next to nothing, rounding alone moves a weight.
+    assert distance(whole, updated(tiny_model, minibatch=1, accumulate=4)) < 1e-4
+    assert distance(whole, updated(tiny_model, minibatch=1, accumulate=1)) > 2e-4  # four steps are not one
 
 
 def test_the_importance_cap_bounds_what_the_engine_is_off_by(tiny_model):
