@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from guardrail.records import SCHEMA, Record, from_table, write_table, write_tables
 
 #: What an attempt is beside a record. `scores` has "guard" and "fluency" only where the attempt came so far: the target
-#: is asked about what passed the gate alone.
+#: is asked about what passed the gate alone. Other scores, and the embedding, are of a disguised attack's plain text.
 ATTEMPT_COLUMNS = pa.schema(
     [
         ("style", pa.string()),

@@ -1,7 +1,8 @@
 """Which style a group attacks in: more of what works against this guard, a floor for every cell, harder where it fails.
 
 A cell is a harm category and a style. Its yield is what decides, smoothed towards the style's own and towards all; a
-saturated cell hands its share on to the harder styles of its category.
+saturated cell hands its share on to the harder styles of its category. Disguised styles, the hardest, live on such
+shares: a guard that cannot read a script would otherwise have attackers learn nothing about words.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from actors.config import CurriculumConfig
-from actors.styles import ACTIONS, STYLES, Style
+from actors.styles import LEVELS, STYLES, Style
 
 _PSEUDO_ATTEMPTS = 8.0  # how much a cell's parent (its style, or all) weighs in its estimate
 _PRIOR_YIELD = 0.1
@@ -46,9 +47,12 @@ class Curriculum:
     def weights(self, category: str) -> np.ndarray:
         """Return the probability of each style for a category, [styles]; each at least floor / styles."""
         estimates = np.array([self._estimate(category, style.name) for style in self.styles])
-        share = estimates / estimates.sum()
-        for level in range(len(ACTIONS) - 1):
-            harder = [i for i, style in enumerate(self.styles) if style.level == level + 1]
+        plain = np.array([not style.transforms for style in self.styles])
+        share = np.where(plain | ~plain.any(), estimates, 0.0)
+        share /= share.sum()
+        for level in range(LEVELS - 1):
+            above = [style.level for style in self.styles if style.level > level]
+            harder = [i for i, style in enumerate(self.styles) if above and style.level == min(above)]
             for i, style in enumerate(self.styles):
                 if harder and style.level == level and self._saturated(category, style.name, estimates[i]):
                     share[harder] += share[i] / len(harder)

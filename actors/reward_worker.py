@@ -160,6 +160,8 @@ class RewardWorker:
         reasons = self._gated(attempts, withheld)
         fluency = self._fluency(reasons, attacks)
         reasons = self._judged(reasons, attacks, unsafe)
+        # Gate, judges and fluency are about what is said, the guard is shown how it is written.
+        attacks = [style.disguised(attack) for style, attack in zip(styles, attacks, strict=True)]
         probability, flagged = self._verdicts(reasons, attacks)
         parts = self._parts(meaning, probability, unsafe, reasons, attempts, archived)
         reward = rewards.combined(parts, self.config.reward)
@@ -178,7 +180,7 @@ class RewardWorker:
             "id": ids,
             "text": attacks,
             "parent_id": [goal["id"] for goal in goals],
-            "method": "rl",
+            "method": [f"transform:{style.name}" if style.transforms else "rl" for style in styles],
             "round": round_.index,
             "attacker_version": round_.attacker_version,
             "guard_version": round_.target_version,

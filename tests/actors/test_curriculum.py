@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from actors.config import CurriculumConfig
 from actors.curriculum import Curriculum
-from actors.styles import ACTIONS, STYLES
+from actors.styles import ACTIONS, STYLES, chosen
 
-FRAMES = [style.name for style in STYLES if style.action == "frame"]
+FRAMES = [style.name for style in STYLES if style.level == 0]
 
 
 def share(curriculum, category, wanted):
@@ -17,8 +17,27 @@ def share(curriculum, category, wanted):
     return sum(weight for weight, style in zip(weights, STYLES, strict=True) if wanted(style))
 
 
-def test_all_styles_are_equal_before_anything_is_known():
-    assert np.allclose(Curriculum(CurriculumConfig()).weights("hate"), 1 / len(STYLES))
+def test_all_plain_styles_are_equal_before_anything_is_known_and_disguised_ones_have_the_floor():
+    config = CurriculumConfig()
+    weights = Curriculum(config).weights("hate")
+    disguised = np.array([bool(style.transforms) for style in STYLES])
+    assert np.allclose(weights[disguised], config.floor / len(STYLES))
+    assert np.ptp(weights[~disguised]) == pytest.approx(0) and weights[~disguised].min() > 1 / len(STYLES)
+    assert np.allclose(Curriculum(config, chosen(["polite_spaced", "casual_split"])).weights("hate"), 0.5)
+
+
+def test_where_words_fail_attacks_are_disguised():
+    curriculum = Curriculum(CurriculumConfig(floor=0.2))
+    for style in STYLES:
+        if not style.transforms:
+            curriculum.record("hate", style.name, 200, 0)
+    assert share(curriculum, "hate", lambda style: bool(style.transforms)) > 0.8
+
+
+def test_a_level_without_styles_is_passed_over():
+    curriculum = Curriculum(CurriculumConfig(floor=0.2), chosen(["fiction", "novel"]))
+    curriculum.record("hate", "fiction", 200, 0)
+    assert np.allclose(curriculum.weights("hate"), [0.1, 0.9])
 
 
 def test_what_works_in_a_cell_is_drawn_more_often_there_and_a_little_elsewhere():
@@ -34,7 +53,7 @@ def test_saturated_frames_hand_their_share_to_rewrites():
     before = share(curriculum, "hate", lambda style: style.action == "rewrite")
     for name in FRAMES:
         curriculum.record("hate", name, 200, 0)
-    frames = share(curriculum, "hate", lambda style: style.action == "frame")
+    frames = share(curriculum, "hate", lambda style: style.name in FRAMES)
     assert frames == pytest.approx(0.2 * len(FRAMES) / len(STYLES))
     assert share(curriculum, "hate", lambda style: style.action == "rewrite") > before
 

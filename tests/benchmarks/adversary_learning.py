@@ -34,8 +34,8 @@ from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, embedded_seeds, generat
 from guardrail.training import TrainingConfig, fine_tune
 from tests.benchmarks.independent_check import IndependentCheck
 
-REWORDING = [style.name for style in STYLES if style.action != "frame"]
-FRAMES = [style.name for style in STYLES if style.action == "frame"]
+FRAMES = [style.name for style in STYLES if style.level == 0]
+REWORDING = [style.name for style in STYLES if style.action != "frame" and not style.transforms]
 OBJECTIVES = {
     "grpo": ObjectiveConfig(),
     "rloo": ObjectiveConfig(advantage="rloo"),
@@ -87,8 +87,8 @@ def hardened_guard(directory: Path, seeds: dict[str, list[Record]], options: arg
     return train([*seeds["guard"], *framed], seeds["threshold"], guard)
 
 
-def train(records: Sequence[Record], validation: Sequence[Record], output: Path) -> Path:
-    """Train a guard, unless it is there."""
+def train(records: Sequence[Record], validation: Sequence[Record], output: Path, start: Path | None = None) -> Path:
+    """Train a guard, from the base or an earlier one, unless it is there."""
     if not (output / GUARD_FILE).exists():
         data = output.with_name(f"{output.name}.parquet")
         write_records({record["id"]: record for record in records}.values(), data)
@@ -99,6 +99,7 @@ def train(records: Sequence[Record], validation: Sequence[Record], output: Path)
             output=output,
             version=output.name,
             seed=0,
+            start=start,
             cpus_per_worker=plan().guard_worker_cpus,
         )
     return output

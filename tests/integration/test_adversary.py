@@ -11,10 +11,13 @@ import ray
 import torch
 
 from actors.adversary import Adversary
+from actors.archive import category_of
 from actors.attempts import successes_of
+from actors.styles import STYLE, STYLES
 from actors.summary import PARTS
 from actors.weight_sync import WeightSyncError
 from cluster.resources import plan_for_cluster
+from guardrail.guard import Guard
 from guardrail.records import make_record
 from tests import tiny_adversary
 from tests.tiny_guard import tiny_guard
@@ -98,10 +101,26 @@ def test_attempts_are_records_that_lead_back_to_their_seed(outcome):
     seeds = {goal["id"]: goal for goal in GOALS}
     for row in outcome.attempts.to_pylist():
         seed = seeds[row["seed_id"]]
-        assert (row["unsafe"], row["parent_id"], row["method"]) == (seed["unsafe"], seed["id"], "rl")
+        assert (row["unsafe"], row["parent_id"]) == (seed["unsafe"], seed["id"])
+        assert row["method"] == (f"transform:{row['style']}" if STYLE[row["style"]].transforms else "rl")
         assert row["guard_version"] == "tiny@1" and row["attacker_version"].endswith("/round-01")
         assert row["valid"] is (row["rejected"] is None) and (row["valid"] or not row["success"])
     assert all(record["style"] for record in successes_of(outcome.attempts))
+
+
+def test_a_disguised_attack_reaches_the_guard_and_the_records_as_it_is_written(adversary, attack, guard):
+    curriculum = adversary.algorithm.curriculum
+    before = curriculum.get_state()
+    for category in {category_of(goal) for goal in GOALS}:
+        for style in STYLES:
+            if not style.transforms:
+                curriculum.record(category, style.name, 1000, 0)
+    outcome = attack(1, updates=1, learn=False)
+    curriculum.set_state(before)
+    shown = [row for row in outcome.attempts.to_pylist() if row["valid"]]
+    scores = Guard.from_pretrained(guard).probabilities([row["text"] for row in shown])[:, 0]
+    assert np.allclose(scores, [dict(row["scores"])["guard"] for row in shown], atol=1e-4)
+    assert any(row["method"].startswith("transform:") for row in shown)
 
 
 def test_actors_have_names_that_say_what_they_are(adversary):
