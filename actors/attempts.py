@@ -101,9 +101,16 @@ def forget_attempts(directory: Path, first: int) -> None:
 
 def successes_of(attempts: pa.Table) -> list[Record]:
     """Return the successes among attempts, as records with a `style`, each text once."""
-    table = attempts.filter(attempts["success"])
-    styles = table["style"].to_pylist()
+    return _records(attempts.filter(attempts["success"]))
+
+
+def kept_of(attempts: pa.Table) -> list[Record]:
+    """Return the attempts that kept their label, whatever the target said, in the same form."""
+    return _records(attempts.filter(attempts["valid"]))
+
+
+def _records(attempts: pa.Table) -> list[Record]:
     found: dict[str, Record] = {}
-    for record, style in zip(from_table(table), styles, strict=True):
+    for record, style in zip(from_table(attempts), attempts["style"].to_pylist(), strict=True):
         found.setdefault(record["id"], {**record, "style": style})
     return list(found.values())

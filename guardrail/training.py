@@ -44,14 +44,14 @@ class TrainingConfig(BaseModel):
     base: str = Field("bundled:all-minilm-l6-v2", description="transformers base: bundled name, directory or hub id")
     window: int = Field(256, ge=16, description="tokens the guard reads at once")
     epochs: int = Field(4, ge=1, description="passes over the data when training from the base")
-    retrain_from: Literal["base", "guard"] = Field(
-        "base",
-        description="what a round trains: the base anew, or the guard in use further, whose passes then add up",
+    retrain_from: Literal["base", "round0"] = Field(
+        "round0",
+        description="what a round trains: the base anew, or the round-0 guard further, so that no passes add up",
     )
-    retrain_epochs: int = Field(2, ge=1, description="passes when an earlier guard is trained further")
+    retrain_epochs: int = Field(2, ge=1, description="passes when the round-0 guard is trained further")
     learning_rate: float = Field(2e-4, gt=0, description="peak of a linear schedule with warm-up")
     retrain_learning_rate: float = Field(
-        1e-4, gt=0, description="the same when an earlier guard is trained further: what it knows should outlive that"
+        1e-4, gt=0, description="the same when the round-0 guard is trained further: what it knows should outlive that"
     )
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
     tokens_per_batch: int = Field(1024, ge=64, description="tokens of one worker's batch, padding included")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from torch.utils.tensorboard import SummaryWriter
 
 from actors.adversary import Adversary, Iteration, forget_checkpoints
-from actors.attempts import merge_attempts, read_successes, successes_of
+from actors.attempts import kept_of, merge_attempts, read_successes, successes_of
 from actors.synthesizer import synthesize
 from cluster.observability import record, record_iteration
 from cluster.resources import ResourcePlan
@@ -102,17 +102,21 @@ class Rounds:
         return {"records": count, "dropped": dropped}
 
     def curate(self, round_index: int) -> dict[str, Any]:
-        """Curate what the round brought: seeds and synthetic records in round 0, successful attacks later."""
+        """Curate what the round brought: seeds and synthetic records in round 0, attacks that kept their label later.
+
+        Not the successes alone: hardly any of those is benign, and a style that a guard meets in unsafe texts only is
+        what it takes for the harm.
+        """
         folder = self.run.round(round_index)
         if round_index == 0:
             new = [self.run.directory / "seeds" / f"{TRAIN}.parquet", folder / "synthetic.parquet"]
         else:
             held_out = {record["id"] for record in self.split(HELD_OUT)}
-            trainable = [r for r in self.stored_attacks([round_index]) if r["seed_id"] not in held_out]
-            write_records(trainable, folder / "successes.parquet")
+            trainable = [r for r in kept_of(self.attacks(round_index)) if r["seed_id"] not in held_out]
+            write_records(trainable, folder / "kept.parquet")
             new = [
                 self.run.directory / "seeds" / f"{TRAIN}.parquet",
-                folder / "successes.parquet",
+                folder / "kept.parquet",
                 folder / "transformed.parquet",
             ]
         report = curate(
@@ -205,9 +209,9 @@ class Rounds:
         return self._adversary
 
     def train(self, round_index: int) -> dict[str, Any]:
-        """Train a guard on all that was ever curated, from the base or, where settings say so, the guard in use."""
+        """Train a guard on all that was ever curated: in round 0 from the base, later as `retrain_from` has it."""
         folder = self.run.round(round_index)
-        further = round_index > 0 and self.settings.training.retrain_from == "guard"
+        further = round_index > 0 and self.settings.training.retrain_from == "round0"
         records = {
             r["id"]: r for i in range(round_index + 1) for r in read_records(self.run.round(i) / "curated.parquet")
         }
@@ -219,7 +223,7 @@ class Rounds:
             output=self.guard_of(round_index),
             version=f"round-{round_index:02d}",
             seed=self.settings.seed + round_index,
-            start=self.guard_in_use(round_index) if further else None,
+            start=self.guard_of(0) if further else None,
             cpus_per_worker=self.plan.guard_worker_cpus,
             gpus_per_worker=self.plan.guard_worker_gpus,
         )

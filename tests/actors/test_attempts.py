@@ -6,6 +6,7 @@ from actors.attempts import (
     attempts_table,
     float_lists,
     forget_attempts,
+    kept_of,
     read_attempts,
     successes_of,
     write_attempts,
@@ -59,6 +60,7 @@ def test_attempts_have_what_is_their_goals_and_what_is_their_own(table):
     assert third["seed_id"] == GOALS[0]["id"] and third["scores"]["guard"] == 0.7
     assert table["embedding"].to_pylist() == np.eye(3, 5).tolist()
     assert [(found["text"], found["style"]) for found in successes_of(table)] == [(TEXTS[0], "polite")]
+    assert [(found["text"], found["style"]) for found in kept_of(table)] == [(TEXTS[0], "polite"), (TEXTS[2], "casual")]
 
 
 def test_what_an_iteration_that_never_ended_has_left_is_forgotten(table, tmp_path):

@@ -2,13 +2,14 @@
 
 python -m tests.benchmarks.adversary_hardening --data-dir DIR [--seeds 0 1] [--rounds 3] [--iterations 8] [--dir DIR]
 
-For each random seed, attackers learn against a guard for `--rounds` rounds, each followed by a retraining on what
-succeeded and on what deterministic transforms of the seeds it misjudges. The control guard is retrained as often, on
-as many transforms and what the untrained attacker finds in equally many attempts. Then
-fresh attackers, rewriting and composing in styles that no guard was trained on, train for the same budget against each
-of the three guards on goals that no guard was trained on; the yield of their last half counts. Recall under transforms
-is of these goals, recall on left-out styles of what the untrained attacker makes of them there, benign false positives
-are of the benign evaluation sets in `--data-dir`. A run that is killed goes on where it was.
+For each random seed, attackers that rewrite and compose learn against a guard for `--rounds` rounds; after each, the
+round-0 guard is trained further on every attack so far that kept its label and on what deterministic transforms of the
+seeds got past the guard. The control is trained further as often, on as many transforms and what the untrained attacker
+makes in equally many attempts. Then fresh attackers, rewriting and composing in styles that no guard was trained on,
+train for the budget of a round against each of the three guards, on goals that no guard was trained on; what counts is
+the yield of the policies they come to. Recall under transforms is of these goals, recall on left-out styles of what
+the untrained attacker makes of them there, benign false positives are of the benign evaluation sets in `--data-dir`. A
+run that is killed goes on where it was.
 """
 
 import argparse
@@ -22,24 +23,30 @@ import numpy as np
 import pyarrow.compute as pc
 
 from actors.adversary import Adversary, Outcome
-from actors.attempts import successes_of
+from actors.attempts import kept_of, successes_of
 from actors.config import AdversaryConfig
-from actors.styles import STYLES
 from cluster.connect import connect
 from guardrail.datasets import load_evaluations
 from guardrail.evaluation import evaluate_set, misjudged, success_rate
 from guardrail.guard import Guard
 from guardrail.models import cache_dir
 from guardrail.records import Record, from_table
-from guardrail.seeds import generation_seeds
+from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, embedded_seeds, generation_seeds, split_by_seed
 from guardrail.transforms import TRANSFORMS, drawn, transformed
-from tests.benchmarks.adversary_learning import begun, parts, plan, print_figures, show, train
+from tests.benchmarks.adversary_learning import REWORDING, begun, plan, print_figures, show, train
 
 #: Styles that only the fresh attackers use.
 LEFT_OUT = ("casual", "academic_question", "translated", "authority", "splitting")
-TRAINED = tuple(style.name for style in STYLES if style.name not in LEFT_OUT)
+TRAINED = tuple(name for name in REWORDING if name not in LEFT_OUT)
 TRANSFORMED = 100  # seeds that transforms write in a round, as the loop has it
+MEASURED_ITERATIONS = 6  # of `groups` x 4 attempts, of each fresh attacker
 BENIGN_SETS = ("xstest", "mitre-frr", "openai-moderation")
+
+
+def parts() -> dict[str, list[Record]]:
+    """Return the seeds by use: "guard" and "threshold" for the guards, "goals" for the fresh attackers."""
+    split = split_by_seed(embedded_seeds(), validation=0.2, held_out=0.2)
+    return {"guard": split[TRAIN], "threshold": split[VALIDATION], "goals": generation_seeds(split[HELD_OUT])}
 
 
 def attacker(styles: Sequence[str], options: argparse.Namespace) -> AdversaryConfig:
@@ -53,7 +60,7 @@ def harden(
     directory: Path, seeds: dict[str, list[Record]], first: Path, options: argparse.Namespace, seed: int, *, learn: bool
 ) -> Path:
     """Return the guard after all rounds: attacked by attackers that learn, or (the control) by untrained ones."""
-    guard, found, missed = first, list[Record](), list[Record]()
+    guard, found, kept, missed = first, list[Record](), list[Record](), list[Record]()
     adversary = Adversary(attacker(TRAINED, options), plan(), seed)
     name = "learned" if learn else "control"
     try:
@@ -69,10 +76,12 @@ def harden(
                 learn=learn,
             )
             found += successes_of(outcome.attempts)
+            kept += kept_of(outcome.attempts)
             written = drawn(generation_seeds(seeds["guard"]), TRANSFORMED, 1000 * seed + index)
             missed += misjudged(Guard.from_pretrained(guard), written)
-            attacks = [{key: r[key] for key in r if key != "style"} for r in found]
-            guard = train([*seeds["guard"], *missed, *attacks], seeds["threshold"], directory / f"{name}-guard-{index}")
+            attacks = [{key: r[key] for key in r if key != "style"} for r in kept]
+            output = directory / f"{name}-guard-{index}"
+            guard = train([*seeds["guard"], *missed, *attacks], seeds["threshold"], output, start=first)
     finally:
         adversary.stop()
     return guard
@@ -80,17 +89,29 @@ def harden(
 
 def fresh_yield(
     directory: Path, goals: Sequence[Record], guard: Path, options: argparse.Namespace, seed: int
-) -> tuple[float, int]:
-    """Return the yield of a fresh attacker over the last half of its training, and its successes there."""
+) -> dict[str, float]:
+    """Return yield, valid attempts and successes of a fresh attacker after it was trained against a guard."""
     adversary = Adversary(attacker(LEFT_OUT, options), plan(), seed)
     try:
+        adversary.attack(1, goals, str(guard), directory / "training", show(directory.name), updates=options.iterations)
         outcome: Outcome = adversary.attack(
-            1, goals, str(guard), directory, show(directory.name), updates=options.iterations
+            2,
+            goals,
+            str(guard),
+            directory / "measured",
+            show(directory.name),
+            updates=MEASURED_ITERATIONS,
+            learn=False,
         )
     finally:
         adversary.stop()
-    last = [each.summary for each in outcome.iterations[options.iterations // 2 :]]
-    return sum(s.successes for s in last) / sum(s.attempts for s in last), sum(s.successes for s in last)
+    summaries = [each.summary for each in outcome.iterations]
+    successes = sum(s.successes for s in summaries)
+    return {
+        "yield": successes / sum(s.attempts for s in summaries),
+        "valid": sum(s.valid for s in summaries),
+        "successes": successes,
+    }
 
 
 def benign_fpr(guard: Path, data_dir: Path) -> float:
@@ -133,14 +154,12 @@ def run_seed(seed: int, directory: Path, first: Path, seeds: dict[str, list[Reco
         "final": harden(directory, seeds, first, options, seed, learn=True),
         "control": harden(directory, seeds, first, options, seed, learn=False),
     }
-    goals = [*seeds["learn"], *seeds["measure"]]
+    goals = seeds["goals"]
     attacks = left_out_attacks(directory / "left-out", goals, first, options, 2000 + seed)
     result: dict[str, Any] = {"left_out_attacks": len(attacks)}
     for name, guard in guards.items():
-        found, successes = fresh_yield(directory / f"fresh-{name}", goals, guard, options, 1000 + seed)
         result[name] = {
-            "yield": found,
-            "successes": successes,
+            **fresh_yield(directory / f"fresh-{name}", goals, guard, options, 1000 + seed),
             "benign_fpr": benign_fpr(guard, options.data_dir),
             "transform_recall": transform_recall(guard, goals),
             "left_out_recall": recall(guard, attacks),

@@ -72,6 +72,19 @@ def test_what_must_not_be_trained_on_is_not(finished_loop):
         assert trained and not any({r["id"], r["seed_id"]} & held_out for r in trained)
 
 
+def test_attacks_that_kept_their_label_train_the_first_guard_further_successful_or_not(finished_loop):
+    attempts = pq.read_table(finished_loop / "rounds/01/attacks.parquet").to_pylist()
+    held_out = {record["id"] for record in read_records(finished_loop / "seeds/held_out.parquet")}
+    kept = {row["id"] for row in attempts if row["valid"] and row["seed_id"] not in held_out}
+    failed = {row["id"] for row in attempts if row["valid"] and not row["success"]}
+    assert kept & failed
+    trained = {r["id"] for r in read_records(finished_loop / "rounds/01/training.parquet")}
+    dropped = set(pq.read_table(finished_loop / "rounds/01/ledger.parquet")["id"].to_pylist())
+    assert kept <= trained | dropped and not (trained & {row["id"] for row in attempts if not row["valid"]} - kept)
+    first, second = (GuardCard.read(finished_loop / f"rounds/{index}/guard") for index in ("00", "01"))
+    assert (first.training["start"], second.training["start"]) == (None, first.digest)
+
+
 def test_what_transforms_get_past_the_guard_is_trained_on(finished_loop):
     facts = json.loads((finished_loop / "manifest.json").read_text())["phases"]["01/attack"]["transforms"]
     found = read_records(finished_loop / "rounds/01/transformed.parquet")
