@@ -2,14 +2,14 @@
 
 python -m tests.benchmarks.adversary_hardening --data-dir DIR [--seeds 0 1] [--rounds 3] [--iterations 8] [--dir DIR]
 
-For each random seed, attackers that rewrite and compose learn against a guard for `--rounds` rounds; after each, the
-round-0 guard is trained further on every attack so far that kept its label and on what deterministic transforms of the
-seeds got past the guard. The control is trained further as often, on as many transforms and what the untrained attacker
-makes in equally many attempts. Then fresh attackers, rewriting and composing in styles that no guard was trained on,
-train for the budget of a round against each of the three guards, on goals that no guard was trained on; what counts is
-the yield of the policies they come to. Recall under transforms is of these goals, recall on left-out styles of what
-the untrained attacker makes of them there, benign false positives are of the benign evaluation sets in `--data-dir`. A
-run that is killed goes on where it was.
+For each random seed, attackers that rewrite and compose learn for `--rounds` rounds, from demonstrations first;
+after each, the round-0 guard is trained further on every attack so far that kept its label and on what deterministic
+transforms of the seeds got past the guard. The control is trained further as often, on as many transforms and what the
+untrained attacker makes in equally many attempts. Then fresh attackers, rewriting and composing in styles that no guard
+was trained on, train for the budget of a round against each of the three guards, on goals that no guard was trained on;
+what counts is the yield of the policies they come to. Recall under transforms is of these goals, recall on left-out
+styles of what the untrained attacker makes of them there, benign false positives are of the benign evaluation sets in
+`--data-dir`. A run that is killed goes on where it was.
 """
 
 import argparse
@@ -50,9 +50,16 @@ def parts() -> dict[str, list[Record]]:
 
 
 def attacker(styles: Sequence[str], options: argparse.Namespace) -> AdversaryConfig:
-    """Return the settings of an attacker."""
+    """Return the settings of an attacker, which is shown rewritings before it learns by itself."""
     return AdversaryConfig(
-        styles=list(styles), groups=options.groups, group_size=4, minibatch=8, trainable_layers=10, learning_rate=5e-5
+        styles=list(styles),
+        groups=options.groups,
+        group_size=4,
+        minibatch=8,
+        trainable_layers=10,
+        learning_rate=5e-5,
+        warm_start=2,
+        demonstrations=450,
     )
 
 
