@@ -165,9 +165,8 @@ class GRPO(Algorithm):
         except RayActorError as error:
             raise ValueError(f"a scorer or judge cannot start: {str(error).strip().splitlines()[-1]}") from error
         self._tokenizer = AutoTokenizer.from_pretrained(resolve(adversary.model))
-        self.weight_sync = WeightSync(
-            self, [self._tokens(_PROBE)], adversary.max_probe_difference, _RUNNER_TIMEOUT_SECONDS
-        )
+        probe_ids = [self._tokens(_PROBE), self._tokens(self.styles[0].prompt(_PROBE))]
+        self.weight_sync = WeightSync(self, probe_ids, adversary.max_probe_difference, _RUNNER_TIMEOUT_SECONDS)
 
     def _tokens(self, text: str) -> list[int]:
         return self._tokenizer(text)["input_ids"]
