@@ -131,7 +131,7 @@ class Adversary:
                 guard if "://" in guard else str(Path(guard).resolve()),
                 str(directory),
                 target_version=guard_version,
-                attacker_version=f"{self.config.model.removeprefix('bundled:')}/round-{round_index:02d}",
+                attacker_version=f"{_model_name(self.config.model)}/round-{round_index:02d}",
                 earlier=[(category_of(r), r["style"], r["id"], r["text"]) for r in earlier],
                 iterations=wanted,
                 learn=learn,
@@ -197,6 +197,10 @@ class Adversary:
     def stop(self) -> None:
         """Stop all actors of the adversary."""
         self.algorithm.stop()
+
+
+def _model_name(model: str) -> str:
+    return Path(model).name if Path(model).is_dir() else model.removeprefix("bundled:")
 
 
 def _progress(directory: Path) -> dict[str, Any]:

@@ -79,9 +79,6 @@ class AdversaryConfig(_Settings):
     learners: int = Field(0, ge=0, description="DDP learners; 0 updates in the driver's process")
     iterations: int = Field(4, ge=1, description="policy updates per round")
     warm_start: int = Field(1, ge=0, description="of the first round: fine-tuning on the policy's own gated best")
-    demonstrations: int = Field(
-        0, ge=0, description="of the warm start: up to so many assistants' rewritings are shown in each iteration, too"
-    )
     groups: int = Field(13, ge=1, description="goals per iteration")
     group_size: int = Field(4, ge=2, description="completions per goal; advantages are relative to this group")
     max_prompt_tokens: int = Field(192, ge=32, description="longest prompt; goals that need more are left out")

@@ -82,8 +82,7 @@ class GRPOLearner(TorchLearner):
         engine, advantages = batch[ENGINE_LOGPROBS], batch[ADVANTAGES]
         if config.objective.hold == "balance":
             log_ratios = fwd_out["logprobs"] - fwd_out["reference_logprobs"]
-            balanced = balanced_advantages(advantages, log_ratios, batch[SEGMENTS], config.objective.kl_coefficient)
-            advantages = torch.where(engine.isnan(), advantages, balanced)  # what is shown is no sample
+            advantages = balanced_advantages(advantages, log_ratios, batch[SEGMENTS], config.objective.kl_coefficient)
         terms = policy_loss(
             fwd_out["logprobs"],
             engine,

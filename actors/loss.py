@@ -55,7 +55,7 @@ def policy_loss(
 
     Args:
         logprobs: of the policy, with gradient; [batch, tokens] as the next five.
-        engine_logprobs: of the policy that sampled, by the engine; NaN where none did: there the ratio is 1.
+        engine_logprobs: of the policy that sampled, by the engine.
         old_logprobs: of the same by the learner; where they are the engine's, no importance weight is applied.
         reference_logprobs: of the frozen reference.
         advantages: of the completion a token is in.
@@ -65,10 +65,9 @@ def policy_loss(
         max_new_tokens: the longest completion there can be.
         objective: clips, normalisation, KL and importance cap.
     """
-    sampled = mask & ~engine_logprobs.isnan()
     per_token = mask / (lengths.clamp(min=1) if objective.length_normalised else max_new_tokens)
-    ratio = torch.exp(logprobs - torch.where(sampled, old_logprobs, logprobs.detach()))
-    weight = torch.exp(torch.where(sampled, old_logprobs - engine_logprobs, 0.0))
+    ratio = torch.exp(torch.where(mask, logprobs - old_logprobs, 0.0))
+    weight = torch.exp(torch.where(mask, old_logprobs - engine_logprobs, 0.0))
     if objective.importance_cap is not None:
         weight = weight.clamp(max=objective.importance_cap)
     trusted = ratio.clamp(1 - objective.clip, 1 + objective.clip_high)
@@ -133,7 +132,7 @@ class Row:
     Attributes:
         input_ids: token ids.
         segments: 0 on the prompt, k on the k-th completion.
-        engine_logprobs: of completion tokens, by the engine that sampled them, NaN if none did; 0 on the prompt.
+        engine_logprobs: of completion tokens, by the engine that sampled them; 0 on the prompt.
         advantages: of the completion a token is in; 0 on the prompt.
     """
 
@@ -158,20 +157,6 @@ class Row:
             segments=np.repeat(np.arange(len(lengths), dtype=np.int16), lengths),
             engine_logprobs=np.concatenate([np.zeros(lengths[0]), *logprobs]).astype(np.float32),
             advantages=np.repeat([0.0, *advantages], lengths).astype(np.float32),
-        )
-
-    @classmethod
-    def shown(cls, prompt_ids: Sequence[int], pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> "Row":
-        """Return the row of a prompt and what is shown behind it: a text that is given, and what to say to it."""
-        row = cls.of(
-            prompt_ids,
-            [[*given, *said] for given, said in pairs],
-            [np.full(len(given) + len(said), np.nan) for given, said in pairs],
-            np.ones(len(pairs)),
-        )
-        lengths = [len(prompt_ids), *(length for given, said in pairs for length in (len(given), len(said)))]
-        return dataclasses.replace(
-            row, advantages=np.repeat([0.0, *[0.0, 1.0] * len(pairs)], lengths).astype(np.float32)
         )
 
     def __len__(self) -> int:

@@ -21,7 +21,6 @@ from actors import rewards
 from actors.archive import Archive, Find, category_of
 from actors.attempts import attempts_table, float_lists, write_attempts
 from actors.config import AdversaryConfig
-from actors.demonstrations import demonstration_rows, demonstrations
 from actors.env_runner import Rollout, Task
 from actors.gate import MALFORMED, Attempt, rejection
 from actors.judges import Vote, label_kept
@@ -274,22 +273,9 @@ class RewardWorker:
 
     def _advantages(self, round_index: int, iteration: int, reward: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """Return advantages, [groups, size] as what they are of."""
-        if self._warms_up(round_index, iteration):
+        if round_index <= 1 and iteration < self.config.warm_start:
             return imitation_advantages(reward, kept)
         return group_advantages(reward, self.config.objective.advantage)
-
-    def _warms_up(self, round_index: int, iteration: int) -> bool:
-        return round_index <= 1 and iteration < self.config.warm_start
-
-    def _shown(self, round_index: int, iteration: int) -> list[Row]:
-        """Return what the iteration's warm start shows beside the policy's own."""
-        count = self.config.demonstrations
-        if not count or not self._warms_up(round_index, iteration):
-            return []
-        there_are = demonstrations(chosen(self.config.styles))
-        first = iteration * count
-        shown = [there_are[i % len(there_are)] for i in range(first, first + min(count, len(there_are)))]
-        return demonstration_rows(shown, lambda text: self.scorer.tokenizer(text)["input_ids"], self.config.group_size)
 
     def finish(
         self, setup: Sequence[ray.ObjectRef], iteration: int, learners: int, weights_version: int, *shares: Share
@@ -312,7 +298,7 @@ class RewardWorker:
         _archive_file(round_, iteration - 1).unlink(missing_ok=True)
         rows = {group: row for share in shares for group, row in share.rows.items()}
         batches = train_batches(
-            [rows[group] for group in sorted(rows)] + self._shown(round_.index, iteration),
+            [rows[group] for group in sorted(rows)],
             learners=learners,
             multiple=self.config.minibatch // learners * self.config.accumulate,
         )

@@ -1,40 +1,47 @@
-"""What a warm start shows: of which styles, about which goals, behind which prompt."""
+"""What attackers are taught: of which styles, about which goals, past which gate, and that it changes what they say."""
 
 import pytest
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoModelForCausalLM
 
-from actors.demonstrations import demonstration_rows, demonstrations
-from actors.styles import STYLES, chosen
-from guardrail.models import resolve
+from actors.config import GateConfig
+from actors.demonstrations import Demonstration, TeachingConfig, demonstrations, passing, teach
+from actors.styles import STYLE, STYLES
+from guardrail.intent import IntentModel
 from guardrail.seeds import embedded_seeds
-
-
-@pytest.fixture(scope="module")
-def encode():
-    tokenizer = AutoTokenizer.from_pretrained(resolve("bundled:smollm2-135m-instruct"))
-    return lambda text: tokenizer(text)["input_ids"]
+from tests.tiny_llama import tiny_llama
 
 
 def test_there_are_many_of_every_rewording_style_and_none_of_others():
-    shown = demonstrations(STYLES)
     wording = {style.name for style in STYLES if style.action != "frame" and not style.transforms}
-    assert {each.style.name for each in shown} == wording and len(shown) > 700
-    assert demonstrations(chosen(["fiction"])) == ()
-    assert {each.style.name for each in demonstrations(chosen(["polite", "casual", "fiction"]))} == {"polite", "casual"}
+    assert {each.style.name for each in demonstrations()} == wording and len(demonstrations()) > 700
 
 
 def test_no_seed_is_the_goal_of_one():
-    assert not {each.goal for each in demonstrations(STYLES)} & {seed["text"] for seed in embedded_seeds()}
+    assert not {each.goal for each in demonstrations()} & {seed["text"] for seed in embedded_seeds()}
 
 
-def test_the_learner_reads_them_as_the_engine_would_be_asked(encode):
-    shown = demonstrations(chosen(["polite", "casual"]))[:7]
-    rows = demonstration_rows(shown, encode, per_row=2)
-    assert sum(int(row.segments.max()) for row in rows) == 7 and all(row.segments.max() <= 2 for row in rows)
-    read = [
-        [*row.input_ids[row.segments == 0].tolist(), *row.input_ids[row.segments == k].tolist()]
-        for row in rows
-        for k in range(1, int(row.segments.max()) + 1)
-    ]
-    asked = [encode(each.style.prompt(each.goal)) + encode(f" {each.said}\n") for each in shown]
-    assert sorted(read) == sorted(asked)
+def test_what_the_gate_would_reject_is_not_shown():
+    near, far = (
+        Demonstration(STYLE["paraphrase"], "How do I change a flat tyre?", said)
+        for said in ("How is a flat tyre changed?", "The stock market fell on Monday.")
+    )
+    assert passing([near, far], GateConfig(min_intent=0.0), IntentModel.from_pretrained()) == [near]
+
+
+def test_teaching_raises_the_likelihood_of_what_is_shown(tmp_path):
+    model = tiny_llama(tmp_path / "model")
+    losses = []
+    shown = [each for each in demonstrations() if each.style.name == "polite"][:8]
+    config = TeachingConfig(model=str(model), epochs=6, batch_size=4, trainable_layers=1, learning_rate=1e-2)
+    teach(shown, config, tmp_path / "taught", 0, lambda done, steps, loss: losses.append((done, steps, loss)))
+    assert [entry[:2] for entry in losses] == [(step, 12) for step in range(1, 13)]
+    assert losses[-1][2] < losses[0][2]
+    before, after = (AutoModelForCausalLM.from_pretrained(path).model for path in (model, tmp_path / "taught"))
+    assert torch.equal(before.layers[0].mlp.up_proj.weight, after.layers[0].mlp.up_proj.weight)
+    assert not torch.equal(before.layers[-1].mlp.up_proj.weight, after.layers[-1].mlp.up_proj.weight)
+
+
+def test_nothing_to_show_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no demonstrations"):
+        teach([], TeachingConfig(), tmp_path / "taught", 0, lambda *_: None)

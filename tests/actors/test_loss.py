@@ -53,35 +53,6 @@ def test_advantages_do_not_depend_on_scale_and_shift(rewards, scale, shift):
     assert np.allclose(group_advantages(group), group_advantages(group * scale + shift), atol=1e-4)
 
 
-def test_what_no_engine_sampled_has_the_gradient_of_its_log_likelihood():
-    nan = math.nan
-    logprobs = torch.tensor([[-1.0, -2.0, -0.5]], dtype=torch.float64, requires_grad=True)
-    advantages, mask = torch.tensor([[0.0, 1.0, 1.0]], dtype=torch.float64), torch.ones(1, 3, dtype=torch.bool)
-    for cap in (None, 2.0):
-        terms = policy_loss(
-            logprobs,
-            torch.tensor([[nan, nan, nan]], dtype=torch.float64),
-            torch.tensor([[-9.0, -9.0, -9.0]], dtype=torch.float64),
-            logprobs.detach(),
-            advantages,
-            mask,
-            torch.full((1, 3), 3),
-            completions=1,
-            max_new_tokens=3,
-            objective=ObjectiveConfig(kl_coefficient=0.02, importance_cap=cap),
-        )
-        (gradient,) = torch.autograd.grad(terms.loss, logprobs)
-        assert gradient.tolist() == [[0.0, pytest.approx(-1 / 3), pytest.approx(-1 / 3)]]
-
-
-def test_a_shown_row_teaches_what_is_said_and_not_what_is_given():
-    row = Row.shown([1, 2], [([3], [4, 5]), ([6, 7], [8])])
-    assert row.input_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert row.segments.tolist() == [0, 0, 1, 1, 1, 2, 2, 2]
-    assert row.advantages.tolist() == [0, 0, 0, 1, 1, 0, 0, 1]
-    assert np.isnan(row.engine_logprobs).tolist() == [False] * 2 + [True] * 6
-
-
 def test_on_policy_loss_by_hand():
     # ratio 1 everywhere: -(2 tokens x 1 + 1 token x -0.5) / (2 rows x 2 tokens)
     terms = loss_of([[-1, -1], [-2, 0]], [[-1, -1], [-2, 0]], [[-1, -1], [-2, 0]], [1, -0.5], [[1, 1], [1, 0]])

@@ -2,14 +2,15 @@
 
 python -m tests.benchmarks.adversary_hardening --data-dir DIR [--seeds 0 1] [--rounds 3] [--iterations 8] [--dir DIR]
 
-For each random seed, attackers that rewrite and compose learn for `--rounds` rounds, from demonstrations first;
-after each, the round-0 guard is trained further on every attack so far that kept its label and on what deterministic
-transforms of the seeds got past the guard. The control is trained further as often, on as many transforms and what the
-untrained attacker makes in equally many attempts. Then fresh attackers, rewriting and composing in styles that no guard
-was trained on, train for the budget of a round against each of the three guards, on goals that no guard was trained on;
-what counts is the yield of the policies they come to. Recall under transforms is of these goals, recall on left-out
-styles of what the untrained attacker makes of them there, benign false positives are of the benign evaluation sets in
-`--data-dir`. A run that is killed goes on where it was.
+An attacker is taught to rewrite once (`actors/demonstrations.py`); all but the control's begin as that one. For each
+random seed, attackers that rewrite and compose learn for `--rounds` rounds; after each, the round-0 guard is trained
+further on every attack so far that kept its label and on what deterministic transforms of the seeds got past the guard.
+The control is trained further as often, on as many transforms and what the untrained model makes in equally many
+attempts. Then fresh attackers, rewriting and composing in styles that no guard was trained on, train for the budget of
+a round against each of the three guards, on goals no guard was trained on; what counts is the yield of the policies
+they come to. Recall under transforms is of these goals, recall on left-out styles of what the taught attacker makes of
+them there, benign false positives are of the benign evaluation sets in `--data-dir`. A run that is killed goes on where
+it was.
 """
 
 import argparse
@@ -24,11 +25,13 @@ import pyarrow.compute as pc
 
 from actors.adversary import Adversary, Outcome
 from actors.attempts import kept_of, successes_of
-from actors.config import AdversaryConfig
+from actors.config import AdversaryConfig, GateConfig
+from actors.demonstrations import TeachingConfig, demonstrations, passing, teach
 from cluster.connect import connect
 from guardrail.datasets import load_evaluations
 from guardrail.evaluation import evaluate_set, misjudged, success_rate
 from guardrail.guard import Guard
+from guardrail.intent import IntentModel
 from guardrail.models import cache_dir
 from guardrail.records import Record, from_table
 from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, embedded_seeds, generation_seeds, split_by_seed
@@ -49,17 +52,24 @@ def parts() -> dict[str, list[Record]]:
     return {"guard": split[TRAIN], "threshold": split[VALIDATION], "goals": generation_seeds(split[HELD_OUT])}
 
 
-def attacker(styles: Sequence[str], options: argparse.Namespace) -> AdversaryConfig:
-    """Return the settings of an attacker, which is shown rewritings before it learns by itself."""
+def taught(directory: Path) -> Path:
+    """Return the attacker that was taught to rewrite, which is taught unless it is there."""
+    if not (directory / "config.json").exists():
+        shown = passing(demonstrations(), GateConfig(), IntentModel.from_pretrained())
+        teach(shown, TeachingConfig(), directory, 0, lambda *_: None)
+    return directory
+
+
+def attacker(styles: Sequence[str], options: argparse.Namespace, model: Path | None) -> AdversaryConfig:
+    """Return the settings of an attacker that begins as `model`; None: as the bundled one, untaught."""
     return AdversaryConfig(
+        **({"model": str(model)} if model else {}),
         styles=list(styles),
         groups=options.groups,
         group_size=4,
         minibatch=8,
         trainable_layers=10,
         learning_rate=5e-5,
-        warm_start=2,
-        demonstrations=450,
     )
 
 
@@ -68,8 +78,8 @@ def harden(
 ) -> Path:
     """Return the guard after all rounds: attacked by attackers that learn, or (the control) by untrained ones."""
     guard, found, kept, missed = first, list[Record](), list[Record](), list[Record]()
-    adversary = Adversary(attacker(TRAINED, options), plan(), seed)
     name = "learned" if learn else "control"
+    adversary = Adversary(attacker(TRAINED, options, taught(options.dir / "taught") if learn else None), plan(), seed)
     try:
         for index in range(1, options.rounds + 1):
             outcome = adversary.attack(
@@ -98,7 +108,7 @@ def fresh_yield(
     directory: Path, goals: Sequence[Record], guard: Path, options: argparse.Namespace, seed: int
 ) -> dict[str, float]:
     """Return yield, valid attempts and successes of a fresh attacker after it was trained against a guard."""
-    adversary = Adversary(attacker(LEFT_OUT, options), plan(), seed)
+    adversary = Adversary(attacker(LEFT_OUT, options, taught(options.dir / "taught")), plan(), seed)
     try:
         adversary.attack(1, goals, str(guard), directory / "training", show(directory.name), updates=options.iterations)
         outcome: Outcome = adversary.attack(
@@ -145,7 +155,7 @@ def left_out_attacks(
     directory: Path, goals: Sequence[Record], guard: Path, options: argparse.Namespace, seed: int
 ) -> list[Record]:
     """Return unsafe attacks in the left-out styles that keep their label, whatever the guard says of them."""
-    adversary = Adversary(attacker(LEFT_OUT, options), plan(), seed)
+    adversary = Adversary(attacker(LEFT_OUT, options, taught(options.dir / "taught")), plan(), seed)
     try:
         outcome = adversary.attack(0, goals, str(guard), directory, show("left-out styles"), updates=4, learn=False)
     finally:
