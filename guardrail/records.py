@@ -111,7 +111,8 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with pq.ParquetWriter(partial, schema, use_dictionary=False) as writer:  # texts and vectors repeat little
+        # Texts and vectors repeat little, and nobody asks for their smallest and largest.
+        with pq.ParquetWriter(partial, schema, use_dictionary=False, write_statistics=False) as writer:
             for table in tables:
                 writer.write_table(table)
         os.replace(partial, path)

@@ -32,7 +32,12 @@ def joined(text: str, response: str | None) -> str:
 
 def words(text: str) -> list[str]:
     """Return the words of the canonical text, punctuation dropped."""
-    return _WORD.findall(canonical(text))
+    return list(_words(text))
+
+
+@functools.lru_cache(maxsize=1024)
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(_WORD.findall(canonical(text)))
 
 
 def digest(*parts: str) -> str:
