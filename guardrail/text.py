@@ -16,11 +16,16 @@ _INVISIBLE = re.compile(
 )
 _SPACE = re.compile(r"\s+")
 _WORD = re.compile(r"\w+")
+_REMEMBERED = 10_000  # characters of the longest text whose forms are kept: a thousand of 10 MB would fill the memory
+
+
+def canonical(text: str) -> str:
+    """Return NFKC, case-folded text without invisible characters and with single spaces."""
+    return (_canonical if len(text) <= _REMEMBERED else _canonical.__wrapped__)(text)
 
 
 @functools.lru_cache(maxsize=1024)  # one text is looked at by several rules in a row
-def canonical(text: str) -> str:
-    """Return NFKC, case-folded text without invisible characters and with single spaces."""
+def _canonical(text: str) -> str:
     visible = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
     return _SPACE.sub(" ", unicodedata.normalize("NFKC", visible.casefold())).strip()
 
@@ -32,7 +37,7 @@ def joined(text: str, response: str | None) -> str:
 
 def words(text: str) -> list[str]:
     """Return the words of the canonical text, punctuation dropped."""
-    return list(_words(text))
+    return list((_words if len(text) <= _REMEMBERED else _words.__wrapped__)(text))
 
 
 @functools.lru_cache(maxsize=1024)
