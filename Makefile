@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# Starting Ray and engines is mostly waiting for imports on one core.
+WORKERS := -n 2 --no-loadscope-reorder
 
 .PHONY: help setup loop serve test test-unit lint lock clean
 
@@ -18,10 +20,10 @@ serve: setup  ## serve the newest promoted guard; ARGS="--port 8001"
 	$(RUN) -m serve $(ARGS)
 
 test: setup  ## run all tests
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest $(WORKERS) $(ARGS)
 
 test-unit: setup  ## run the tests that need no cluster and no engine
-	$(RUN) -m pytest -m "not integration and not chaos" $(ARGS)
+	$(RUN) -m pytest $(WORKERS) -m "not integration and not chaos" $(ARGS)
 
 lint: setup  ## check style, imports and types
 	$(VENV)/bin/ruff check .

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,11 +17,28 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).pare
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies under tests/integration and tests/chaos."""
+    """Mark what lies under tests/integration and tests/chaos; what takes longest comes first, for several workers."""
     for item in items:
         for name in ("integration", "chaos"):
             if name in item.path.relative_to(Path(__file__).parent).parts:
                 item.add_marker(name)
+    items.sort(key=lambda item: (*(item.get_closest_marker(name) is None for name in ("chaos", "integration")),))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of a file with one worker, and all that look at the finished loop: what they share is built once.
+
+    (pytest-xdist 3.8 has groups for that, which pytest 9 takes no notice of.)
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduler(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "loop" if file.endswith(("test_loop.py", "test_kills.py", "test_interrupts.py")) else file
+
+    return Scheduler(config, log)
 
 
 @pytest.fixture(scope="session")
