@@ -51,9 +51,14 @@ class Engine:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         import torch
-        from vllm import LLM
 
         accelerated = torch.cuda.is_available()
+        if not accelerated:
+            # An eager engine still compiles two small functions of its sampler, by g++: half a minute on a machine that
+            # never did, seconds elsewhere, and generation is no faster for it.
+            torch._dynamo.config.disable = True
+        from vllm import LLM
+
         self.model = model
         _use_all_cores()
         self.llm = LLM(
