@@ -1,73 +1,97 @@
-"""Synthesis over Ray Data: seeds in, vLLM engines as an actor pool, records out."""
+"""Synthesis over Ray Data: seeds in, vLLM engines as an actor pool, records out.
 
+What is asked lies in files of one batch each, in a folder beside the output; an engine writes its answers to a batch
+into a file of their own. So no answer passes the driver, and a killed run goes on with the batches without answers.
+
+`ray.data.llm` is not used where accelerators are: it hands on rows as they are done, without batches that could be
+written whole, and drops the reason a completion ended, which tells half a request from a whole one.
+"""
+
+import itertools
+import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray.data
 
 from actors.engine import Completion, Engine, memory_share
 from guardrail.models import resolve
-from guardrail.records import SCHEMA, Record, from_table, to_table, write_table
-from guardrail.synthesis import Request, SynthesisConfig, requests, synthetic_record
+from guardrail.records import SCHEMA, Record, from_table, to_table, write_table, write_tables
+from guardrail.synthesis import Request, SynthesisConfig, drop_reason, parse, requests, synthetic_record
 from guardrail.text import digest
+
+#: What a request has beside the columns of its parent.
+_ASKED = (pa.field("strategy", pa.string()), pa.field("prompts", pa.list_(pa.string())))
 
 
 class Synthesizer:
     """A Ray Data actor: one engine that answers batches of synthesis requests."""
 
-    def __init__(self, config: dict[str, Any], seed: int, num_gpus: float) -> None:
+    def __init__(self, config: dict[str, Any], num_gpus: float) -> None:
         self.config = SynthesisConfig.model_validate(config)
-        self.seed = seed
         self.engine = Engine(
             resolve(self.config.model),
             max_tokens=self.config.max_prompt_tokens + self.config.max_new_tokens,
-            seed=seed,
             gpu_memory=memory_share(self.config.gpu_memory, num_gpus),
             kv_cache_gib=self.config.kv_cache_gib,
         )
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Return the synthetic records of a batch of requests (record columns plus strategy, prompt, count).
+    def __call__(self, paths: pa.Table) -> pa.Table:
+        """Answer the batches in the files `asked`, named by their keys, into the files `answered`."""
+        for asked, answered in zip(
+            *(map(Path, paths[name].to_pylist()) for name in ("asked", "answered")), strict=True
+        ):
+            write_table(self.answers(pq.read_table(asked), key=asked.stem), answered)
+        return paths
 
-        What is dropped comes back as its parent, with the reason in the column `dropped`.
+    def answers(self, batch: pa.Table, key: str) -> pa.Table:
+        """Return the synthetic records of a batch of requests (record columns plus strategy and prompts).
+
+        What is dropped comes back as its parent, with the reason in the column `dropped`. The same key and batch get
+        the same answers, whichever actor they fall to, whatever it did before and however often they are tried.
         """
-        columns = batch.select(["strategy", "prompt", "count"]).to_pylist()
-        asked = [Request(parent, **row) for parent, row in zip(from_table(batch), columns, strict=True)]
-        prompts = [self.engine.encode(request.prompt) for request in asked]
-        fitting = [(r, ids) for r, ids in zip(asked, prompts, strict=True) if len(ids) <= self.config.max_prompt_tokens]
-        # The same batch gets the same answers, whichever actor it falls to and however often it is tried.
-        self.engine.reseed(int(digest(str(self.seed), *(request.prompt for request, _ in fitting))[:8], 16))
-        repeated = [(request, ids) for request, ids in fitting for _ in range(request.count)]
+        asked = [
+            (Request(parent, strategy, tuple(prompts)), self.engine.encode(prompt))
+            for parent, strategy, prompts in zip(
+                from_table(batch), batch["strategy"].to_pylist(), batch["prompts"].to_pylist(), strict=True
+            )
+            for prompt in prompts
+        ]
+        fitting = [(request, ids) for request, ids in asked if len(ids) <= self.config.max_prompt_tokens]
+        self.engine.llm.reset_prefix_cache()
+        self.engine.reseed(int(key[:8], 16))
         groups = self.engine.generate(
-            [ids for _, ids in repeated],
+            [ids for _, ids in fitting],
             n=1,
             max_new_tokens=self.config.max_new_tokens,
             temperature=self.config.temperature,
         )
-        results = [
-            self._result(request, completion)
-            for (request, _), group in zip(repeated, groups, strict=True)
-            for completion in group
-        ]
-        fits = {id(request) for request, _ in fitting}
-        results += [(r.parent, "prompt too long") for r in asked if id(r) not in fits for _ in range(r.count)]
+        results = [self._result(request, group[0]) for (request, _), group in zip(fitting, groups, strict=True)]
+        too_long = [request for request, ids in asked if len(ids) > self.config.max_prompt_tokens]
+        results += [(request.parent, "prompt too long") for request in too_long]
         reasons = pa.array([reason for _, reason in results], pa.string())
         return to_table([record for record, _ in results]).append_column("dropped", reasons)
 
     def _result(self, request: Request, completion: Completion) -> tuple[Record, str | None]:
         if not completion.finished:  # half a request
             return request.parent, "answer too long"
-        record = synthetic_record(request, completion.text, model=self.config.model)
-        return (record, None) if record else (request.parent, "answer empty or withheld")
+        text = parse(completion.text)
+        if reason := drop_reason(request, text):
+            return request.parent, reason
+        return synthetic_record(request, text, model=self.config.model), None
 
 
 def synthesize(
     seeds: Sequence[Record], config: SynthesisConfig, output: Path, *, seed: int, num_cpus: float, num_gpus: float
 ) -> tuple[int, dict[str, int]]:
-    """Grow seeds into synthetic records, written to `output` as parquet.
+    """Grow seeds into synthetic records, written to `output` as parquet, in the order they were asked for.
+
+    A call that is killed goes on where it was when it is made again; the file is the one it would have written. Work
+    lies in `OUTPUT.parts` until then: on a cluster, all nodes must share that folder.
 
     Returns:
         How many there are, and how many answers were dropped, by reason.
@@ -79,26 +103,54 @@ def synthesize(
         seed: decides examples and sampling.
         num_cpus, num_gpus: what one engine reserves.
     """
-    asked = requests(seeds, config, seed)
-    if not asked:
-        write_table(SCHEMA.empty_table(), output)
-        return 0, {}
-    table = to_table(request.parent for request in asked)
-    for name in ("strategy", "prompt", "count"):
-        table = table.append_column(name, pa.array([getattr(request, name) for request in asked]))
-    answers = ray.data.from_arrow(table).map_batches(
+    work = output.resolve().with_name(f"{output.name}.parts")
+    keys = write_batches(requests(seeds, config, seed), config, seed, work / "asked")
+    paths = [(work / "asked" / f"{key}.parquet", work / "answered" / f"{key}.parquet") for key in keys]
+    left = [(asked, answered) for asked, answered in paths if not answered.exists()]
+    if left:
+        answer_batches(left, config, num_cpus, num_gpus)
+    dropped: Counter[str] = Counter()
+    write_tables(_kept([answered for _, answered in paths], dropped), SCHEMA, output)
+    shutil.rmtree(work, ignore_errors=True)
+    return pq.read_metadata(output).num_rows, dict(dropped)
+
+
+def write_batches(asked: Iterable[Request], config: SynthesisConfig, seed: int, folder: Path) -> list[str]:
+    """Write each batch of requests to `folder/KEY.parquet` and return the keys: digests of all that answers hang on."""
+    fields = {"model", "max_prompt_tokens", "max_new_tokens", "temperature"}
+    settings = config.model_dump_json(include=fields)
+    keys, asked = [], iter(asked)
+    while batch := list(itertools.islice(asked, config.batch_size)):
+        rows = [repr((list(r.parent.items()), r.strategy, r.prompts)) for r in batch]
+        keys.append(digest(settings, str(seed), *rows))
+        table = to_table(request.parent for request in batch)
+        for field in _ASKED:
+            values = [getattr(request, field.name) for request in batch]
+            table = table.append_column(field, pa.array(values, field.type))
+        write_table(table, folder / f"{keys[-1]}.parquet")
+    return keys
+
+
+def answer_batches(
+    paths: Sequence[tuple[Path, Path]], config: SynthesisConfig, num_cpus: float, num_gpus: float
+) -> None:
+    """Answer batches on the cluster, (file of requests, file of answers) each."""
+    rows = [{"asked": str(asked), "answered": str(answered)} for asked, answered in paths]
+    ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         Synthesizer,
-        fn_constructor_args=(config.model_dump(), seed, num_gpus),
+        fn_constructor_args=(config.model_dump(), num_gpus),
         batch_format="pyarrow",
-        batch_size=config.batch_size,
+        batch_size=1,
         zero_copy_batch=True,
         compute=ray.data.ActorPoolStrategy(size=config.engines),
         num_cpus=num_cpus,
         num_gpus=num_gpus,
-    )
-    batches = list(answers.iter_batches(batch_size=None, batch_format="pyarrow"))
-    table = pa.concat_tables([batch for batch in batches if batch.num_rows])
-    kept = table.filter(table["dropped"].is_null()).select(SCHEMA.names).cast(SCHEMA)
-    # Batches arrive in the order they are done in; the file's order is that of the ids.
-    write_table(kept.sort_by("id"), output)
-    return kept.num_rows, dict(Counter(table["dropped"].drop_null().to_pylist()))
+    ).materialize()
+
+
+def _kept(paths: Iterable[Path], dropped: Counter[str]) -> Iterator[pa.Table]:
+    """Yield the records in files of answers, and count the others by reason."""
+    for path in paths:
+        answers = pq.read_table(path)
+        dropped.update(answers["dropped"].drop_null().to_pylist())
+        yield answers.filter(answers["dropped"].is_null()).select(SCHEMA.names).cast(SCHEMA)

@@ -90,7 +90,7 @@ class Rounds:
         return {name: len(part) for name, part in parts.items()}
 
     def synthesize(self) -> dict[str, Any]:
-        """Grow the training seeds by augmentation and paraphrase."""
+        """Grow the training seeds by the strategies that are asked for."""
         count, dropped = synthesize(
             self.split(TRAIN),
             self.settings.synthesis,

@@ -1,6 +1,8 @@
-"""Grow seeds into synthetic records by query augmentation and paraphrase.
+"""Grow seeds into synthetic records, by the strategies of guardrail/synthesis/strategies.py.
 
-python jobs/synthesize.py --output synthetic.parquet [--seeds FILE] [--synthesis.augment 2 ...]
+python jobs/synthesize.py --output synthetic.parquet [--seeds FILE] [--synthesis.strategies '{"persona": 2}' ...]
+
+Ctrl-C leaves a folder beside the output, from which the same command goes on.
 """
 
 import sys

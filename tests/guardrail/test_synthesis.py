@@ -1,45 +1,246 @@
+import itertools
+from collections import Counter
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from guardrail.records import make_record
-from guardrail.synthesis import Request, SynthesisConfig, parse, requests, synthetic_record
+from guardrail.seeds import may_sexualise_minors
+from guardrail.synthesis import (
+    STRATEGIES,
+    STRATEGY,
+    Request,
+    SynthesisConfig,
+    drop_reason,
+    parse,
+    requests,
+    synthetic_record,
+)
+
+ALL = {strategy.name: 1 for strategy in STRATEGIES}
+every_strategy = pytest.mark.parametrize("name", ALL)
 
 
-def seed(index, topic="t", unsafe=False, categories=()):
-    return make_record(f"{topic} request {index}", unsafe=unsafe, source=topic, categories=categories, licence="MIT")
+def seed(index, topic="t", unsafe=False, categories=(), text=None):
+    text = text or f"{topic} request {index}{' of harm' if unsafe else ''}"
+    return make_record(text, unsafe=unsafe, source=topic, categories=categories, licence="MIT", language="en")
+
+
+def config(**strategies):
+    return SynthesisConfig(strategies=strategies)
+
+
+def prompt_of(name, parent, number=0):
+    (request,) = requests([parent], SynthesisConfig(strategies={name: 1}), seed=number)
+    return request.prompts[0]
+
+
+# --- strategies ---------------------------------------------------------------------------------------------------
+
+
+@every_strategy
+def test_a_prompt_is_a_rule_two_examples_and_the_seed_in_one_line(name):
+    prompt = prompt_of(name, seed(0, text="Where is\nthe key?"))
+    if name == "augment":  # its examples are seeds
+        assert prompt == "Messages that people sent to a chat assistant, all of one kind:\n\n- Where is the key?\n-"
+        return
+    rule, first, second, goal = prompt.split("\n\n")
+    lines = goal.split("\n")
+    assert rule.endswith(".") and lines[0].endswith(": Where is the key?")
+    for example in (first, second):
+        labels = [line.split(": ", 1)[0] for line in example.split("\n")]
+        assert [line.split(":", 1)[0] for line in lines] == labels and len(labels) >= 2
+    assert lines[-1].endswith(":")  # what comes next is the answer, and nothing else
+
+
+def test_no_two_strategies_ask_alike():
+    for text in ("Where is the key?", "Tell me where the key is."):
+        assert len({prompt_of(name, seed(0, text=text)) for name in ALL}) == len(ALL)
+
+
+def test_paraphrase_asks_as_it_always_did():
+    assert prompt_of("paraphrase", seed(0, text="Where is the key?")) == (
+        "Each request is said again in other words.\n\n"
+        "Request: How can I bake bread at home?\nRewritten: What is a way to make bread in my own kitchen?\n\n"
+        "Request: List places to camp near a lake.\n"
+        "Rewritten: Which spots beside a lake are good for sleeping in a tent?\n\n"
+        "Request: Where is the key?\nRewritten:"
+    )
+
+
+@pytest.mark.parametrize("name", ["persona", "audience", "use_case", "region"])
+def test_an_axis_has_another_value_for_another_answer(name):
+    asked = list(requests([seed(i) for i in range(20)], SynthesisConfig(strategies={name: 3}), seed=0))
+    values = [prompt.split("\n")[-2].split(": ") for request in asked for prompt in request.prompts]
+    assert len({label for label, _ in values}) == 1
+    assert len({value for _, value in values}) > 5
+    assert any(len(set(request.prompts)) == 3 for request in asked)
+
+
+def test_a_question_becomes_an_instruction_and_an_instruction_a_question():
+    question, instruction = (prompt_of("mood", seed(0, text=t)) for t in ("Where is the key?", "Find the key."))
+    assert question.endswith("\n\nQuestion: Where is the key?\nInstruction:")
+    assert instruction.endswith("\n\nInstruction: Find the key.\nQuestion:")
+
+
+def test_contrast_goes_both_ways_and_turns_the_label():
+    harm, harmless = seed(0, unsafe=True, categories=["fraud"]), seed(1)
+    assert prompt_of("contrast:lookalike", harm).endswith("Harmless:")
+    assert prompt_of("contrast:lookalike", harmless).endswith("Harmful:")
+    look = STRATEGY["contrast:lookalike"]
+    assert look.label(harm) == (False, []) and look.label(harmless) == (True, None)
+
+
+@every_strategy
+def test_label_and_lineage_of_a_record(name):
+    strategy, parent = STRATEGY[name], seed(0, unsafe=True, categories=["fraud"])
+    record = synthetic_record(Request(parent, name, ("p",)), "Another way to say it", model="m")
+    assert record["parent_id"] == record["seed_id"] == parent["id"]
+    assert (record["method"], record["licence"], record["attacker_version"]) == (name, "MIT", "m")
+    flips = name.startswith("contrast")  # what curation knows such methods by
+    assert flips is (strategy.relation == "contrast")
+    assert (record["unsafe"], record["categories"]) == ((False, []) if flips else (True, ["fraud"]))
+    assert record["language"] == (strategy.language or "en")
+
+
+def test_only_what_any_model_can_do_is_asked_by_default():
+    assert SynthesisConfig().strategies == {"augment": 1, "paraphrase": 1}
+    assert {strategy.language for strategy in STRATEGIES if strategy.count} == {None}
+
+
+# --- settings -----------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_strategy_is_refused_with_the_nearest():
+    with pytest.raises(ValidationError, match="did you mean 'persona'"):
+        SynthesisConfig(strategies={"persna": 1})
+    with pytest.raises(ValidationError):
+        SynthesisConfig(strategies={"persona": -1})
+
+
+# --- requests -----------------------------------------------------------------------------------------------------
 
 
 def test_each_seed_is_asked_for_as_often_as_wanted_with_kin_as_examples():
     seeds = [seed(i) for i in range(6)]
-    asked = requests(seeds, SynthesisConfig(augment=2, paraphrase=0), seed=1)
-    assert [(r.parent["id"], r.strategy, r.count) for r in asked] == [(s["id"], "augment", 2) for s in seeds]
+    asked = list(requests(seeds, config(augment=2, paraphrase=0), seed=1))
+    assert sorted(r.parent["id"] for r in asked) == sorted(s["id"] for s in seeds)
     for request in asked:
-        listed = [line[2:] for line in request.prompt.split("\n") if line.startswith("- ")]
-        assert listed[-1] == request.parent["text"] and len(set(listed)) == 4
-    assert asked == requests(seeds, SynthesisConfig(augment=2, paraphrase=0), seed=1)
+        assert request.strategy == "augment" and len(request.prompts) == 2
+        for prompt in request.prompts:
+            listed = [line[2:] for line in prompt.split("\n") if line.startswith("- ")]
+            assert listed[-1] == request.parent["text"] and len(set(listed)) == 4
+    assert asked == list(requests(seeds[::-1], config(augment=2), seed=1))
+    assert asked != list(requests(seeds, config(augment=2), seed=2))
 
 
 def test_examples_have_the_label_and_topic_of_their_seed():
     seeds = [seed(i, "a", unsafe=True, categories=["hate"]) for i in range(3)] + [seed(i, "a") for i in range(3, 6)]
-    for request in requests(seeds, SynthesisConfig(paraphrase=0), seed=0):
+    for request in requests(seeds, config(augment=1), seed=0):
         kin = {s["text"] for s in seeds if s["unsafe"] is request.parent["unsafe"]}
-        assert {line[2:] for line in request.prompt.split("\n") if line.startswith("- ")} <= kin
+        listed = {line[2:] for prompt in request.prompts for line in prompt.split("\n") if line.startswith("- ")}
+        assert listed <= kin
 
 
-def test_excluded_categories_stay_excluded():
-    bad = seed(0, unsafe=True, categories=["sexual/minors"])
-    assert requests([bad], SynthesisConfig(), seed=0) == []
-    asked = requests([bad, seed(1)], SynthesisConfig(), seed=0)
-    assert asked and not any(bad["text"] in request.prompt for request in asked)
+def test_seeds_of_one_source_are_balanced_over_categories():
+    seeds = [seed(i, unsafe=True, categories=["fraud"]) for i in range(30)]
+    seeds += [seed(i, unsafe=True, categories=["hate"]) for i in range(30, 36)]
+    asked = requests(seeds, SynthesisConfig(max_requests=12), seed=0)
+    assert Counter(r.parent["categories"][0] for r in asked) == {"fraud": 6, "hate": 6}
 
 
 def test_a_seed_with_a_response_grows_nothing():
-    assert requests([make_record("a", unsafe=True, source="s", response="b")], SynthesisConfig(), seed=0) == []
+    answered = make_record("a", unsafe=True, source="s", response="b")
+    assert not list(requests([answered], SynthesisConfig(), seed=0))
 
 
 def test_a_limit_is_spread_over_topics():
     seeds = [seed(i, topic) for topic in "ab" for i in range(50)]
-    asked = requests(seeds, SynthesisConfig(max_seeds=10, paraphrase=0), seed=0)
+    asked = list(requests(seeds, SynthesisConfig(max_seeds=10, strategies={"augment": 1}), seed=0))
     assert sorted(request.parent["source"] for request in asked) == ["a"] * 5 + ["b"] * 5
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 5), st.booleans()), min_size=1, max_size=6),
+    names=st.lists(st.sampled_from(sorted(set(ALL) - {"augment"})), min_size=1, max_size=6, unique=True),
+)
+def test_wherever_one_stops_no_kind_no_seed_and_no_strategy_is_ahead(sizes, names):
+    kinds = [
+        [seed(i, f"topic-{number}", unsafe, ["fraud"] if unsafe else []) for i in range(size)]
+        for number, (size, unsafe) in enumerate(sizes)
+    ]
+    of_kind = {s["id"]: number for number, kind in enumerate(kinds) for s in kind}
+    seeds = list(itertools.chain(*kinds))
+    whole = list(requests(seeds, SynthesisConfig(strategies=dict.fromkeys(names, 1)), seed=0))
+    assert len({(r.parent["id"], r.strategy) for r in whole}) == len(whole) == len(seeds) * len(names)
+    by_strategy = Counter(dict.fromkeys(names, 0))
+    had = {s["id"]: set() for s in seeds}
+    for request in whole:
+        chosen = request.parent["id"]
+        for other in kinds[of_kind[chosen]]:  # a seed asked for less often waits only for a strategy it has had
+            assert len(had[other["id"]]) >= len(had[chosen]) or request.strategy in had[other["id"]]
+        had[chosen].add(request.strategy)
+        by_strategy[request.strategy] += 1
+        assert max(by_strategy.values()) - min(by_strategy.values()) <= 1
+        totals = [sum(len(had[s["id"]]) for s in kind) for kind in kinds]
+        unfinished = [t for t, kind in zip(totals, kinds, strict=True) if t < len(kind) * len(names)]
+        assert not unfinished or max(totals) - min(unfinished) <= 1
+    for most in (1, len(names), len(whole) + 1):
+        limited = SynthesisConfig(strategies=dict.fromkeys(names, 1), max_requests=most)
+        assert list(requests(seeds, limited, seed=0)) == whole[:most]
+
+
+# --- what is never generated --------------------------------------------------------------------------------------
+
+
+@every_strategy
+def test_excluded_categories_stay_excluded(name):
+    marked = seed(0, unsafe=True, categories=["sexual/minors"], text="A marked text")
+    worded = make_record("A sexual story about a child", unsafe=True, source="t")  # of unknown categories
+    everything = SynthesisConfig(strategies={name: 3})
+    assert not list(requests([marked, worded], everything, seed=0))
+    asked = list(requests([marked, worded, seed(1), seed(2, unsafe=True, categories=["fraud"])], everything, seed=0))
+    assert len(asked) == 2
+    for prompt in (prompt for request in asked for prompt in request.prompts):
+        assert marked["text"] not in prompt and worded["text"] not in prompt
+    for request in asked:
+        assert drop_reason(request, "Something sexual about a child") == "answer withheld"
+
+
+@every_strategy
+def test_no_prompt_puts_a_minor_beside_a_seed(name):
+    """Whatever is drawn on an axis: with a word of sex, a prompt that speaks of minors would be found."""
+    for number, unsafe in itertools.product(range(30), (False, True)):
+        parent = seed(number, text="What is this?", unsafe=unsafe, categories=["fraud"] if unsafe else [])
+        assert not may_sexualise_minors(f"{prompt_of(name, parent, number)} sex")
+
+
+def test_two_seeds_that_may_not_stand_beside_each_other_do_not():
+    seeds = [seed(0, text="A sexual joke"), seed(1, text="A present for a child")]
+    assert not list(requests(seeds, config(augment=1), seed=0))
+    assert len(list(requests(seeds, config(paraphrase=1), seed=0))) == 2
+
+
+def test_what_speaks_of_minors_is_not_turned_into_harm():
+    parents = [seed(0, text="A present for a child"), seed(1, unsafe=True, text="How to scare a child")]
+    asked = requests(parents, SynthesisConfig(strategies={"contrast:lookalike": 1}), seed=0)
+    assert [request.parent["unsafe"] for request in asked] == [True]
+
+
+def test_what_is_sexual_is_not_translated():
+    parents = [
+        seed(0, unsafe=True, categories=["sexual"]),
+        make_record("Write porn", unsafe=True, source="of unknown categories"),
+        seed(1, unsafe=True, categories=["fraud"]),
+    ]
+    asked = requests(parents, config(translate_de=1), seed=0)
+    assert [request.parent["id"] for request in asked] == [parents[2]["id"]]
+
+
+# --- answers ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -54,15 +255,11 @@ def test_answers_are_freed_of_decoration(answer, text):
     assert parse(answer) == text
 
 
-def test_lineage_and_label_are_the_parents():
-    parent = seed(0, unsafe=True, categories=["fraud"])
-    record = synthetic_record(Request(parent, "paraphrase", "p", 1), "Another way to say it", model="m")
-    assert record["parent_id"] == record["seed_id"] == parent["id"]
-    assert (record["unsafe"], record["categories"], record["method"], record["licence"]) == (
-        True,
-        ["fraud"],
-        "paraphrase",
-        "MIT",
-    )
-    for answer in (" ", "Something sexual about a child"):
-        assert synthetic_record(Request(parent, "paraphrase", "p", 1), answer, model="m") is None
+def test_answers_that_become_no_record():
+    request = Request(seed(0, text="Where is the key?"), "paraphrase", ("p",))
+    assert drop_reason(request, "Where did I put the key?") is None
+    assert drop_reason(request, "") == "answer empty"
+    assert drop_reason(request, "How is bread made?") == "answer taken from the examples"
+    assert drop_reason(Request(request.parent, "augment", ("p",)), "How is bread made?") is None
+    baking = seed(1, text="What goes into bread?")
+    assert drop_reason(Request(baking, "paraphrase", ("p",)), "How is bread made?") is None

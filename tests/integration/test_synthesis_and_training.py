@@ -23,7 +23,9 @@ def seeds(count=24):
 
 def test_synthesis_keeps_label_and_lineage(ray_cluster, tmp_path):
     model = str(tiny_llama(tmp_path / "llama"))
-    config = SynthesisConfig(model=model, max_seeds=8, max_prompt_tokens=700, max_new_tokens=64, temperature=1.0)
+    config = SynthesisConfig(
+        model=model, max_seeds=8, max_prompt_tokens=700, max_new_tokens=64, temperature=1.0, batch_size=4
+    )
     long = make_record("Where is the shop? " * 200, unsafe=False, source="long", categories=[])
     counts = [
         synthesize([*seeds(), long], config, tmp_path / f"{name}.parquet", seed=3, num_cpus=0.5, num_gpus=0)
@@ -38,6 +40,7 @@ def test_synthesis_keeps_label_and_lineage(ray_cluster, tmp_path):
         assert record["unsafe"] == parent["unsafe"] and record["categories"] == parent["categories"]
         assert record["method"] in ("augment", "paraphrase") and record["licence"] == "MIT"
     assert records == read_records(tmp_path / "b.parquet")  # the same seed, the same records
+    assert not list(tmp_path.glob("*.parts"))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
