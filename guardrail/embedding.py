@@ -1,5 +1,6 @@
 """Sentence embeddings: one vector per text, close for texts that mean the same."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from guardrail.guard import token_batches
+from guardrail.models import resolve
 
 _WINDOW = 256  # tokens; what lies past them does not count
 _TOKENS_PER_BATCH = 4096
@@ -39,3 +41,9 @@ class Embedder:
             mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
             result[batch] = torch.nn.functional.normalize(mean, dim=1).numpy()
         return result
+
+
+@functools.lru_cache(maxsize=1)  # once in each worker process
+def loaded_embedder(name: str) -> Embedder:
+    """Return the encoder of this name, as `guardrail.models.resolve` takes it."""
+    return Embedder(resolve(name))

@@ -1,63 +1,96 @@
 """Curate records: what is kept, and for each dropped record the stage, the reason and the evidence.
 
 python jobs/curate.py --input seeds.parquet grown.parquet beavertails-train --output curated/ [--evaluation xstest ...]
+python jobs/curate.py --explain ID --output curated/
+
+Inputs are parquet files of records, CSV or JSON-lines files of labelled rows, and public sets by name. The second form
+tells the story of one record of what the first wrote: its lineage, the stages it passed, where and why it was dropped.
+
+Exit status: 0 if all went well; 1 if a file cannot be read or is no record file, which the message names; 2 for a
+mistake in the settings; 3 if rows were set aside because they do not fit the record schema: OUTPUT/set_aside.parquet
+has file, row and reason of each, and all the others were curated.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from pydantic import Field
 
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
 from guardrail.curation import CurationConfig, curate
+from guardrail.curation.story import story
 from guardrail.datasets import evaluation_texts, load_dataset_by_name, load_evaluations, registry
 from guardrail.records import write_records
+from guardrail.seeds import load_seeds
 from jobs.settings import JobSettings, load, save_beside
 from jobs.terminal import reported_errors, show_funnel
+
+ROWS_SET_ASIDE = 3
 
 
 class CurateSettings(JobSettings):
     """Settings of the curation."""
 
-    input: list[str] = Field(min_length=1, description="parquet files of records, and public sets to train on by name")
-    output: Path = Field(description="folder to write kept.parquet, ledger.parquet and funnel.json to")
+    input: list[str] = Field([], description="files of records or labelled rows, and public sets to train on by name")
+    output: Path = Field(description="folder of kept.parquet, ledger.parquet, funnel.json and set_aside.parquet")
+    explain: str | None = Field(None, description="id of a record whose story to tell, of what is in the output folder")
     evaluation: list[str] = Field([], description="evaluation sets to keep out, by name, or JSON-lines files")
     data_dir: Path | None = Field(None, description="local copies of public data sets")
     curation: CurationConfig = CurationConfig()
 
 
-def _records_file(name: str, settings: CurateSettings) -> Path:
-    """Return the file of an input; a public set's records are written beside the output first."""
-    if name not in registry() or Path(name).exists():
-        return Path(name)
-    if registry()[name].use == "eval":
+def _records_file(name: str, number: int, settings: CurateSettings) -> Path:
+    """Return the file of an input; what is no record file yet is written as one beside the output first."""
+    path = Path(name)
+    if path.suffix in (".csv", ".jsonl", ".json"):
+        records = load_seeds(path)
+    elif name not in registry() or path.exists():
+        return path
+    elif registry()[name].use == "eval":
         raise ValueError(f"{name} is a set to evaluate on, which no guard is trained on; give it to --evaluation")
-    records = load_dataset_by_name(name, settings.data_dir)
-    path = settings.output.with_name(f"{settings.output.name}.{name}.parquet")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_records(records, path)
-    return path
+    else:
+        records = load_dataset_by_name(name, settings.data_dir)
+    written = settings.output.with_name(f"{settings.output.name}.{number}-{path.stem}.parquet")
+    written.parent.mkdir(parents=True, exist_ok=True)
+    write_records(records, written)
+    return written
+
+
+def _curate(settings: CurateSettings) -> None:
+    if not settings.input:
+        raise ValueError("nothing to curate: --input takes files of records and names of public sets")
+    evaluation = load_evaluations(settings.evaluation, settings.data_dir)
+    inputs = [_records_file(name, number, settings) for number, name in enumerate(settings.input, 1)]
+    with connect(address=settings.cluster.address):
+        plan = plan_for_cluster(num_env_runners=0, num_learners=0, num_guard_workers=0)
+        report = curate(
+            inputs,
+            settings.output,
+            settings.curation,
+            evaluation=evaluation_texts(evaluation),
+            num_cpus=plan.data_task_cpus,
+        )
+    save_beside(settings, settings.output)
+    show_funnel(report)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write kept records and ledger."""
+    """Write kept records and ledger, or tell one record's story."""
     settings = load(CurateSettings, arguments, __doc__)
     with reported_errors():
-        evaluation = load_evaluations(settings.evaluation, settings.data_dir)
-        inputs = [_records_file(name, settings) for name in settings.input]
-        with connect(address=settings.cluster.address):
-            plan = plan_for_cluster(num_env_runners=0, num_learners=0, num_guard_workers=0)
-            report = curate(
-                inputs,
-                settings.output,
-                settings.curation,
-                evaluation=evaluation_texts(evaluation),
-                num_cpus=plan.data_task_cpus,
-            )
-    save_beside(settings, settings.output)
-    show_funnel(report)
+        if settings.explain is not None:
+            print("\n".join(story(settings.explain, settings.output)))
+            return
+        _curate(settings)
+        reasons = pq.read_table(settings.output / "set_aside.parquet", columns=["reason"])["reason"]
+    if len(reasons):
+        listed = ", ".join(f"{reason} {count}" for reason, count in Counter(reasons.to_pylist()).most_common())
+        print(f"{len(reasons)} rows set aside ({listed}): see {settings.output}/set_aside.parquet", file=sys.stderr)
+        raise SystemExit(ROWS_SET_ASIDE)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
 """The stage that keeps one kind of generated record from drowning the others."""
 
-import functools
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from guardrail.curation.config import CurationConfig
-from guardrail.curation.stage import Drop, Judge, Survey
+from guardrail.curation.stage import ByRow, Judge, Survey
 
 
 class Balance:
@@ -26,36 +27,48 @@ class Balance:
 
     def prepare(self, survey: Survey) -> Judge:
         """Gather ids and cells, and choose who is over the limit."""
-        rows = survey.kept(["id", "unsafe", "categories", "method"])
-        return functools.partial(_judge_surplus, surplus(rows, self.config.balance))
+        records = survey.kept(["row", "id", "unsafe", "categories", "method"])
+        return ByRow(surplus(records, self.config.balance))
 
 
-def surplus(rows: Iterable[Mapping[str, Any]], ratio: float) -> dict[str, str]:
-    """Return what to drop, id to evidence, so that no cell has more than `ratio` times the median cell's records.
+def surplus(records: pa.Table, ratio: float) -> pa.Table:
+    """Return row, reason and evidence of the records of each cell past `ratio` times the median cell's number.
 
     Ids are hashes, so that the smallest ones are as good as drawn by lot, whatever the order.
+
+    Args:
+        records: row, id, unsafe, categories, method.
+        ratio: at least 1.
     """
-    cells: dict[tuple[bool, str, str], list[str]] = {}
-    for row in rows:
-        if row["method"] != "seed":
-            category = (row["categories"] or ["-"])[-1]
-            method = row["method"].partition(":")[0]
-            cells.setdefault((row["unsafe"], category, method), []).append(row["id"])
-    if not cells:
-        return {}
+    records = records.filter(pc.not_equal(records["method"], "seed"))
+    label = pc.if_else(records["unsafe"], "unsafe", "safe")
+    method = pc.replace_substring_regex(records["method"], pattern=":.*", replacement="")
+    cells = pc.binary_join_element_wise(label, _last_or_dash(records["categories"]), method, "/")
+    records = records.select(["row", "id"]).append_column("cell", cells).append_column("label", label)
+    records = records.sort_by([("cell", "ascending"), ("id", "ascending")])
+    names, sizes = np.unique(records["cell"].to_numpy(), return_counts=True)
+    starts = np.cumsum(sizes) - sizes
     # Benign records have one cell for each method, and as many kinds as all the categories together: each label has a
     # median of its own.
-    limit = {
-        label: math.ceil(ratio * statistics.median(sizes))
-        for label in (True, False)
-        if (sizes := [len(ids) for cell, ids in cells.items() if cell[0] is label])
-    }
-    return {
-        record_id: f"{len(ids)} in {'unsafe' if cell[0] else 'safe'}/{cell[1]}/{cell[2]}, limit {limit[cell[0]]}"
-        for cell, ids in cells.items()
-        for record_id in sorted(ids)[limit[cell[0]] :]
-    }
+    of_cell = records["label"].to_numpy()[starts]
+    limits = np.zeros(len(names), dtype=np.int64)
+    for value in np.unique(of_cell):
+        limits[of_cell == value] = math.ceil(ratio * statistics.median(sizes[of_cell == value].tolist()))
+    evidence = [f"{size} in {name}, limit {limit}" for name, size, limit in zip(names, sizes, limits, strict=True)]
+    places = np.arange(len(records)) - np.repeat(starts, sizes)
+    drops = pa.table(
+        {
+            "row": records["row"],
+            "reason": pa.array(["surplus"] * len(records), pa.string()),
+            "evidence": pa.array(evidence, pa.string()).take(pa.array(np.repeat(np.arange(len(names)), sizes))),
+        }
+    )
+    return drops.filter(pa.array(places >= np.repeat(limits, sizes)))
 
 
-def _judge_surplus(over: Mapping[str, str], batch: pa.Table) -> list[Drop | None]:
-    return [Drop("surplus", over[i]) if i in over else None for i in batch["id"].to_pylist()]
+def _last_or_dash(lists: pa.ChunkedArray) -> pa.Array:
+    """Return the last element of each list, "-" where there is none."""
+    lists = lists.combine_chunks()
+    empty = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False) == 0
+    last = pa.array(lists.offsets.to_numpy()[1:].astype(np.int64) - 1, mask=empty)
+    return pc.fill_null(lists.values.take(last), "-")

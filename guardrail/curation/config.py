@@ -1,8 +1,10 @@
 """The settings of curation."""
 
-from typing import Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from guardrail.taxonomy import check_category
 
 
 class CurationConfig(BaseModel):
@@ -12,9 +14,21 @@ class CurationConfig(BaseModel):
 
     min_words: int = Field(2, ge=0, description="shortest text of a generated record")
     max_words: int = Field(400, ge=1, description="longest text of a generated record")
+    gibberish_model: str | None = Field(
+        None,
+        description="causal LM that finds words in no order: bundled name, directory or hub id; None: only letters",
+    )
+    languages: tuple[str, ...] = Field((), description="ISO 639 codes of the languages to keep; none: all")
+    excluded_categories: tuple[str, ...] = Field((), description="harm categories of which nothing is kept")
     near_duplicate: float = Field(0.8, gt=0, le=0.95, description="Jaccard similarity at which two texts are one")
-    shingle: int = Field(5, ge=1, description="characters of a shingle that the similarity is counted in")
+    shingle: int = Field(5, ge=1, le=100, description="units of a shingle that the similarity is counted in")
+    shingle_unit: Literal["characters", "words"] = Field("characters", description="what a shingle is made of")
     permutations: int = Field(128, ge=16, description="MinHash permutations; more estimate the similarity better")
+    semantic_duplicate: float = Field(0.88, gt=0, le=1, description="cosine at which two texts say the same")
+    semantic_encoder: str = Field(
+        "static:bundled:all-minilm-l6-v2",
+        description="encoder of that cosine, named as embedder is; static: its vectors of single tokens, much faster",
+    )
     ngram: int = Field(8, ge=3, description="words in a row that a text may not share with an evaluation text")
     embedder: str = Field("bundled:all-minilm-l6-v2", description="sentence encoder: bundled name, directory or hub id")
     paraphrase_similarity: float = Field(0.55, ge=-1, le=1, description="cosine to its seed that a paraphrase needs")
@@ -22,6 +36,13 @@ class CurationConfig(BaseModel):
     balance: float = Field(
         4.0, ge=1, description="most generated records of one label, category and method, over the median of these"
     )
+
+    @field_validator("excluded_categories")
+    @classmethod
+    def _categories_are_known(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        for key in keys:
+            check_category(key)
+        return keys
 
     @model_validator(mode="after")
     def _lengths_are_a_range(self) -> Self:

@@ -1,16 +1,17 @@
-"""Stages that look at one record: is there a text, is it a request, has it the label it grew from."""
+"""Stages that look at one record: is there a text, has it the label it grew from."""
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from guardrail.curation.config import CurationConfig
+from guardrail.curation.equals import equals
 from guardrail.curation.stage import Drop, Judge, Survey
 from guardrail.records import Record, record_id
-from guardrail.refusals import has_meta_text, is_refusal
-from guardrail.text import canonical, words
+from guardrail.text import canonical
 
 #: A label: unsafe or not, and the categories (None: unknown).
 Label = tuple[bool, list[str] | None]
@@ -40,43 +41,6 @@ def _canonical_drop(record: Record) -> Drop | None:
     return None
 
 
-class Quality:
-    """Generated texts that are too short, too long, refusals or talk about the task.
-
-    People's own are not judged, nor what a transform made of a text: an encoding has no words to count.
-    """
-
-    name = "quality"
-
-    def __init__(self, config: CurationConfig) -> None:
-        self.config = config
-        self.settings: Mapping[str, Any] = config.model_dump(include={"min_words", "max_words"})
-
-    def prepare(self, survey: Survey) -> Judge:
-        """Return the judge."""
-        return functools.partial(_judge_quality, self.config)
-
-
-def _judge_quality(config: CurationConfig, batch: pa.Table) -> list[Drop | None]:
-    texts, methods = batch["text"].to_pylist(), batch["method"].to_pylist()
-    return [
-        None if method == "seed" or method.startswith("transform:") else quality_drop(text, config)
-        for text, method in zip(texts, methods, strict=True)
-    ]
-
-
-def quality_drop(text: str, config: CurationConfig) -> Drop | None:
-    """Return why a generated text is no request of the right length, or None."""
-    count = len(words(text))
-    if not config.min_words <= count <= config.max_words:
-        return Drop("length", f"{count} words")
-    if is_refusal(text):
-        return Drop("refusal", "")
-    if has_meta_text(text):
-        return Drop("meta-text", "")
-    return None
-
-
 class LabelAgreement:
     """Generated records whose label or categories are not those of the record they were made from.
 
@@ -88,33 +52,44 @@ class LabelAgreement:
     settings: Mapping[str, Any] = {}
 
     def prepare(self, survey: Survey) -> Judge:
-        """Gather the labels of all input records by id."""
-        return functools.partial(_judge_label, labels_by_id(survey.inputs(["id", "unsafe", "categories", "method"])))
+        """Gather the labels of all input records that others were made from, by id."""
+        parents = survey.kept(["parent_id"])["parent_id"].unique()
+        records = survey.inputs(["id", "unsafe", "categories", "method"])
+        return functools.partial(_judge_label, labels_by_id(records.filter(pc.is_in(records["id"], value_set=parents))))
 
 
-def labels_by_id(rows: Iterable[Mapping[str, Any]]) -> dict[str, Label]:
-    """Return the label of each id, without those on which the rows of the id disagree; a seed's word outweighs others.
+def labels_by_id(records: pa.Table) -> pa.Table:
+    """Return id, unsafe and categories of each id, without those on whose label its records disagree.
 
-    Categories are those that any of the rows has; unknown if all of them leave them open.
+    A seed's word outweighs others. Categories are those that any of the records has; unknown if all leave them open.
+
+    Args:
+        records: id, unsafe, categories, method.
     """
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(row["id"], []).append(row)
-    labels: dict[str, Label] = {}
-    for record_id_, equals in groups.items():
-        deciding = [row for row in equals if row["method"] == "seed"] or equals
-        known = [row["categories"] for row in deciding if row["categories"] is not None]
-        if len({row["unsafe"] for row in deciding}) == 1:
-            labels[record_id_] = (
-                deciding[0]["unsafe"],
-                sorted({key for keys in known for key in keys}) if known else None,
-            )
-    return labels
+    found = equals(records)
+    known = found.deciding & found.records["categories"].is_valid().to_numpy()
+    lists = found.records["categories"].filter(pa.array(known)).combine_chunks()
+    owner = found.number[known][pc.list_parent_indices(lists).to_numpy()]
+    pairs = pa.table({"number": owner, "category": lists.flatten()}).group_by(["number", "category"]).aggregate([])
+    pairs = pairs.sort_by([("number", "ascending"), ("category", "ascending")])
+    ends = np.cumsum(np.bincount(pairs["number"].to_numpy(), minlength=len(found.starts)))
+    categories = pa.ListArray.from_arrays(
+        pa.array(np.concatenate([[0], ends]), pa.int32()),
+        pairs["category"].combine_chunks(),
+        mask=pa.array(np.bincount(found.number[known], minlength=len(found.starts)) == 0),
+    )
+    labels = found.records.select(["id", "unsafe"]).take(pa.array(found.starts))
+    return labels.append_column("categories", categories).filter(pa.array(~found.contradictory))
 
 
-def _judge_label(labels: Mapping[str, Label], batch: pa.Table) -> list[Drop | None]:
+def _judge_label(labels: pa.Table, batch: pa.Table) -> list[Drop | None]:
     records = batch.select(["unsafe", "categories", "parent_id", "method"]).to_pylist()
-    return [label_drop(record, labels.get(record["parent_id"])) for record in records]
+    places = pc.index_in(batch["parent_id"], value_set=labels["id"].combine_chunks())
+    parents = labels.take(places).to_pylist()
+    return [
+        label_drop(record, None if parent["id"] is None else (parent["unsafe"], parent["categories"]))
+        for record, parent in zip(records, parents, strict=True)
+    ]
 
 
 def label_drop(record: Mapping[str, Any], parent: Label | None) -> Drop | None:

@@ -1,14 +1,30 @@
 """Stages that find texts that are one text: exactly, or nearly."""
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from guardrail.curation.config import CurationConfig
-from guardrail.curation.facts import from_bytes, near_index
-from guardrail.curation.stage import Drop, Judge, Survey, seed_first
+from guardrail.curation.equals import equals, numbered
+from guardrail.curation.facts import Signatures, band_keys, bands, ranges, similarity, stored_signatures
+from guardrail.curation.stage import ByRow, Judge, Survey, seed_first
+from guardrail.records import from_table
+from guardrail.text import digest
+
+Indices = NDArray[np.int64]
+
+_BANDS_AT_ONCE = 4  # in one task: what one band has joined, the next ones need not compare
+_LEADERS = 100  # of a group of candidates, with which all its members are compared: bounds what boilerplate costs
+_PAIRS_AT_ONCE = 50_000  # whose signatures are in memory together: 25 MB
 
 
 class ExactDuplicates:
@@ -18,78 +34,177 @@ class ExactDuplicates:
     settings: Mapping[str, Any] = {}
 
     def prepare(self, survey: Survey) -> Judge:
-        """Gather ids, labels and digests of the whole records, and find what repeats."""
-        return functools.partial(_judge_repeated, repeated(survey.kept(["row", "id", "unsafe", "method", "digest"])))
+        """Find the ids that repeat, have their whole records digested, and choose which of them stay."""
+        records = survey.kept(["row", "id", "unsafe", "method"])
+        number = numbered(records["id"])
+        records = records.filter(pa.array(np.bincount(number)[number] > 1)).sort_by("row")
+        digests = survey.computed(functools.partial(_digested, records["row"].to_numpy())).sort_by("row")
+        return ByRow(repeated(records.append_column("digest", digests["digest"])))
 
 
-def repeated(rows: Iterable[Mapping[str, Any]]) -> dict[int, Drop]:
-    """Return what to drop, by row number.
+def repeated(records: pa.Table) -> pa.Table:
+    """Return what to drop of records that share their id with others: row, reason, evidence.
 
     Args:
-        rows: of row, id, unsafe, method, digest (of the whole record); which of the equals stays hangs on the last, so
+        records: row, id, unsafe, method, digest (of the whole record); which of the equals stays hangs on the last, so
             that it does not hang on their order.
     """
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(row["id"], []).append(row)
-    drops: dict[int, Drop] = {}
-    for record_id, equals in groups.items():
-        deciding = [row for row in equals if row["method"] == "seed"] or equals
-        contradictory = len({row["unsafe"] for row in deciding}) > 1
-        kept = None if contradictory else min(deciding, key=lambda row: (row["digest"], row["row"]))
-        reason = "contradictory labels" if contradictory else "duplicate"
-        drops |= {row["row"]: Drop(reason, record_id) for row in equals if row is not kept}
-    return drops
+    found = equals(records, "digest", "row")
+    contradictory = found.contradictory[found.number]
+    dropped = np.ones(len(records), dtype=bool)
+    dropped[found.starts] = found.contradictory
+    reasons = np.where(contradictory, "contradictory labels", "duplicate")
+    ids, rows = found.records["id"], found.records["row"]
+    drops = pa.table({"row": rows, "reason": pa.array(reasons, pa.string()), "evidence": ids})
+    return drops.filter(pa.array(dropped))
 
 
-def _judge_repeated(drops: Mapping[int, Drop], batch: pa.Table) -> list[Drop | None]:
-    return [drops.get(row) for row in batch["row"].to_pylist()]
+def _digested(rows: Indices, batch: pa.Table) -> pa.Table:
+    """Return row and digest of those records whose number is in `rows`."""
+    batch = batch.filter(pc.is_in(batch["row"], value_set=pa.array(rows)))
+    digests = [digest(repr(list(record.items()))) for record in from_table(batch)]
+    return pa.table({"row": batch["row"], "digest": pa.array(digests, pa.string())})
 
 
 class NearDuplicates:
-    """Records of one label whose texts share most of their character shingles; the component's first stays.
+    """Records of one label whose texts share most of their shingles; the first of each connected component stays.
 
-    Candidates come from locality-sensitive hashing of MinHash signatures; see `guardrail.curation.facts`.
+    Candidates are those that agree in a band of their MinHash signatures; estimated similarities decide.
     """
 
     name = "near"
 
     def __init__(self, config: CurationConfig) -> None:
         self.config = config
-        self.settings: Mapping[str, Any] = config.model_dump(include={"near_duplicate", "permutations", "shingle"})
+        self.settings: Mapping[str, Any] = config.model_dump(
+            include={"near_duplicate", "permutations", "shingle", "shingle_unit"}
+        )
 
     def prepare(self, survey: Survey) -> Judge:
-        """Gather ids, labels and signatures, and find the components."""
-        return functools.partial(_judge_twins, twins(survey.kept(["id", "unsafe", "method", "signature"]), self.config))
+        """Write the bands' keys, have candidates found and compared band by band, and join what is similar."""
+        records = survey.kept(["row", "id", "method"])
+        order = seed_first(records)
+        paths = survey.written(functools.partial(_banded, self.config))
+        count = bands(self.config)[0]
+        tasks = [range(start, min(count, start + _BANDS_AT_ONCE)) for start in range(0, count, _BANDS_AT_ONCE)]
+        pairs = survey.each(functools.partial(_similar_pairs, paths, order, self.config.near_duplicate), tasks)
+        first = _first_of_component(np.concatenate(pairs), len(order))
+        dropped = np.flatnonzero(first != np.arange(len(order)))
+        return ByRow(
+            pa.table(
+                {
+                    "row": records["row"].take(pa.array(order[dropped])),
+                    "reason": pa.array(["near duplicate"] * len(dropped), pa.string()),
+                    "evidence": records["id"].take(pa.array(order[first[dropped]])),
+                }
+            )
+        )
 
 
-def twins(signed: Iterable[Mapping[str, Any]], config: CurationConfig) -> dict[str, str]:
-    """Return for each record that is not the first of its component the id of that first one.
+def _banded(config: CurationConfig, batch: pa.Table) -> pa.Table:
+    """Return the signatures, and a column of keys for each band: records that share one are candidates."""
+    keys = band_keys(stored_signatures(batch["signature"]), config)
+    # The last bit is the label: those of different labels are never candidates.
+    keys = keys & ~np.uint64(1) | batch["unsafe"].to_numpy().astype(np.uint64)[:, None]
+    return pa.table({"signature": batch["signature"]} | {f"band{i}": column for i, column in enumerate(keys.T)})
+
+
+def _similar_pairs(
+    paths: Sequence[Path], order: Indices, threshold: float, numbers: Sequence[int]
+) -> NDArray[np.int32]:
+    """Return pairs of similar records [n, 2], enough of them to connect all that these bands propose.
 
     Args:
-        signed: rows of id, unsafe, method and signature, in any order.
-        config: similarity and permutations.
+        paths: what `_banded` returned for each file.
+        order: the records' places in these files, in the order of preference; pairs are numbers in this order.
+        threshold: least similarity.
+        numbers: of the bands.
     """
-    rows = sorted(signed, key=seed_first)
-    lsh = {label: near_index(config) for label in (True, False)}
-    hashes = [from_bytes(row["signature"]) for row in rows]
-    first = list(range(len(rows)))
-
-    def root(index: int) -> int:
-        while first[index] != index:
-            first[index] = first[first[index]]
-            index = first[index]
-        return index
-
-    for index, row in enumerate(rows):
-        index_of_label = lsh[row["unsafe"]]
-        for other in index_of_label.query(hashes[index]):
-            if hashes[index].jaccard(hashes[other]) >= config.near_duplicate:
-                a, b = root(index), root(other)
-                first[max(a, b)] = min(a, b)  # rows are in order of preference
-        index_of_label.insert(index, hashes[index])
-    return {row["id"]: rows[root(i)]["id"] for i, row in enumerate(rows) if root(i) != i}
+    groups = [_groups(_column(paths, f"band{number}")[order]) for number in numbers]
+    candidates = np.unique(np.concatenate([members for members, _ in groups]))
+    signed = _signatures(paths, order[candidates])
+    component, found = np.arange(len(candidates)), [np.empty((0, 2), dtype=np.int64)]
+    for members, sizes in groups:
+        component, pairs = _linked(np.searchsorted(candidates, members), sizes, signed, threshold, component)
+        found.append(pairs)
+    return candidates[np.concatenate(found)].astype(np.int32)
 
 
-def _judge_twins(found: Mapping[str, str], batch: pa.Table) -> list[Drop | None]:
-    return [Drop("near duplicate", found[i]) if i in found else None for i in batch["id"].to_pylist()]
+def _column(paths: Sequence[Path], name: str) -> NDArray[np.uint64]:
+    return np.concatenate([pq.ParquetFile(path).read([name])[name].to_numpy() for path in paths])
+
+
+def _signatures(paths: Sequence[Path], places: Indices) -> Signatures:
+    """Return the signatures at these places, counted through all files; no more is held than one file and these."""
+    ascending, start = np.argsort(places), 0
+    found = np.empty((len(places), pq.read_schema(paths[0]).field("signature").type.byte_width // 2), dtype=np.uint16)
+    for path in paths:
+        column = pq.ParquetFile(path).read(["signature"])["signature"]
+        bounds = np.searchsorted(places, [start, start + len(column)], sorter=ascending)
+        wanted = ascending[slice(*bounds)]
+        found[wanted] = stored_signatures(column.take(pa.array(places[wanted] - start)))
+        start += len(column)
+    return found
+
+
+def _groups(keys: NDArray[np.uint64]) -> tuple[Indices, Indices]:
+    """Return the places of keys that others equal, group after group, ascending within one, and the groups' sizes."""
+    places = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[places], prepend=~keys[places[:1]]))
+    sizes = np.diff(starts, append=len(keys))
+    shared = sizes > 1
+    return places[ranges(starts[shared], sizes[shared])], sizes[shared]
+
+
+def _linked(
+    members: Indices, sizes: Indices, signed: Signatures, threshold: float, component: Indices
+) -> tuple[Indices, Indices]:
+    """Compare the members of each group, and return the components then and the pairs that joined them [n, 2].
+
+    Each of the first `_LEADERS` members of a group is compared with all members after it, save those that are of its
+    component already: what is joined is the same as if these had been compared too, in whatever order.
+
+    Args:
+        members: of the groups, one after the other; each is a row of `signed`.
+        sizes: of the groups.
+        signed: signatures.
+        threshold: least similarity.
+        component: of each row of `signed`, as known so far.
+    """
+    starts, pairs = np.cumsum(sizes) - sizes, [np.empty((0, 2), dtype=np.int64)]
+    for leader in range(_LEADERS):
+        after = sizes - leader - 1
+        starts, sizes, after = starts[after > 0], sizes[after > 0], after[after > 0]
+        if not len(starts):
+            break
+        one = np.repeat(members[starts + leader], after)
+        other = members[ranges(starts + leader + 1, after)]
+        apart = component[one] != component[other]
+        # Where all that come after are of the leader's component, the group is done.
+        open_ = np.logical_or.reduceat(apart, np.cumsum(after) - after)
+        starts, sizes = starts[open_], sizes[open_]
+        pair = _only_similar(np.stack([one[apart], other[apart]], axis=1), signed, threshold)
+        if len(pair):
+            pairs.append(pair)
+            component = _components(component[pair], len(component))[component]
+    return component, np.concatenate(pairs)
+
+
+def _only_similar(pairs: Indices, signed: Signatures, threshold: float) -> Indices:
+    similar = [
+        similarity(signed[part[:, 0]], signed[part[:, 1]]) >= threshold
+        for part in np.array_split(pairs, max(1, len(pairs) // _PAIRS_AT_ONCE))
+    ]
+    return pairs[np.concatenate(similar)]
+
+
+def _components(pairs: Indices, count: int) -> Indices:
+    """Return the number of the component of each of `count` nodes that these pairs connect."""
+    graph = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    return np.asarray(connected_components(graph, directed=False)[1]).astype(np.int64)
+
+
+def _first_of_component(pairs: Indices, count: int) -> Indices:
+    """Return for each of `count` nodes the first one of its component."""
+    _, first, component = np.unique(_components(pairs, count), return_index=True, return_inverse=True)
+    return first[component]

@@ -1,11 +1,12 @@
 """The stage that checks what a generated record means against the seeds it grew from."""
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.stage import Drop, Judge, Survey
@@ -34,10 +35,11 @@ class LabelFidelity:
 
     def prepare(self, survey: Survey) -> Judge:
         """Gather the seeds, which are few, with their embeddings, if there is anything to hold against them."""
-        if not any(row["method"] in _JUDGED for row in survey.kept(["method"])):
+        methods = survey.kept(["method"])["method"]
+        if not pc.any(pc.is_in(methods, value_set=pa.array(_JUDGED))).as_py():
             return _keep_all
-        rows = survey.computed(functools.partial(_seed_rows, self.config))
-        return functools.partial(_judge_fidelity, Seeds(rows, self.config))
+        seeds = survey.computed(functools.partial(_seed_rows, self.config))
+        return functools.partial(_judge_fidelity, Seeds(seeds, self.config))
 
 
 @functools.lru_cache(maxsize=1)  # once in each worker process
@@ -56,13 +58,15 @@ def _seed_rows(config: CurationConfig, batch: pa.Table) -> pa.Table:
 class Seeds:
     """The seeds, and what it takes to be close to them."""
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]], config: CurationConfig) -> None:
-        listed = sorted(rows, key=lambda row: row["id"])
+    def __init__(self, seeds: pa.Table, config: CurationConfig) -> None:
+        seeds = seeds.sort_by("id")
+        ids = seeds["id"].to_pylist()
         self.config = config
-        self.texts = {row["id"]: row["text"] for row in listed}
-        self.index = {row["id"]: i for i, row in enumerate(listed)}
-        self.unsafe = np.array([row["unsafe"] for row in listed], dtype=bool)
-        self.embeddings = np.array([row["embedding"] for row in listed], dtype=np.float32)
+        self.texts = dict(zip(ids, seeds["text"].to_pylist(), strict=True))
+        self.index = {seed: i for i, seed in enumerate(ids)}
+        self.unsafe = seeds["unsafe"].to_numpy()
+        flat = seeds["embedding"].combine_chunks().flatten().to_numpy()
+        self.embeddings = flat.reshape(len(ids), -1) if ids else flat.reshape(0, 0)
 
     def drop(self, record: Record, embedding: np.ndarray) -> Drop | None:
         """Return why a generated record's label cannot be trusted, or None.

@@ -1,41 +1,43 @@
-"""Where curation stands on disk: the numbered input, one folder of judged records for each stage, and what they are of.
+"""Where curation stands on disk: the numbered input, facts about it, and for each stage its verdicts.
 
-A folder's manifest is written last and holds a key: a digest of all that its records hang on (inputs, settings, the
-stages before). Only a folder whose manifest has the expected key is ever read.
+Records are written once; a stage adds one file of verdicts for each file of records. A folder's manifest is written
+last and holds a key: a digest of all that the folder hangs on (inputs, settings, the stages before). Only a folder
+whose manifest has the expected key is ever read.
 """
 
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from guardrail.curation.facts import FACTS
-from guardrail.curation.stage import Drop, Judge
+from guardrail.curation.config import CurationConfig
+from guardrail.curation.facts import facts
+from guardrail.curation.stage import Judge
 from guardrail.records import SCHEMA
 
-ROWS_PER_FILE = 20_000  # of the numbered input: Ray Data reads files in parallel, and hardly parts of them
-ROWS_IN_MEMORY = 50_000  # of the sorted output
+ROWS_PER_FILE = 20_000  # of the numbered input: what one task has in memory
+ROWS_IN_MEMORY = 50_000  # of the sorted output, whose files are read in groups of so many:
+_ROWS_PER_GROUP = 1_000
 
 INPUT_SCHEMA = pa.schema([*SCHEMA, pa.field("row", pa.int64())])
-_VERDICT = (pa.field("reason", pa.string()), pa.field("evidence", pa.string()))
-_FACTED = pa.schema([*INPUT_SCHEMA, *FACTS])
-JUDGED_SCHEMA = pa.schema([*_FACTED, *_VERDICT])
+VERDICTS = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("evidence", pa.string())])
 _MANIFEST = "manifest.json"
 
 
 class Folder:
-    """A folder of parquet files of one schema, with a manifest."""
+    """A folder of parquet files with a manifest."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.path, self.schema = path, schema
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def manifest(self, key: str) -> dict[str, Any] | None:
         """Return the manifest of a folder that was finished under this key, else None."""
@@ -48,105 +50,98 @@ class Folder:
     def start(self) -> None:
         """Begin the folder anew."""
         shutil.rmtree(self.path, ignore_errors=True)
-        self.path.mkdir(parents=True)
+        self.scratch.mkdir(parents=True)
 
     def finish(self, key: str, **entry: Any) -> dict[str, Any]:
-        """Write the manifest and return it."""
+        """Remove what was scratch, write the manifest and return it."""
+        shutil.rmtree(self.scratch)
         manifest = {"key": key, **entry}
         write_json(self.path / _MANIFEST, manifest)
         return manifest
 
-    def files(self) -> list[str]:
-        """Return the files that hold rows."""
-        return [str(file) for file in sorted(self.path.glob("*.parquet")) if pq.read_metadata(file).num_rows]
+    @property
+    def scratch(self) -> Path:
+        """Where to put files that are not needed once the folder is finished."""
+        return self.path / "scratch"
 
-    def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Yield these columns of all kept rows."""
-        for batch in self._kept().to_batches(columns=list(columns)):
-            yield from batch.to_pylist()
 
-    def verdicts(self) -> dict[str | None, int]:
-        """Return how many rows were dropped for which reason; None: kept."""
-        counts = self._dataset().to_table(columns=["reason"])["reason"].value_counts().to_pylist()
-        return {entry["values"]: entry["counts"] for entry in counts}
+@dataclass(frozen=True)
+class Part:
+    """One file of the numbered input with its facts, row for row, and the last stage's verdicts on what was left."""
+
+    records: Path
+    facts: Path
+    verdicts: Path | None = None
+
+    def kept(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return these columns of the records that were kept so far, or all with the facts."""
+        records, known = pq.ParquetFile(self.records), pq.ParquetFile(self.facts)
+        wanted = [*records.schema_arrow.names, *known.schema_arrow.names] if columns is None else list(columns)
+        table = records.read([name for name in records.schema_arrow.names if name in (*wanted, "row")])
+        for name in known.schema_arrow.names:
+            if name in wanted:
+                table = table.append_column(name, known.read([name])[name])
+        if self.verdicts is not None:
+            verdicts = pq.ParquetFile(self.verdicts).read(["row", "reason"])
+            left = verdicts["row"].filter(pc.is_null(verdicts["reason"]))
+            table = table.filter(pc.is_in(table["row"], value_set=left.combine_chunks()))
+        return table.select(wanted)
 
     def dropped(self, columns: Sequence[str]) -> pa.Table:
-        """Return these columns of the dropped rows."""
-        return self._dataset().to_table(columns=list(columns), filter=pa.compute.field("reason").is_valid())
-
-    def write_kept(self, target: Path) -> int:
-        """Write the kept records to one file, sorted by id, and return their number; whole or not at all.
-
-        Ids must be unique. Only `ROWS_IN_MEMORY` records are held at a time.
-        """
-        kept, field = self._kept(), pa.compute.field("id")
-        ids = sorted(row["id"] for row in self.rows(["id"]))
-        bounds = ids[::ROWS_IN_MEMORY]
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            with pq.ParquetWriter(partial, SCHEMA) as writer:
-                for lower, upper in itertools.pairwise([*bounds, None]):
-                    part = field >= lower if upper is None else (field >= lower) & (field < upper)
-                    table = kept.filter(part).to_table(columns=SCHEMA.names)
-                    writer.write_table(table.sort_by("id").cast(SCHEMA))
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
-        return len(ids)
-
-    def _dataset(self) -> pa.dataset.Dataset:
-        files = self.files()
-        if not files:
-            return pa.dataset.dataset(self.schema.empty_table())
-        return pa.dataset.dataset(files, schema=self.schema)
-
-    def _kept(self) -> pa.dataset.Dataset:
-        if "reason" not in self.schema.names:
-            return self._dataset()
-        return self._dataset().filter(pa.compute.field("reason").is_null())
+        """Return these columns, reason and evidence of the records that the last stage dropped."""
+        verdicts = pq.ParquetFile(self.verdicts).read().filter(pc.field("reason").is_valid())
+        records = pq.ParquetFile(self.records).read([*columns, "row"])
+        places = pc.index_in(verdicts["row"], value_set=records["row"].combine_chunks())
+        table = records.select(list(columns)).take(places)
+        return table.append_column("reason", verdicts["reason"]).append_column("evidence", verdicts["evidence"])
 
 
-def write_numbered(paths: Sequence[Path], folder: Path) -> int:
-    """Copy the records of all files, with their number: equal rows cannot be told apart without. Return how many.
+def write_facts(config: CurationConfig, part: Part) -> None:
+    """Write the facts of a part's records."""
+    pq.write_table(facts(config, pq.ParquetFile(part.records).read(["text", "response"])), part.facts)
 
-    Raises:
-        ValueError: a column has values that its type in the record schema cannot hold, or lacks some it must have.
+
+def write_verdicts(judge: Judge, folder: Path, part: Part) -> dict[str | None, int]:
+    """Judge the records that are left of a part, and return how many were dropped for which reason; None: kept."""
+    batch = part.kept()
+    drops = judge(batch)
+    verdicts = {
+        "row": batch["row"],
+        "reason": [drop and drop.reason for drop in drops],
+        "evidence": [drop and drop.evidence for drop in drops],
+    }
+    table = pa.table(verdicts, schema=VERDICTS)
+    pq.write_table(table, folder / part.records.name)
+    return {entry["values"]: entry["counts"] for entry in table["reason"].value_counts().to_pylist()}
+
+
+def write_sorted(folder: Path, part: Part) -> Path:
+    """Write the kept records of a part by id, in groups that `merge` can read one by one, and return the file."""
+    path = folder / part.records.name
+    pq.write_table(part.kept(SCHEMA.names).sort_by("id"), path, row_group_size=_ROWS_PER_GROUP)
+    return path
+
+
+def merge(paths: Sequence[Path], target: Path) -> None:
+    """Write the records of files that `write_sorted` wrote to one file, by id; whole or not at all.
+
+    Ids must be unique. Only about `ROWS_IN_MEMORY` records are held at a time.
     """
-    count = 0
-    for path in paths:
-        for batch in pq.ParquetFile(path).iter_batches(ROWS_PER_FILE, columns=SCHEMA.names):
-            numbers = pa.array(range(count, count + batch.num_rows), type=pa.int64())
-            table = _cast(path, pa.Table.from_batches([batch])).append_column(INPUT_SCHEMA.field("row"), numbers)
-            pq.write_table(table, folder / f"{count:012d}.parquet")
-            count += batch.num_rows
-    return count
-
-
-def _cast(path: Path, table: pa.Table) -> pa.Table:
-    columns = []
-    for field in SCHEMA:
-        try:
-            column = table[field.name].cast(field.type)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise ValueError(f"{path}, column {field.name!r}: {error}") from error
-        if not field.nullable and column.null_count:
-            raise ValueError(f"{path}, column {field.name!r}: {column.null_count} of {len(column)} values are missing")
-        columns.append(column)
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
-
-
-def only_kept(batch: pa.Table) -> pa.Table:
-    """Return what a judge sees of a batch of judged records."""
-    return batch.filter(pa.compute.is_null(batch["reason"])).select(_FACTED.names).cast(_FACTED)
-
-
-def with_verdicts(judge: Judge, batch: pa.Table) -> pa.Table:
-    """Return a batch with a judge's verdicts."""
-    drops: list[Drop | None] = judge(batch)
-    verdicts = ([drop and drop.reason for drop in drops], [drop and drop.evidence for drop in drops])
-    for field, values in zip(_VERDICT, verdicts, strict=True):
-        batch = batch.append_column(field, pa.array(values, type=field.type))
-    return batch
+    files = [str(path) for path in paths]
+    records = pa.dataset.dataset(files or SCHEMA.empty_table(), schema=SCHEMA if files else None)
+    field = pc.field("id")
+    ids = records.to_table(columns=["id"])["id"]
+    bounds = ids.take(pc.sort_indices(ids)[::ROWS_IN_MEMORY]).to_pylist()
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with pq.ParquetWriter(partial, SCHEMA) as writer:
+            for lower, upper in itertools.pairwise([*bounds, None]):
+                inside = field >= lower if upper is None else (field >= lower) & (field < upper)
+                table = records.to_table(columns=SCHEMA.names, filter=inside)
+                writer.write_table(table.sort_by("id").cast(SCHEMA))
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

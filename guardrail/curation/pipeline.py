@@ -1,36 +1,43 @@
-"""The stages in order, on Ray Data: each writes what it saw, so that a killed run goes on at the stage it was in."""
+"""The stages in order, on Ray Data: each writes its verdicts, so that a killed run goes on at the stage it was in."""
 
+import dataclasses
 import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-import ray.data
 
 from guardrail.curation.balance import Balance
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.contamination import Decontamination, EvaluationTexts
-from guardrail.curation.content import Canonical, LabelAgreement, Quality
+from guardrail.curation.content import Canonical, LabelAgreement
 from guardrail.curation.duplicates import ExactDuplicates, NearDuplicates
-from guardrail.curation.facts import with_facts
+from guardrail.curation.facts import SETTINGS
 from guardrail.curation.fidelity import LabelFidelity
 from guardrail.curation.folders import (
-    INPUT_SCHEMA,
-    JUDGED_SCHEMA,
     Folder,
-    only_kept,
-    with_verdicts,
+    Part,
+    merge,
+    write_facts,
     write_json,
-    write_numbered,
+    write_sorted,
+    write_verdicts,
 )
+from guardrail.curation.intake import take_in
+from guardrail.curation.language import Language
+from guardrail.curation.policy import SafetyPolicy
+from guardrail.curation.quality import Quality
+from guardrail.curation.semantic import SemanticDuplicates
 from guardrail.curation.stage import Stage
-from guardrail.records import SCHEMA, check_records, write_table
+from guardrail.curation.survey import ClusterSurvey, over_parts
+from guardrail.curation.votes import JudgesVote
+from guardrail.records import SCHEMA, check_records, write_tables
 from guardrail.text import digest
 
 _LINEAGE = ("id", "parent_id", "seed_id", "source", "method", "unsafe")
@@ -59,10 +66,14 @@ def stages(config: CurationConfig, evaluation: EvaluationTexts) -> list[Stage]:
         Canonical(),
         ExactDuplicates(),
         NearDuplicates(config),
+        SemanticDuplicates(config),
+        Decontamination(config, evaluation),  # before what would take a disguised text for gibberish
+        Language(config),
         Quality(config),
         LabelAgreement(),
         LabelFidelity(config),
-        Decontamination(config, evaluation),
+        JudgesVote(),
+        SafetyPolicy(config),
         Balance(config),
     ]
 
@@ -74,7 +85,7 @@ def curate(
     evaluation: EvaluationTexts,
     num_cpus: float = 0.5,
 ) -> CurationReport:
-    """Curate record files; write `kept.parquet`, `ledger.parquet` and `funnel.json` into `out_dir`.
+    """Curate record files; write kept.parquet, ledger.parquet, funnel.json and set_aside.parquet into `out_dir`.
 
     A call that is killed goes on at the stage it was in when it is made again; where inputs or settings have changed
     since, at the first stage that they bear upon. What is kept does not hang on the order of the inputs.
@@ -84,7 +95,7 @@ def curate(
         out_dir: where to write; on a cluster, a folder that all nodes share.
         config: what a record must satisfy.
         evaluation: by name of a set its (id, text) pairs, which no kept record may hold.
-        num_cpus: what one task of Ray Data reserves.
+        num_cpus: what one task reserves.
 
     Raises:
         ValueError: a file is unreadable or no record file; the message names file and column.
@@ -92,95 +103,75 @@ def curate(
     for path in paths:
         check_records(path)
     work = out_dir.resolve() / "stages"
-    # Facts are computed from these two settings on the way into the first stage.
-    key = digest(*_content_digests(paths), json.dumps(config.model_dump(include={"shingle", "permutations"})))
-    inputs = Folder(work / "00-input", INPUT_SCHEMA)
-    if inputs.manifest(key) is None:
-        inputs.start()
-        inputs.finish(key, records=write_numbered(paths, inputs.path))
-    source, funnel, folders = inputs, [], []
+    key = digest(*_content_digests(paths))
+    parts, total = _prepared(paths, out_dir.resolve(), key, config, num_cpus)
+    funnel: list[dict[str, Any]] = []
+    judged: list[list[Part]] = []
     for number, stage in enumerate(stages(config, evaluation), 1):
         key = digest(key, stage.name, json.dumps(stage.settings, sort_keys=True))
-        folder = Folder(work / f"{number:02d}-{stage.name}", JUDGED_SCHEMA)
+        folder = Folder(work / f"{number:02d}-{stage.name}")
         entry = folder.manifest(key)
         if entry is None:
             folder.start()
-            _run(stage, inputs, source, folder, config, num_cpus)
-            entry = folder.finish(key, **_counted(stage, folder))
+            left = parts if (funnel[-1]["kept"] if funnel else total) else []
+            entry = folder.finish(key, **_run(stage, left, folder, num_cpus))
         funnel.append({name: entry[name] for name in ("stage", "in", "kept", "reasons")})
-        folders.append(folder)
-        source = folder
-    kept = source.write_kept(out_dir / "kept.parquet")
-    write_table(_ledger(funnel, folders), out_dir / "ledger.parquet")
+        parts = [dataclasses.replace(part, verdicts=folder.path / part.records.name) for part in parts]
+        judged.append(parts if entry["in"] else [])
+    _write_kept(judged[-1], out_dir, work, num_cpus)
+    write_tables(_ledger(funnel, judged), LEDGER, out_dir / "ledger.parquet")
     write_json(out_dir / "funnel.json", funnel)
     shutil.rmtree(work)
-    return CurationReport(kept, {entry["stage"]: entry["in"] - entry["kept"] for entry in funnel}, funnel)
+    dropped = {entry["stage"]: entry["in"] - entry["kept"] for entry in funnel}
+    return CurationReport(funnel[-1]["kept"], dropped, funnel)
 
 
-@dataclass(frozen=True)
-class _Survey:
-    """What a stage learns of the records: columns of the files of the stage before, and of the input."""
-
-    of_kept: Folder
-    of_inputs: Folder
-    batches: Callable[[Callable[[pa.Table], pa.Table]], ray.data.Dataset]
-
-    def kept(self, columns: Sequence[str]) -> Iterable[dict[str, Any]]:
-        return self.of_kept.rows(columns)
-
-    def computed(self, function: Callable[[pa.Table], pa.Table]) -> Iterable[dict[str, Any]]:
-        return self.batches(function).iter_rows()
-
-    def inputs(self, columns: Sequence[str]) -> Iterable[dict[str, Any]]:
-        return self.of_inputs.rows(columns)
-
-
-def _run(stage: Stage, inputs: Folder, source: Folder, target: Folder, config: CurationConfig, num_cpus: float) -> None:
-    """Judge the kept records of `source` into `target`."""
-    files = source.files()
-    if not files:
-        return
-    prepare = functools.partial(with_facts, config) if source is inputs else only_kept
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-
-    def batches(function: Callable[[pa.Table], pa.Table]) -> ray.data.Dataset:
-        # Ray's own parquet readers list files and fetch their metadata in tasks that want a whole CPU, which may never
-        # be free, and that take a second or two for each stage. So files are what is distributed, and read here.
-        paths = ray.data.from_items([{"path": file} for file in files], override_num_blocks=len(files))
-        step = functools.partial(_of_files, prepare, function)
-        return paths.map_batches(step, batch_size=1, batch_format="pyarrow", num_cpus=num_cpus)
-
-    with ray.data.DataContext.current(context):
-        judge = stage.prepare(_Survey(source, inputs, batches))
-        judged = batches(functools.partial(with_verdicts, judge))
-        judged.write_parquet(str(target.path), ray_remote_args={"num_cpus": num_cpus})
+def _prepared(
+    paths: Sequence[Path], out_dir: Path, key: str, config: CurationConfig, num_cpus: float
+) -> tuple[list[Part], int]:
+    """Return the numbered input with its facts, written if need be, and how many records it has."""
+    inputs, known = (Folder(out_dir / "stages" / name) for name in ("00-input", "00-facts"))
+    entry = inputs.manifest(key)
+    if entry is None:
+        inputs.start()
+        entry = inputs.finish(key, records=take_in(paths, inputs.path, out_dir / "set_aside.parquet"))
+    parts = [Part(file, known.path / file.name) for file in sorted(inputs.path.glob("*.parquet"))]
+    key = digest(key, json.dumps(config.model_dump(include=set(SETTINGS))))
+    if known.manifest(key) is None:
+        known.start()
+        over_parts(functools.partial(write_facts, config), parts, num_cpus)
+        known.finish(key)
+    return parts, entry["records"]
 
 
-def _of_files(
-    prepare: Callable[[pa.Table], pa.Table], function: Callable[[pa.Table], pa.Table], files: pa.Table
-) -> pa.Table:
-    return pa.concat_tables(function(prepare(pq.read_table(path))) for path in files["path"].to_pylist())
-
-
-def _counted(stage: Stage, folder: Folder) -> dict[str, Any]:
-    """Return a stage's entry in the funnel."""
-    counts = folder.verdicts()
-    total, kept = sum(counts.values()), counts.pop(None, 0)
-    reasons = {str(reason): count for reason, count in counts.items()}
+def _run(stage: Stage, parts: Sequence[Part], folder: Folder, num_cpus: float) -> dict[str, Any]:
+    """Write a stage's verdicts on the records that are left, and return its entry in the funnel."""
+    reasons: Counter[str | None] = Counter()
+    if parts:
+        judge = stage.prepare(ClusterSurvey(parts, folder.scratch, num_cpus))
+        for counts in over_parts(functools.partial(write_verdicts, judge, folder.path), parts, num_cpus):
+            reasons.update(counts)
+    total, kept = reasons.total(), reasons.pop(None, 0)
     return {"stage": stage.name, "in": total, "kept": kept, "reasons": dict(sorted(reasons.items()))}
 
 
-def _ledger(funnel: Sequence[Mapping[str, Any]], folders: Sequence[Folder]) -> pa.Table:
-    """Return one row for each dropped record, by stage and id."""
-    tables = [LEDGER.empty_table()]
-    for entry, folder in zip(funnel, folders, strict=True):
-        table = folder.dropped([*_LINEAGE, "reason", "evidence"])
+def _write_kept(parts: Sequence[Part], out_dir: Path, work: Path, num_cpus: float) -> None:
+    """Write the kept records by id."""
+    folder = Folder(work / "kept")
+    folder.start()
+    merge(over_parts(functools.partial(write_sorted, folder.path), parts, num_cpus), out_dir / "kept.parquet")
+
+
+def _ledger(funnel: Sequence[Mapping[str, Any]], judged: Sequence[Sequence[Part]]) -> Iterator[pa.Table]:
+    """Yield the rows of the dropped records of each stage, by id."""
+    for entry, parts in zip(funnel, judged, strict=True):
+        if not parts:
+            continue
+        table = pa.concat_tables(part.dropped(_LINEAGE) for part in parts)
         # Records of one id follow each other in an order that is not the inputs'.
         table = table.sort_by([(name, "ascending") for name in ("id", "method", "source", "parent_id", "unsafe")])
         stage = pa.array([entry["stage"]] * table.num_rows, type=pa.string())
-        tables.append(table.append_column("stage", stage).select(LEDGER.names).cast(LEDGER))
-    return pa.concat_tables(tables)
+        yield table.append_column("stage", stage).select(LEDGER.names).cast(LEDGER)
 
 
 def _content_digests(paths: Sequence[Path]) -> list[str]:

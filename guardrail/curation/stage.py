@@ -1,10 +1,17 @@
 """What a curation stage is: records in, for each one nothing or the reason it is dropped."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -16,26 +23,38 @@ class Drop:
 
 
 #: Judges a batch of records, any batch: None keeps the one at the same place. A batch has the columns of the record
-#: schema, the record's number in the input (`row`) and those of `guardrail.curation.facts`.
+#: schema, the record's number in the input (`row`, int64) and those of `guardrail.curation.facts`.
 Judge = Callable[[pa.Table], list[Drop | None]]
 
 
 class Survey(Protocol):
-    """A few small columns of all records, for a stage that must know more than one batch.
+    """What a stage may learn of all records, which never come to the driver themselves.
 
-    The rows come to the driver, in any order: ask for ids, labels and digests, or the few seeds, never the records.
+    Functions run on the cluster: they and what they return must be picklable. What comes to the driver (all but what
+    `written` leaves on disk) must be small: ids, labels, digests, numbers, or the few seeds.
     """
 
-    def kept(self, columns: Sequence[str]) -> Iterable[dict[str, Any]]:
-        """Yield these columns of the records that the stages so far kept, facts included."""
+    def kept(self, columns: Sequence[str]) -> pa.Table:
+        """Return these columns of the records that the stages so far kept, facts included, in the files' order."""
         ...
 
-    def computed(self, function: Callable[[pa.Table], pa.Table]) -> Iterable[dict[str, Any]]:
-        """Apply a function to every batch of the kept records, on the cluster, and yield the rows it returns."""
+    def inputs(self, columns: Sequence[str]) -> pa.Table:
+        """Return these columns of all records that curation was given; no facts."""
         ...
 
-    def inputs(self, columns: Sequence[str]) -> Iterable[dict[str, Any]]:
-        """Yield these columns of all records that curation was given."""
+    def computed(self, function: Callable[[pa.Table], pa.Table]) -> pa.Table:
+        """Apply a function to the kept records of each file; return its tables as one, in the files' order."""
+        ...
+
+    def written(self, function: Callable[[pa.Table], pa.Table]) -> list[Path]:
+        """Apply a function to the kept records of each file; return its tables' parquet files, in the files' order.
+
+        They lie in a folder that all nodes share, until the stage is finished.
+        """
+        ...
+
+    def each(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """Apply a function to each item, one task for each; return the results in the items' order."""
         ...
 
 
@@ -54,6 +73,25 @@ class Stage(Protocol):
         ...
 
 
-def seed_first(row: Mapping[str, Any]) -> tuple[bool, str]:
-    """Return the order in which equals are preferred: seeds, then the smallest id."""
-    return row["method"] != "seed", row["id"]
+def seed_first(records: pa.Table) -> NDArray[np.int64]:
+    """Return the places of records (method, id) in the order in which equals are preferred: seeds, then by id."""
+    keys = pa.table({"generated": pc.not_equal(records["method"], "seed"), "id": records["id"]})
+    order = pc.sort_indices(keys, sort_keys=[("generated", "ascending"), ("id", "ascending")])
+    return np.asarray(order).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class ByRow:
+    """The judge of a stage that knows beforehand which records it drops; Arrow holds them: there may be very many.
+
+    Args:
+        drops: row, reason, evidence, in any order.
+    """
+
+    drops: pa.Table
+
+    def __call__(self, batch: pa.Table) -> list[Drop | None]:
+        """Return the verdicts on a batch."""
+        places = pc.index_in(batch["row"], value_set=self.drops["row"].combine_chunks())
+        found = self.drops.select(["reason", "evidence"]).take(places).to_pylist()
+        return [None if drop["reason"] is None else Drop(**drop) for drop in found]

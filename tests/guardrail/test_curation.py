@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,45 +11,30 @@ from pydantic import ValidationError
 from guardrail.curation import CurationConfig
 from guardrail.curation.balance import surplus
 from guardrail.curation.contamination import Decontamination, Index
-from guardrail.curation.content import Canonical, LabelAgreement, Quality, label_drop, labels_by_id, quality_drop
-from guardrail.curation.duplicates import ExactDuplicates, NearDuplicates, repeated, twins
-from guardrail.curation.facts import FACTS, from_bytes, minhash, with_facts
+from guardrail.curation.content import Canonical, LabelAgreement, label_drop, labels_by_id
+from guardrail.curation.duplicates import ExactDuplicates, NearDuplicates, repeated
+from guardrail.curation.facts import SETTINGS, NearIndex, bands, facts, signatures, similarity, stored_signatures
 from guardrail.curation.fidelity import LabelFidelity
-from guardrail.curation.folders import INPUT_SCHEMA, Folder, only_kept, with_verdicts, write_numbered
+from guardrail.curation.folders import Folder, Part, merge, write_sorted, write_verdicts
 from guardrail.curation.pipeline import stages
-from guardrail.curation.stage import Drop
-from guardrail.records import SCHEMA, check_records, make_record, to_table, write_records
-from guardrail.transforms import transformed
+from guardrail.curation.stage import ByRow, Drop, seed_first
+from guardrail.records import SCHEMA, check_records, make_record, to_table
+from guardrail.text import digest
+from tests.guardrail.surveys import InMemory
 
 CONFIG = CurationConfig()
 BREAD = "How do I bake a loaf of rye bread at home without a stand mixer or a dutch oven"
 
 
-def numbered(records):
+def numbered(records, config=CONFIG):
     """The records as the pipeline hands them to a judge."""
     table = to_table(records).append_column("row", pa.array(range(len(records)), pa.int64()))
-    return with_facts(CONFIG, table)
+    return table.append_column("signature", facts(config, table)["signature"])
 
 
-class Rows:
-    """A survey of a table in memory."""
-
-    def __init__(self, table, inputs=None):
-        self.of_kept, self.of_inputs = table, table if inputs is None else inputs
-
-    def kept(self, columns):
-        return self.of_kept.select(columns).to_pylist()
-
-    def computed(self, function):
-        return function(self.of_kept).to_pylist()
-
-    def inputs(self, columns):
-        return self.of_inputs.select(columns).to_pylist()
-
-
-def verdicts(stage, records, inputs=None):
-    table = numbered(records)
-    return stage.prepare(Rows(table, inputs and numbered(inputs)))(table)
+def verdicts(stage, records, inputs=None, config=CONFIG, **survey):
+    table = numbered(records, config)
+    return stage.prepare(InMemory(table, inputs and numbered(inputs), **survey))(table)
 
 
 def seed(text, unsafe=False, **fields):
@@ -72,6 +58,10 @@ def test_every_setting_is_described_and_bears_on_a_stage():
     assert all(field.description for field in CurationConfig.model_fields.values())
     named = {key for stage in stages(CONFIG, {}) for key in stage.settings}
     assert named - {"evaluation"} == set(CurationConfig.model_fields)
+
+
+def test_what_facts_hang_on_are_settings():
+    assert set(SETTINGS) < set(CurationConfig.model_fields)
 
 
 def test_settings_of_stages_can_be_stored():
@@ -113,7 +103,10 @@ def test_contradictory_seeds_drop_all():
     assert all(verdicts(ExactDuplicates(), [seed("Bake bread", True), seed("Bake bread", False)]))
 
 
-equals = st.lists(
+EQUAL = pa.schema(
+    [("row", pa.int64()), ("id", pa.string()), ("unsafe", pa.bool_()), ("method", pa.string()), ("digest", pa.string())]
+)
+equal_rows = st.lists(
     st.fixed_dictionaries(
         {
             "id": st.sampled_from("abc"),
@@ -126,17 +119,91 @@ equals = st.lists(
 )
 
 
-@given(rows=equals, order=st.randoms(use_true_random=False))
+@given(rows=equal_rows, order=st.randoms(use_true_random=False))
 def test_which_equal_stays_does_not_hang_on_order(rows, order):
     def kept(listed):
         numbered_rows = [{**row, "row": number} for number, row in enumerate(listed)]
-        drops = repeated(numbered_rows)
-        stay = [row for row in numbered_rows if row["row"] not in drops]
+        drops = repeated(pa.Table.from_pylist(numbered_rows, EQUAL)).to_pylist()
+        dropped = {drop["row"] for drop in drops}
+        stay = [row for row in numbered_rows if row["row"] not in dropped]
+        assert all(drop["evidence"] == listed[drop["row"]]["id"] for drop in drops)
         return sorted((row["id"], row["unsafe"], row["method"], row["digest"]) for row in stay)
 
     shuffled = order.sample(rows, len(rows))
     assert kept(rows) == kept(shuffled)
     assert len({row[0] for row in kept(rows)}) == len(kept(rows))
+
+
+def test_of_equal_records_the_same_one_stays_in_whatever_file():
+    records = [child(seed("Something else"), "Bake bread", attacker_version=name) for name in "cab"]
+    stays = {
+        records[verdicts(ExactDuplicates(), records, rows_per_file=size).index(None)]["attacker_version"]
+        for size in (1, 2, 3)
+    }
+    records.reverse()
+    stays |= {records[verdicts(ExactDuplicates(), records).index(None)]["attacker_version"]}
+    assert len(stays) == 1
+
+
+# --- signatures ---------------------------------------------------------------------------------------------------
+
+
+def jaccard(one, two, config=CONFIG):
+    signed = signatures([one, two], config)
+    return float(similarity(signed[:1], signed[1:])[0])
+
+
+def test_spelling_does_not_matter_and_words_do():
+    assert jaccard(BREAD, f"  {BREAD.upper()}\u200b") == 1
+    assert 0 < jaccard(BREAD, BREAD + " please") < 1
+    assert jaccard(BREAD, "Name three birds that sing at night") < 0.1
+
+
+@pytest.mark.parametrize("unit", ["characters", "words"])
+def test_similarity_is_that_of_the_sets_of_shingles(unit):
+    config = CurationConfig(shingle=3, shingle_unit=unit, permutations=512)
+    parts = [f"word{i}" for i in range(40)] if unit == "words" else [chr(0x4E00 + i) for i in range(40)]
+    joint = " " if unit == "words" else ""
+    one, two = joint.join(parts[:30]), joint.join(parts[10:])
+    assert jaccard(one, two, config) == pytest.approx(18 / 38, abs=0.07)
+
+
+@pytest.mark.parametrize("unit", ["characters", "words"])
+def test_a_text_shorter_than_a_shingle_is_one(unit):
+    config = CurationConfig(shingle_unit=unit)
+    texts = ["", "?!", "!?", "a", "ab", "a b", "a b c d", "a b c e"]
+    signed = signatures(texts, config)
+    assert len(np.unique(signed, axis=0)) == len(texts)
+
+
+def test_a_text_is_signed_the_same_in_whatever_company(monkeypatch):
+    texts = ["", BREAD, "x" * 300, "Short", BREAD[:40], "\ud800 alone"]
+    together = signatures(texts, CONFIG)
+    monkeypatch.setattr("guardrail.curation.facts._NUMBERS_AT_ONCE", 300)
+    assert np.array_equal(signatures(texts, CONFIG), together)
+    assert np.array_equal(np.concatenate([signatures([text], CONFIG) for text in texts]), together)
+    assert signatures([], CONFIG).shape == (0, CONFIG.permutations)
+
+
+def test_signatures_survive_storage():
+    stored = facts(CONFIG, to_table([seed(BREAD), seed("Another")]))["signature"]
+    assert np.array_equal(stored_signatures(stored), signatures([BREAD, "Another"], CONFIG))
+    assert stored_signatures(stored.slice(0, 0)).shape == (0, CONFIG.permutations)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "permutations", "expected"), [(0.8, 112, (14, 8)), (0.8, 128, (16, 8)), (0.5, 128, (26, 3))]
+)
+def test_bands_lean_towards_proposing(threshold, permutations, expected):
+    assert bands(CurationConfig(near_duplicate=threshold, permutations=permutations)) == expected
+
+
+def test_an_index_finds_what_is_near():
+    texts = [BREAD, "Name three birds that sing at night", BREAD + "?"]
+    found = NearIndex(signatures(texts, CONFIG), CONFIG).near(signatures(["Something else", BREAD.upper()], CONFIG))
+    assert [(row, place) for row, place, _ in found] == [(1, 0), (1, 2)]
+    assert found[0][2] == 1 > found[1][2] >= CONFIG.near_duplicate
+    assert NearIndex(signatures([], CONFIG), CONFIG).near(signatures([BREAD], CONFIG)) == []
 
 
 # --- near duplicates ----------------------------------------------------------------------------------------------
@@ -158,99 +225,101 @@ def test_a_response_counts_as_much_as_the_request():
 def test_components_are_joined_through_the_middle():
     config = CurationConfig(near_duplicate=0.78, permutations=256)
     stem = [f"word{i:02d}" for i in range(40)]
-    chain = [" ".join(stem[start : start + 30]) for start in (0, 3, 6)]
-    signatures = [minhash(text, config) for text in chain]
-    assert signatures[0].jaccard(signatures[2]) < 0.78 <= signatures[0].jaccard(signatures[1])
-    rows = [
-        {"id": str(i), "unsafe": True, "method": "rl", "signature": signature.hashvalues.tobytes()}
-        for i, signature in enumerate(signatures)
+    chain = [seed(" ".join(stem[start : start + 30])) for start in (0, 3, 6)]
+    ends, neighbours = (jaccard(chain[0]["text"], chain[i]["text"], config) for i in (2, 1))
+    assert ends < 0.78 <= neighbours
+    drops = verdicts(NearDuplicates(config), chain, config=config)
+    first = min(chain, key=lambda record: record["id"])
+    assert drops == [None if record is first else Drop("near duplicate", first["id"]) for record in chain]
+
+
+def test_seeds_come_first_then_the_smallest_id():
+    rows = [{"id": i, "method": method} for i, method in (("b", "rl"), ("d", "seed"), ("a", "rl"), ("c", "seed"))]
+    assert [rows[i]["id"] for i in seed_first(pa.Table.from_pylist(rows))] == ["c", "d", "a", "b"]
+
+
+VARIANTS = [f"{BREAD} {i % 3} {'x' * (i % 5)} {i // 7}" for i in range(30)]
+record_sets = st.lists(
+    st.tuples(st.sampled_from(VARIANTS), st.booleans(), st.booleans()), max_size=12, unique_by=lambda item: item[0]
+)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    drawn=record_sets,
+    order=st.randoms(use_true_random=False),
+    rows_per_file=st.integers(1, 12),
+    at_once=st.integers(1, 16),
+)
+def test_twins_hang_on_the_set_of_records_alone(drawn, order, rows_per_file, at_once):
+    parent = seed("Something else")
+    records = [
+        seed(text, unsafe) if is_seed else child(parent, text, unsafe=unsafe, categories=None)
+        for text, unsafe, is_seed in drawn
     ]
-    assert twins(rows, config) == {"1": "0", "2": "0"}
+    expected = components(records)
+
+    def dropped(listed, **survey):
+        drops = verdicts(NearDuplicates(CONFIG), listed, **survey)
+        return {record["id"]: drop.evidence for record, drop in zip(listed, drops, strict=True) if drop}
+
+    assert dropped(records) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("guardrail.curation.duplicates._BANDS_AT_ONCE", at_once)
+        patch.setattr("guardrail.curation.duplicates._PAIRS_AT_ONCE", 2)
+        assert dropped(order.sample(records, len(records)), rows_per_file=rows_per_file) == expected
 
 
-phrases = st.lists(st.sampled_from([f"{BREAD} {i % 3} {'x' * (i % 5)} {i // 7}" for i in range(30)]), max_size=10)
+def components(records):
+    """By brute force: id of each that goes to the id of the one that stays. The pairs are those that share a band."""
+    index = {}
+    for label in (True, False):
+        of_label = [record for record in records if record["unsafe"] is label]
+        signed = signatures([record["text"] for record in of_label], CONFIG)
+        for one, two, _ in NearIndex(signed, CONFIG).near(signed):
+            index.setdefault(of_label[one]["id"], set()).add(of_label[two]["id"])
+    by_id, found = {record["id"]: record for record in records}, {}
+    for start in sorted(index, key=lambda i: (by_id[i]["method"] != "seed", i)):
+        reached, new = set(), {start}
+        while new:
+            reached |= new
+            new = set().union(*(index[i] for i in new)) - reached
+        for other in reached - {start} - found.keys() if start not in found else ():
+            found[other] = start
+    return found
 
 
-@settings(deadline=None, max_examples=40)
-@given(texts=phrases, labels=st.integers(0, 2**10 - 1), seeds=st.integers(0, 2**10 - 1), order=st.randoms())
-def test_twins_do_not_hang_on_order(texts, labels, seeds, order):
-    rows = [
-        {
-            "id": f"{i:02d}",
-            "unsafe": bool(labels >> i & 1),
-            "method": "seed" if seeds >> i & 1 else "rl",
-            "signature": minhash(text, CONFIG).hashvalues.tobytes(),
-        }
-        for i, text in enumerate(texts)
-    ]
-    found = twins(rows, CONFIG)
-    assert found == twins(order.sample(rows, len(rows)), CONFIG)
-    by_id = {row["id"]: row for row in rows}
-    for dropped, stays in found.items():
-        assert stays not in found
-        assert by_id[stays]["unsafe"] == by_id[dropped]["unsafe"]
-        assert by_id[stays]["method"] == "seed" or by_id[dropped]["method"] != "seed"
+def test_a_large_group_of_candidates_is_compared_with_its_first_members_only(monkeypatch):
+    monkeypatch.setattr("guardrail.curation.duplicates._LEADERS", 1)
+    records = [seed(BREAD + end) for end in (" a", " b", " c", " d")]
+    first = min(record["id"] for record in records)
+    drops = verdicts(NearDuplicates(CONFIG), records)
+    assert {drop.evidence for drop in drops if drop} == {first}
+    assert drops.count(None) == 1
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.5, 0.8, 0.95])
 @pytest.mark.parametrize("permutations", [16, 128])
 def test_every_threshold_that_is_accepted_works(threshold, permutations):
     config = CurationConfig(near_duplicate=threshold, permutations=permutations)
-    signature = minhash(BREAD, config).hashvalues.tobytes()
-    rows = [{"id": i, "unsafe": True, "method": "rl", "signature": signature} for i in "ab"]
-    assert twins(rows, config) == {"b": "a"}
+    record = seed(BREAD)
+    drops = verdicts(NearDuplicates(config), [{**record, "id": "z"}, record], config=config)
+    assert drops == [Drop("near duplicate", record["id"]), None]
 
 
 def test_almost_all_pairs_over_the_threshold_are_found():
-    pairs = [(f"{BREAD} number {i}", f"{BREAD} number {i} or {i % 3}") for i in range(0, 4000, 40)]
-    signed = [tuple(minhash(f"{i} {text}", CONFIG) for text in pair) for i, pair in enumerate(pairs)]
-    close = [(one, two) for one, two in signed if one.jaccard(two) >= CONFIG.near_duplicate]
-    found = 0
-    for pair in close:
-        rows = [
-            {"id": i, "unsafe": True, "method": "rl", "signature": signature.hashvalues.tobytes()}
-            for i, signature in zip("ab", pair, strict=True)
-        ]
-        found += twins(rows, CONFIG) == {"b": "a"}
-    assert len(close) > 50
-    assert found >= 0.95 * len(close)
+    texts = [" ".join(digest(str(i), str(place))[:6] for place in range(12)) for i in range(300)]
+    pairs = [(text, text[: -1 - i % 20]) for i, text in enumerate(texts)]
+    close = [pair for pair in pairs if jaccard(*pair) >= CONFIG.near_duplicate]
+    drops = verdicts(NearDuplicates(CONFIG), [seed(text) for pair in close for text in pair])
+    found = sum(map(bool, drops))
+    assert len(close) > 200
+    assert 0.95 * len(close) <= found <= len(close)
 
 
-def test_signatures_survive_storage():
-    table = with_facts(CONFIG, to_table([seed(BREAD)]))
-    assert from_bytes(table["signature"][0].as_py()).jaccard(minhash(BREAD.upper(), CONFIG)) == 1.0
-    assert [table.schema.field(field.name) for field in FACTS] == list(FACTS)
-
-
-# --- quality ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("Hello", "length"),
-        ("word " * 401, "length"),
-        ("I'm sorry, but I can't help with that.", "refusal"),
-        ("Here is the rewritten message: how to bake bread", "meta-text"),
-        ("How do I bake bread?", None),
-        ("How do", None),
-    ],
-)
-def test_what_is_no_request_is_dropped(text, reason):
-    drop = quality_drop(text, CONFIG)
-    assert (drop and drop.reason) == reason
-
-
-def test_what_people_wrote_is_not_judged():
-    assert verdicts(Quality(CONFIG), [seed("Hello"), child(seed("Hi there"), "Hello")]) == [
-        None,
-        Drop("length", "1 words"),
-    ]
-
-
-def test_a_transforms_text_is_not_judged_by_its_words():
-    encoded = transformed(seed("How do I bake bread?"), "base64", 0)
-    assert verdicts(Quality(CONFIG), [encoded]) == [None]
+def test_nothing_is_a_twin_where_there_is_nothing():
+    assert verdicts(NearDuplicates(CONFIG), []) == []
+    assert verdicts(ExactDuplicates(), []) == []
 
 
 # --- label --------------------------------------------------------------------------------------------------------
@@ -292,10 +361,23 @@ def test_unknown_categories_of_a_parent_rule_nothing_out():
 
 
 def test_labels_of_one_id():
+    schema = pa.schema([SCHEMA.field(name) for name in ("id", "unsafe", "categories", "method")])
     row = {"id": "a", "unsafe": True, "categories": None, "method": "rl"}
-    assert labels_by_id([row, {**row, "unsafe": False}]) == {}
-    assert labels_by_id([row, {**row, "unsafe": False, "method": "seed"}]) == {"a": (False, None)}
-    assert labels_by_id([row, {**row, "categories": ["hate"]}]) == {"a": (True, ["hate"])}
+
+    def labels(*rows):
+        found = labels_by_id(pa.Table.from_pylist(rows, schema)).to_pylist()
+        return {label["id"]: (label["unsafe"], label["categories"]) for label in found}
+
+    assert labels() == {}
+    assert labels(row, {**row, "unsafe": False}) == {}
+    assert labels(row, {**row, "unsafe": False, "method": "seed"}) == {"a": (False, None)}
+    assert labels(row, {**row, "categories": ["hate"]}) == {"a": (True, ["hate"])}
+    others = [{**row, "id": "b", "categories": keys} for keys in (["hate", "fraud"], ["fraud"], None)]
+    assert labels(*others, row, {**row, "id": "c", "categories": []}) == {
+        "a": (True, None),
+        "b": (True, ["fraud", "hate"]),
+        "c": (True, []),
+    }
 
 
 # --- fidelity -----------------------------------------------------------------------------------------------------
@@ -371,8 +453,7 @@ def test_a_near_duplicate_without_a_common_run_of_words_is_found():
 def test_texts_of_one_item_id_are_all_known():
     texts = [BREAD, "Which birds can be heard at night in a small town by the sea"]
     index = Index(CONFIG, {"set": [("1", text) for text in texts]})
-    assert len(index.signed) == 2
-    assert all(index.drop(text, None, minhash(text, CONFIG)) for text in texts)
+    assert all(index.drop(text, None, None) for text in texts)
 
 
 def test_other_evaluation_texts_are_other_settings():
@@ -383,26 +464,43 @@ def test_other_evaluation_texts_are_other_settings():
 # --- balance ------------------------------------------------------------------------------------------------------
 
 
+CELL = pa.schema(
+    [("row", pa.int64()), *(SCHEMA.field(name) for name in ("id", "unsafe", "categories", "method"))],
+)
+
+
 def cell(count, prefix, method="rl", unsafe=True, categories=("hate",)):
     return [
-        {"id": f"{prefix}{i:03d}", "unsafe": unsafe, "categories": list(categories), "method": method}
+        {"id": f"{prefix}{i:03d}", "unsafe": unsafe, "categories": categories and list(categories), "method": method}
         for i in range(count)
     ]
 
 
+def over_limit(rows, ratio):
+    """Id to evidence of what is dropped."""
+    drops = surplus(pa.Table.from_pylist([{**row, "row": i} for i, row in enumerate(rows)], CELL), ratio).to_pylist()
+    return {rows[drop["row"]]["id"]: drop["evidence"] for drop in drops}
+
+
 def test_a_full_cell_is_cut_to_its_limit_by_the_largest_ids():
-    rows = cell(30, "a") + cell(4, "b", categories=["fraud"]) + cell(4, "c", method="augment")
-    assert sorted(surplus(rows, 2.0)) == [f"a{i:03d}" for i in range(8, 30)]
+    rows = cell(4, "c", method="augment") + cell(30, "a") + cell(4, "b", categories=["fraud"])
+    assert over_limit(rows, 2.0) == {f"a{i:03d}": "30 in unsafe/hate/rl, limit 8" for i in range(8, 30)}
 
 
 def test_transforms_are_one_method():
     rows = cell(8, "a") + [row for i in range(8) for row in cell(1, f"t{i}-", method=f"transform:{i}")]
-    assert surplus(rows, 1.0) == {}
+    assert over_limit(rows, 1.0) == {}
+
+
+def test_the_last_category_is_the_cells():
+    rows = cell(6, "a", categories=["hate", "fraud"]) + cell(2, "b", categories=None) + cell(2, "c", categories=[])
+    assert set(over_limit(rows, 1.0).values()) == {"6 in unsafe/fraud/rl, limit 5"}
 
 
 def test_seeds_neither_count_nor_go():
     rows = cell(100, "s", method="seed") + cell(3, "a") + cell(3, "b", unsafe=False, categories=())
-    assert surplus(rows, 1.0) == {}
+    assert over_limit(rows, 1.0) == {}
+    assert over_limit(rows[:100], 1.0) == {}
 
 
 @given(
@@ -412,96 +510,81 @@ def test_seeds_neither_count_nor_go():
 )
 def test_surplus_does_not_hang_on_order(sizes, ratio, order):
     rows = [row for i, size in enumerate(sizes) for row in cell(size, f"{i}-", method=f"method-{i}")]
-    over = surplus(rows, ratio)
-    assert over == surplus(order.sample(rows, len(rows)), ratio)
+    over = over_limit(rows, ratio)
+    assert over == over_limit(order.sample(rows, len(rows)), ratio)
     assert all(
         sum(row["id"] not in over for row in rows if row["id"].startswith(f"{i}-")) for i, n in enumerate(sizes) if n
     )
 
 
+def test_a_judge_of_rows_drops_these_rows():
+    drops = pa.table({"row": [7, 2], "reason": ["r", "s"], "evidence": ["seven", "two"]})
+    assert ByRow(drops)(pa.table({"row": [2, 3, 7]})) == [Drop("s", "two"), None, Drop("r", "seven")]
+
+
 # --- folders ------------------------------------------------------------------------------------------------------
 
 
-def judged(tmp_path, records, judge):
-    table = with_verdicts(judge, numbered(records))
-    folder = Folder(tmp_path / "01-stage", table.schema)
-    folder.start()
-    pq.write_table(table, folder.path / "part.parquet")
-    return folder
+def written(tmp_path, records):
+    """The records as one numbered part, with facts."""
+    part = Part(tmp_path / "records.parquet", tmp_path / "facts.parquet")
+    table = numbered(records)
+    pq.write_table(table.drop_columns(["signature"]), part.records)
+    pq.write_table(table.select(["signature"]), part.facts)
+    return part
 
 
 def test_only_a_finished_folder_of_the_same_key_counts(tmp_path):
-    folder = Folder(tmp_path / "01-stage", SCHEMA)
+    folder = Folder(tmp_path / "01-stage")
     assert folder.manifest("k") is None
     folder.start()
+    (folder.scratch / "file").touch()
     assert folder.manifest("k") is None
     folder.finish("k", kept=1)
+    assert not folder.scratch.exists()
     assert folder.manifest("k") == {"key": "k", "kept": 1}
     assert folder.manifest("other") is None
     folder.start()
     assert folder.manifest("k") is None
 
 
-def test_kept_records_are_written_in_parts_sorted_by_id(tmp_path, monkeypatch):
+def test_the_next_judge_sees_only_what_was_kept(tmp_path):
+    part = written(tmp_path, [seed("One"), seed("Two"), seed("Three")])
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    counts = write_verdicts(lambda batch: [None, Drop("r", "e"), None], tmp_path / "a", part)
+    assert counts == {"r": 1, None: 2}
+    after = Part(part.records, part.facts, tmp_path / "a" / part.records.name)
+    assert after.kept().schema.names == [*SCHEMA.names, "row", "signature"]
+    assert after.kept(["text", "row"]).to_pydict() == {"text": ["One", "Three"], "row": [0, 2]}
+    assert after.kept(["signature"])["signature"].to_pylist() == part.kept()["signature"].take([0, 2]).to_pylist()
+    assert after.dropped(["text"]).to_pylist() == [{"text": "Two", "reason": "r", "evidence": "e"}]
+
+    assert write_verdicts(lambda batch: [Drop("s", "f"), None], tmp_path / "b", after) == {"s": 1, None: 1}
+    last = Part(part.records, part.facts, tmp_path / "b" / part.records.name)
+    assert last.kept(["text"])["text"].to_pylist() == ["Three"]
+    assert last.dropped(["text"])["text"].to_pylist() == ["One"]
+
+
+def test_kept_records_are_merged_by_id_a_few_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr("guardrail.curation.folders.ROWS_IN_MEMORY", 3)
+    monkeypatch.setattr("guardrail.curation.folders._ROWS_PER_GROUP", 2)
     records = [seed(f"Question number {i}") for i in range(11)]
-    folder = judged(tmp_path, records, lambda batch: [Drop("r", "e"), *[None] * (batch.num_rows - 1)])
-    assert folder.write_kept(tmp_path / "kept.parquet") == 10
+    paths = []
+    for number, listed in enumerate((records[:4], records[4:4], records[4:])):
+        (tmp_path / str(number)).mkdir()
+        paths.append(
+            write_sorted(tmp_path, written(tmp_path / str(number), listed)).rename(tmp_path / f"{number}.parquet")
+        )
+    merge(paths, tmp_path / "kept.parquet")
     table = pq.read_table(tmp_path / "kept.parquet")
     assert table.schema.equals(SCHEMA)
-    assert table["id"].to_pylist() == sorted(record["id"] for record in records[1:])
-    assert folder.dropped(["id", "reason"]).to_pylist() == [{"id": records[0]["id"], "reason": "r"}]
-    assert folder.verdicts() == {"r": 1, None: 10}
+    assert table["id"].to_pylist() == sorted(record["id"] for record in records)
 
 
-def test_the_next_judge_sees_only_what_was_kept(tmp_path):
-    table = with_verdicts(lambda batch: [None, Drop("r", "e")], numbered([seed("One"), seed("Two")]))
-    assert only_kept(table)["text"].to_pylist() == ["One"]
-
-
-def test_an_empty_folder_has_no_rows(tmp_path):
-    folder = Folder(
-        tmp_path / "01-stage", pa.schema([*SCHEMA, *FACTS, ("reason", pa.string()), ("evidence", pa.string())])
-    )
-    folder.start()
-    assert folder.verdicts() == {}
-    assert list(folder.rows(["id"])) == []
-    assert folder.write_kept(tmp_path / "kept.parquet") == 0
+def test_nothing_is_merged_to_an_empty_file(tmp_path):
+    merge([], tmp_path / "kept.parquet")
     assert pq.read_table(tmp_path / "kept.parquet").schema.equals(SCHEMA)
-
-
-def test_numbers_go_on_across_files_and_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr("guardrail.curation.folders.ROWS_PER_FILE", 2)
-    write_records([seed(f"Question {i}") for i in range(5)], tmp_path / "a.parquet")
-    write_records([seed("Another question")], tmp_path / "b.parquet")
-    folder = Folder(tmp_path / "00-input", INPUT_SCHEMA)
-    folder.start()
-    assert write_numbered([tmp_path / "a.parquet", tmp_path / "b.parquet"], folder.path) == 6
-    assert len(folder.files()) == 4
-    assert [row["row"] for row in folder.rows(["row"])] == list(range(6))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda table: table.drop_columns(["unsafe", "scores"]), "lacks the columns unsafe, scores"),
-        (lambda table: table.set_column(3, "unsafe", pa.array(["perhaps"])), "column 'unsafe'"),
-        (lambda table: table.set_column(1, "text", pa.array([None], pa.string())), "column 'text': 1 of 1 values"),
-    ],
-)
-def test_what_is_no_record_file_is_named_with_its_column(tmp_path, change, message):
-    path = tmp_path / "odd.parquet"
-    pq.write_table(
-        change(to_table([seed("A question")]).cast(pa.schema([f.with_nullable(True) for f in SCHEMA]))), path
-    )
-
-    def read():
-        check_records(path)
-        write_numbered([path], tmp_path)
-
-    with pytest.raises(ValueError, match=message) as caught:
-        read()
-    assert "odd.parquet" in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path):

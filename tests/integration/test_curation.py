@@ -1,4 +1,4 @@
-"""Curation on Ray Data: what is written, that order and blocks do not matter, and that a killed run goes on."""
+"""Curation over Ray: what is written, that order and files do not matter, and that a killed run goes on."""
 
 import json
 import random
@@ -9,20 +9,25 @@ import pytest
 from guardrail.curation import CurationConfig, curate
 from guardrail.curation.duplicates import NearDuplicates
 from guardrail.records import make_record, read_records, write_records
+from guardrail.seeds import embedded_seeds
+from guardrail.text import words
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 CONFIG = CurationConfig()
-STAGES = ["canonical", "exact", "near", "quality", "label", "fidelity", "decontamination", "balance"]
+STAGES = """
+canonical exact near semantic decontamination language quality label fidelity judges policy balance
+""".split()
+JUDGING = set(STAGES) - {"language", "judges", "policy"}  # by the settings and records of these tests
 
 
-def request(number, words=12):
-    return " ".join(random.Random(f"{number}").choices(WORDS, k=words))
+def request(number):
+    return " ".join(random.Random(f"{number}").choices(WORDS, k=12))
 
 
-WORDS = [
-    f"{first}{second}" for first in ("ba", "ko", "mi", "ru", "se", "ta") for second in ("lon", "mer", "nik", "pas")
-]
+WORDS = sorted(
+    {word for seed in embedded_seeds() if not seed["unsafe"] for word in words(seed["text"]) if len(word) > 4}
+)[::5]
 
 
 @pytest.fixture
@@ -42,6 +47,7 @@ def records():
         "canonical": {**child(seeds[0], "x"), "text": "\u200b"},
         "exact": child(seeds[1], seeds[1]["text"].upper()),
         "near": child(seeds[2], seeds[2]["text"] + " ta"),
+        "semantic": child(seeds[9], " ".join(sorted(words(seeds[9]["text"])))),
         "quality": child(seeds[3], "I'm sorry, but I can't help with that."),
         "label": child(seeds[4], request(200), unsafe=True, categories=["fraud"]),
         "fidelity": child(seeds[7], "The stock market fell on Monday.", method="paraphrase"),
@@ -79,12 +85,13 @@ def test_each_stage_drops_what_it_is_for(tmp_path, records):
     assert not (out / "stages").exists()
 
     ledger = pq.read_table(out / "ledger.parquet").to_pylist()
-    assert {row["stage"] for row in ledger} == set(STAGES)
+    assert {row["stage"] for row in ledger} == JUDGING
     for stage, record in bad.items():
         (row,) = [row for row in ledger if row["stage"] == stage]
         assert (row["id"], row["parent_id"], row["seed_id"]) == (record["id"], record["parent_id"], record["seed_id"])
     by_stage = {row["stage"]: row for row in ledger}
     assert by_stage["near"]["evidence"] == seeds[2]["id"]
+    assert by_stage["semantic"]["evidence"].startswith(f"{seeds[9]['id']}: 1.00")
     assert by_stage["decontamination"]["evidence"] == "held/e1"
     assert report.dropped["balance"] == 10  # 70 over a limit of 4 times the median of 70, 15 and 10
 
@@ -94,12 +101,12 @@ def test_each_stage_drops_what_it_is_for(tmp_path, records):
     assert {record["text"] for record in [*seeds, *good]} <= texts
 
 
-def test_neither_order_nor_blocks_matter(tmp_path, records, monkeypatch):
+def test_neither_order_nor_files_matter(tmp_path, records, monkeypatch):
     listed = all_of(records)
     curate(write(tmp_path, listed), tmp_path / "one", CONFIG, EVALUATION)
     random.Random(0).shuffle(listed)
     monkeypatch.setattr("guardrail.curation.folders.ROWS_PER_FILE", 40)
-    curate(write(tmp_path, listed, parts=2, name="shuffled"), tmp_path / "two", CONFIG, EVALUATION)
+    curate(write(tmp_path, listed, parts=2, name="shuffled"), tmp_path / "two", CONFIG, EVALUATION, num_cpus=1)
     for name in ("kept.parquet", "ledger.parquet"):
         assert pq.read_table(tmp_path / "one" / name).equals(pq.read_table(tmp_path / "two" / name))
     assert (tmp_path / "one" / "funnel.json").read_text() == (tmp_path / "two" / "funnel.json").read_text()
@@ -110,6 +117,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, records, monkeypatch):
     real = NearDuplicates.prepare
 
     def killed(self, survey):
+        real(self, survey)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(NearDuplicates, "prepare", killed)
@@ -117,9 +125,10 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, records, monkeypatch):
         curate(paths, out, CONFIG, EVALUATION)
     assert not (out / "kept.parquet").exists()
     written = {file: file.stat().st_mtime_ns for file in out.glob("stages/*/*") if "03-near" not in file.parts}
-    assert {file.parent.name for file in written} == {"00-input", "01-canonical", "02-exact"}
+    assert {file.parent.name for file in written} == {"00-input", "00-facts", "01-canonical", "02-exact"}
 
     def checked(self, survey):
+        assert not any((out / "stages" / "03-near" / "scratch").iterdir())
         assert {file: file.stat().st_mtime_ns for file in written} == written  # nothing was done twice
         return real(self, survey)
 
@@ -132,12 +141,17 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, records, monkeypatch):
 def test_changed_settings_start_over_at_the_stage_they_bear_upon(tmp_path, records, monkeypatch):
     paths, out = write(tmp_path, all_of(records)), tmp_path / "out"
     started = []
-    monkeypatch.setattr("guardrail.curation.pipeline._run", lambda stage, *rest: started.append(stage.name))
+
+    def run(stage, parts, folder, num_cpus):
+        started.append(stage.name)
+        return {"stage": stage.name, "in": 0, "kept": 0, "reasons": {}}
+
+    monkeypatch.setattr("guardrail.curation.pipeline._run", run)
 
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("guardrail.curation.pipeline.write_table", killed)  # the ledger's, after all stages
+    monkeypatch.setattr("guardrail.curation.pipeline._write_kept", killed)  # after all stages
 
     def stages_run(config, evaluation):
         started.clear()
@@ -145,11 +159,14 @@ def test_changed_settings_start_over_at_the_stage_they_bear_upon(tmp_path, recor
             curate(paths, out, config, evaluation)
         return list(started)
 
+    def since(name):
+        return STAGES[STAGES.index(name) :]
+
     assert stages_run(CONFIG, EVALUATION) == STAGES
     assert stages_run(CONFIG, EVALUATION) == []
     assert stages_run(CONFIG.model_copy(update={"balance": 3.0}), EVALUATION) == ["balance"]
-    assert stages_run(CONFIG.model_copy(update={"balance": 3.0}), {}) == ["decontamination", "balance"]
-    assert stages_run(CONFIG.model_copy(update={"min_words": 3}), {}) == STAGES[3:]
+    assert stages_run(CONFIG.model_copy(update={"balance": 3.0}), {}) == since("decontamination")
+    assert stages_run(CONFIG.model_copy(update={"min_words": 3}), {}) == since("quality")
     write_records(records[0], paths[0])
     assert stages_run(CONFIG, EVALUATION) == STAGES
 

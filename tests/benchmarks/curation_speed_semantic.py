@@ -1,0 +1,102 @@
+"""What semantic duplicates cost beside semhash, with the same encoder, threshold and texts, in one process each.
+
+python -m tests.benchmarks.curation_speed_semantic [--records 100000] [--rounds 3]
+
+Both embed the texts, find the pairs over the threshold and choose what stays; ours also fits the encoder's frequencies
+and writes the vectors to disk. The texts are drawn, not public: 8 to 40 words of the encoder's vocabulary with Zipf's
+weights; every tenth is another one in another order with a word exchanged, every twentieth equals one.
+
+Needs semhash, which is no requirement of this project.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from guardrail.curation import CurationConfig
+from guardrail.curation.semantic import STATIC_PREFIX, SemanticDuplicates
+from guardrail.models import resolve
+from guardrail.records import make_record, to_table
+from guardrail.static_embedding import StaticEncoder
+from tests.guardrail.surveys import InMemory
+
+try:
+    from semhash import SemHash
+except ImportError as error:
+    sys.exit(
+        f"the benchmark needs semhash ({error}): pip install --no-deps semhash==0.5.0 model2vec==0.10.0 "
+        "vicinity==0.4.6 usearch==2.26.6 numkong frozendict pyversity orjson"
+    )
+
+CONFIG = CurationConfig()
+MODEL = CONFIG.semantic_encoder.removeprefix(STATIC_PREFIX)
+
+
+def draw_texts(count: int, seed: int) -> list[str]:
+    """Return texts of which every tenth says what another one says and every twentieth equals one."""
+    random = np.random.default_rng(seed)
+    vocabulary = (Path(resolve(MODEL)) / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    words = np.array([word for word in vocabulary if word.isascii() and word.isalpha() and len(word) > 1])
+    shares = np.cumsum(1 / np.arange(1, len(words) + 1))
+    texts: list[str] = []
+    for number in range(count):
+        if number % 20 in (3, 13):
+            text = random.permutation(texts[random.integers(number)].split(" "))
+            text[random.integers(len(text))] = random.choice(words)
+        elif number % 20 == 7:
+            text = np.array(texts[random.integers(number)].split(" "))
+        else:
+            text = words[np.searchsorted(shares, random.random(random.integers(8, 41)) * shares[-1])]
+        texts.append(" ".join(text))
+    return texts
+
+
+def ours(table: pa.Table) -> tuple[float, int]:
+    """Return the seconds that our stage takes and how many records it keeps."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        judge = SemanticDuplicates(CONFIG).prepare(InMemory(table, folder=Path(folder), rows_per_file=20_000))
+        kept = judge(table).count(None)
+        return time.perf_counter() - start, kept
+
+
+def semhash(texts: list[str], encoder: StaticEncoder) -> tuple[float, int]:
+    """Return the seconds that semhash takes and how many texts it keeps."""
+    start = time.perf_counter()
+    result = SemHash.from_records(texts, model=encoder).self_deduplicate(threshold=CONFIG.semantic_duplicate)
+    return time.perf_counter() - start, len(result.selected)
+
+
+def semantic_ratio(records: int, rounds: int = 3) -> float:
+    """Return our stage's throughput over semhash's, the median of rounds in which both run in turn."""
+    texts = draw_texts(records, seed=0)
+    made = {record["id"]: record for record in (make_record(text, unsafe=False, source="drawn") for text in texts)}
+    table = to_table(made.values()).append_column("row", pa.array(range(len(made)), pa.int64()))
+    encoder = StaticEncoder.distilled(MODEL)
+    print(f"semantic duplicates of {records:,} records\n  ours [s]  semhash [s]  ratio  left by ours  by semhash")
+    ratios = []
+    for _ in range(rounds):
+        seconds, left = ours(table)
+        their_seconds, left_by_theirs = semhash(texts, encoder)
+        ratios.append(their_seconds / seconds)
+        print(f"{seconds:10.1f} {their_seconds:12.1f} {ratios[-1]:6.2f} {left:13,} {left_by_theirs:11,}", flush=True)
+    return statistics.median(ratios)
+
+
+def main() -> None:
+    """Print the rounds and the median ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    print(f"median ratio: {semantic_ratio(arguments.records, arguments.rounds):.2f}")
+
+
+if __name__ == "__main__":
+    main()

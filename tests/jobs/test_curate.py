@@ -1,0 +1,74 @@
+"""What the job adds to curation: the files it takes, how it ends, and that a story needs no inputs."""
+
+import contextlib
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pytest
+
+from guardrail.curation import CurationReport
+from guardrail.curation.intake import SET_ASIDE
+from guardrail.records import make_record, read_records, write_records, write_table
+from jobs import curate
+
+
+@pytest.fixture
+def curated(monkeypatch):
+    """Curation as if it had set `aside` rows aside; returns what it was given."""
+    given = SimpleNamespace(aside=[], paths=None)
+
+    def stand_in(paths, out_dir, config, evaluation, num_cpus):
+        given.paths = paths
+        write_table(pa.Table.from_pylist(given.aside, SET_ASIDE), out_dir / "set_aside.parquet")
+        return CurationReport(kept=0, dropped={}, funnel=[])
+
+    monkeypatch.setattr(curate, "curate", stand_in)
+    monkeypatch.setattr(curate, "connect", lambda address: contextlib.nullcontext())
+    monkeypatch.setattr(curate, "plan_for_cluster", lambda **_: SimpleNamespace(data_task_cpus=0.5))
+    return given
+
+
+def ended(arguments):
+    try:
+        curate.main(arguments)
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def test_files_of_labelled_rows_are_inputs_too(tmp_path, curated):
+    records, rows = tmp_path / "mine.parquet", tmp_path / "mine.csv"
+    write_records([make_record("Bake bread", unsafe=False, source="mine")], records)
+    rows.write_text("text,unsafe\nHow do I bake bread?,no\n")
+    assert ended(["--input", str(records), str(rows), "--output", str(tmp_path / "out")]) == 0
+    assert curated.paths[0] == records
+    assert [record["text"] for record in read_records(curated.paths[1])] == ["How do I bake bread?"]
+
+
+def test_rows_that_were_set_aside_are_told_by_the_exit_status(tmp_path, curated, capsys):
+    curated.aside = [{"file": "a", "row": row, "reason": "empty text", "id": None} for row in (1, 5)]
+    assert ended(["--input", "a.parquet", "--output", str(tmp_path / "out")]) == 3
+    assert "2 rows set aside (empty text 2)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "message"), [(b"Good morning,perhaps\n", "row 1"), (b"\xff\xfe,yes\n", "not UTF-8 (line 2")]
+)
+def test_bad_rows_of_a_table_are_refused_by_their_number(tmp_path, curated, capsys, row, message):
+    (tmp_path / "mine.csv").write_bytes(b"text,unsafe\n" + row)
+    assert ended(["--input", str(tmp_path / "mine.csv"), "--output", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err and curated.paths is None
+
+
+def test_without_inputs_there_is_nothing_to_curate(tmp_path, capsys):
+    assert ended(["--output", str(tmp_path)]) == 1
+    assert "--input" in capsys.readouterr().err
+
+
+def test_a_story_needs_no_inputs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(curate, "story", lambda record_id, folder: [f"{record_id} in {folder.name}"])
+    assert ended(["--explain", "abc", "--output", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == "abc in out\n"
+    monkeypatch.undo()
+    assert ended(["--explain", "abc", "--output", str(tmp_path / "out")]) == 1
+    assert "is not what curation wrote" in capsys.readouterr().err
