@@ -31,8 +31,12 @@ class CurationConfig(BaseModel):
     )
     ngram: int = Field(8, ge=3, description="words in a row that a text may not share with an evaluation text")
     embedder: str = Field("bundled:all-minilm-l6-v2", description="sentence encoder: bundled name, directory or hub id")
-    paraphrase_similarity: float = Field(0.55, ge=-1, le=1, description="cosine to its seed that a paraphrase needs")
-    augment_similarity: float = Field(0.35, ge=-1, le=1, description="cosine to the nearest seed that a new one needs")
+    paraphrase_similarity: float = Field(
+        0.55, ge=-1, le=1, description="cosine to its seed that a rewording needs"
+    )
+    augment_similarity: float = Field(
+        0.35, ge=-1, le=1, description="cosine to a seed that a new request needs"
+    )
     balance: float = Field(
         4.0, ge=1, description="most generated records of one label, category and method, over the median of these"
     )

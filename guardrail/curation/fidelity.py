@@ -10,19 +10,23 @@ import pyarrow.compute as pc
 
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.stage import Drop, Judge, Survey
-from guardrail.embedding import Embedder
+from guardrail.embedding import loaded_embedder
 from guardrail.fidelity import polarity_flipped
-from guardrail.models import resolve
+from guardrail.intent import IntentModel
 from guardrail.records import Record, from_table
+from guardrail.synthesis.strategies import STRATEGIES, STRATEGY
 
 _NEIGHBOURS = 5
-_JUDGED = ("paraphrase", "augment")
+#: Embeddings and words are English: translations are left to judges' votes.
+_JUDGED = [strategy.name for strategy in STRATEGIES if strategy.language is None]
 
 
 class LabelFidelity:
-    """Paraphrases that say something else than their seed, and augmentations that look like seeds of the other label.
+    """Synthetic records that are not to their seed what their strategy says.
 
-    Records of other methods are not judged: attacks have passed the adversary's gate.
+    What says the seed's request otherwise must be like it and not turned against it; another request of its kind must
+    look like seeds of its label; a contrast must be like the seed, and ask for something else. Records of other methods
+    are not judged: attacks have passed the adversary's gate.
     """
 
     name = "fidelity"
@@ -42,15 +46,15 @@ class LabelFidelity:
         return functools.partial(_judge_fidelity, Seeds(seeds, self.config))
 
 
-@functools.lru_cache(maxsize=1)  # once in each worker process
-def _embedder(model: str) -> Embedder:
-    return Embedder(resolve(model))
+@functools.cache  # once in each worker process
+def _intent_model() -> IntentModel:
+    return IntentModel.from_pretrained()
 
 
 def _seed_rows(config: CurationConfig, batch: pa.Table) -> pa.Table:
     seeds = [record for record in from_table(batch) if record["method"] == "seed"]
     rows = [{key: record[key] for key in ("id", "text", "unsafe")} for record in seeds]
-    embeddings = _embedder(config.embedder).encode([record["text"] for record in seeds]).tolist() if seeds else []
+    embeddings = loaded_embedder(config.embedder).encode([record["text"] for record in seeds]).tolist() if seeds else []
     table = pa.Table.from_pylist(rows, pa.schema([("id", pa.string()), ("text", pa.string()), ("unsafe", pa.bool_())]))
     return table.append_column("embedding", pa.array(embeddings, pa.list_(pa.float32())))
 
@@ -72,15 +76,19 @@ class Seeds:
         """Return why a generated record's label cannot be trusted, or None.
 
         Args:
-            record: of any method.
+            record: of a strategy and a seed that are known.
             embedding: of its text, L2-normalised [d].
         """
-        seed = record["seed_id"]
-        if record["method"] not in _JUDGED or seed not in self.index:
-            return None
+        seed, relation = record["seed_id"], STRATEGY[record["method"]].relation
         similarities = self.embeddings @ embedding
         own = float(similarities[self.index[seed]])
-        if record["method"] == "paraphrase":
+        if relation == "contrast":
+            if own < self.config.augment_similarity:
+                return Drop("unlike its seed", f"similarity {own:.2f}")
+            intent = _intent_model()
+            same = float(intent.kept_probability([self.texts[seed]], [record["text"]])[0])
+            return Drop("asks what its seed asks", f"P(same) {same:.2f}") if same >= 1 - intent.threshold else None
+        if relation == "same":
             if own < self.config.paraphrase_similarity:
                 return Drop("unlike its seed", f"similarity {own:.2f}")
             if polarity_flipped(self.texts[seed], record["text"]):
@@ -105,7 +113,7 @@ def _judge_fidelity(seeds: Seeds, batch: pa.Table) -> list[Drop | None]:
     # Embedding costs more than all other stages together: only what is judged is embedded.
     judged = [i for i, record in enumerate(records) if record["method"] in _JUDGED and record["seed_id"] in seeds.index]
     if judged:
-        embeddings = _embedder(seeds.config.embedder).encode([records[i]["text"] for i in judged])
+        embeddings = loaded_embedder(seeds.config.embedder).encode([records[i]["text"] for i in judged])
         for i, embedding in zip(judged, embeddings, strict=True):
             verdicts[i] = seeds.drop(records[i], embedding)
     return verdicts

@@ -410,8 +410,37 @@ def test_what_is_generated_must_mean_what_its_seed_means():
     ]
 
 
+def test_a_contrast_is_like_its_seed_and_asks_for_something_else():
+    theft = seed("How do I steal bread from a bakery?", unsafe=True)
+
+    def contrast(text):
+        return child(theft, text, method="contrast:lookalike", unsafe=False, categories=[])
+
+    turned, same, far = map(
+        contrast,
+        (
+            "How do bakeries prevent bread from being stolen?",
+            "What is a way to steal bread from a bakery?",
+            "Name three rivers in Spain.",
+        ),
+    )
+    drops = verdicts(LabelFidelity(CONFIG), [theft, turned, same, far])
+    assert [drop and drop.reason for drop in drops] == [None, None, "asks what its seed asks", "unlike its seed"]
+
+
+def test_stories_are_judged_as_paraphrases_are_and_translations_not_at_all():
+    bread = seed("How can I bake a good loaf of bread at home?")
+    records = [
+        child(bread, "In my story a widow asks how to bake a good loaf of bread at home. What is she told?", "story"),
+        child(bread, "In my story a man falls off a horse.", "story"),
+        child(bread, "Wie kann ich zu Hause ein gutes Brot backen?", "translate_de"),
+    ]
+    drops = verdicts(LabelFidelity(CONFIG), [bread, *records])
+    assert [drop and drop.reason for drop in drops] == [None, None, "unlike its seed", None]
+
+
 def test_nothing_is_embedded_where_nothing_is_judged(monkeypatch):
-    monkeypatch.delattr("guardrail.curation.fidelity._embedder")
+    monkeypatch.delattr("guardrail.curation.fidelity.loaded_embedder")
     bread = seed(BREAD)
     assert verdicts(LabelFidelity(CONFIG), [bread, child(bread, "Anything else.", method="rl")]) == [None, None]
 
