@@ -27,16 +27,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep the tests of a file with one worker, and all that look at the finished loop: what they share is built once.
+    """Keep all tests that start clusters and engines with one worker, and the other tests of a file together.
 
-    (pytest-xdist 3.8 has groups for that, which pytest 9 takes no notice of.)
+    Engines compute on all cores: two of them at once take longer than one after the other.
     """
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduler(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = str(super()._split_scope(nodeid))
-            return "loop" if file.endswith(("test_loop.py", "test_kills.py", "test_interrupts.py")) else file
+            return "cluster" if {"integration", "chaos"}.intersection(file.split("/")) else file
 
     return Scheduler(config, log)
 
