@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -11,9 +11,12 @@ from guardrail.curation.config import CurationConfig
 from guardrail.curation.language import detected
 from guardrail.curation.stage import Drop, Judge, Survey
 from guardrail.deobfuscation import plain
-from guardrail.fluency import WordOrder, may_be_disordered, spelling
+from guardrail.fluency import may_be_disordered, spelling
 from guardrail.refusals import has_meta_text, is_refusal
 from guardrail.text import canonical, words
+
+if TYPE_CHECKING:
+    from guardrail.word_order import WordOrder
 
 # Chosen on the embedded seeds and 73,000 public texts: each drops under 1% of the texts of any set.
 _SPELT = -3.5  # nats a character
@@ -122,5 +125,7 @@ def _may_be_english(text: str) -> bool:
 
 
 @functools.lru_cache(maxsize=1)  # once in each worker process
-def _word_order(model: str) -> WordOrder:
+def _word_order(model: str) -> "WordOrder":
+    from guardrail.word_order import WordOrder  # torch and transformers, which most runs of this stage need not load
+
     return WordOrder(model)

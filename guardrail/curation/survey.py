@@ -71,7 +71,14 @@ def over_parts(function: Callable[[Part], R], parts: Sequence[Part], num_cpus: f
     with ray.data.DataContext.current(context):
         numbers = ray.data.from_items([{"number": i} for i in range(len(parts))], override_num_blocks=len(parts))
         step = functools.partial(_of_block, function, parts)
-        done = numbers.map_batches(step, batch_size=1, batch_format="pyarrow", num_cpus=num_cpus)
+        # No more workers than CPUs: Ray stops the others between two passes, and they would load their models again.
+        done = numbers.map_batches(
+            step,
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=num_cpus,
+            concurrency=max(1, int(ray.cluster_resources().get("CPU", 1))),
+        )
         results = {row["number"]: row["result"] for row in done.iter_rows()}
     return [pickle.loads(results[number]) for number in range(len(parts))]
 

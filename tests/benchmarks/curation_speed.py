@@ -207,7 +207,7 @@ def cost(records: int, directory: Path) -> tuple[float, float]:
 
     with connect(num_cpus=WORKERS), patch.object(pipeline, "stages", stages), _peak_memory() as peak:
         start = time.perf_counter()
-        report = curate(paths, directory / f"out{records}", CurationConfig(), evaluation)
+        report = curate(paths, directory / f"out{records}", CurationConfig(), evaluation, num_cpus=1)
         seconds = time.perf_counter() - start
     gib = peak[0] / 2**30
     print(

@@ -22,3 +22,8 @@ def test_a_digest_keeps_its_parts_apart(a, b):
 
 def test_words_have_no_punctuation():
     assert words("Don't panic, please!") == ["don", "t", "panic", "please"]
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_the_short_way_for_ascii_is_the_same(text):
+    assert canonical(text) == canonical(f"{text}\u200b")
