@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,6 +10,9 @@ from transformers import AutoModel, AutoTokenizer
 
 from guardrail.guard import token_batches
 from guardrail.models import resolve
+from guardrail.static_embedding import StaticEncoder
+
+STATIC_PREFIX = "static:"
 
 _WINDOW = 256  # tokens; what lies past them does not count
 _TOKENS_PER_BATCH = 4096
@@ -43,7 +47,36 @@ class Embedder:
         return result
 
 
-@functools.lru_cache(maxsize=1)  # once in each worker process
+@dataclass(frozen=True)
+class SharedEmbedder:
+    """A sentence encoder that goes to other processes as its name; each of them loads it once.
+
+    Args:
+        name: as `guardrail.models.resolve` takes it.
+    """
+
+    name: str
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Return L2-normalised embeddings, float32 [len(texts), d]; their last bits hang on the texts beside them."""
+        return loaded_embedder(self.name).encode(texts)
+
+
+@functools.lru_cache(maxsize=2)
 def loaded_embedder(name: str) -> Embedder:
-    """Return the encoder of this name, as `guardrail.models.resolve` takes it."""
+    """Return the encoder of this name, loaded once in each process."""
     return Embedder(resolve(name))
+
+
+def shared_encoder(name: str) -> StaticEncoder | SharedEmbedder:
+    """Return an encoder that can be sent to workers.
+
+    Args:
+        name: of an encoder, as `guardrail.models.resolve` takes it; after "static:", only its token vectors are used.
+
+    Raises:
+        ValueError: no such static encoder.
+    """
+    if name.startswith(STATIC_PREFIX):
+        return StaticEncoder.distilled(name.removeprefix(STATIC_PREFIX))
+    return SharedEmbedder(name)

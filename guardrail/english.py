@@ -83,9 +83,12 @@ def rarity(word: str) -> float:
 
 
 def fluency(text: str) -> float:
-    """Return the mean log probability of a text's symbols, in nats: English -3 to -1.6, ciphers below -3.8."""
+    """Return the mean log probability of a text's symbols, in nats: English -3 to -1.6, ciphers below -3.8.
+
+    No text is as little fluent as one in another script.
+    """
     codes = symbols(f" {text[:_LOOKED_AT]} ")
-    return float(english().trigrams[places(codes)].mean())
+    return float(english().trigrams[places(codes)].mean()) if text else _FOREIGN
 
 
 def places(codes: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -45,8 +45,8 @@ class StaticEncoder:
     Args:
         tokenizer: without padding; truncates to the window.
         vectors: of the tokens by descending principal component, int8 [tokens, dimensions]; to be multiplied by
-        scales: float32 [tokens].
-        lengths: characters of each token, 0 if it does not count [tokens].
+        scales: float32 [tokens]; 0 for a token that does not count.
+        lengths: characters of each token that counts, else 0 [tokens].
         frequencies: of the tokens in texts [tokens].
     """
 

@@ -122,7 +122,10 @@ class Rounds:
         report = curate(
             new,
             folder / "curation",
-            self.settings.curation,
+            # The loop's seeds were labelled by hand, whatever their source is called.
+            self.settings.curation.model_copy(
+                update={"trusted_sources": tuple(sorted({record["source"] for record in self.split(TRAIN)}))}
+            ),
             evaluation=self._evaluation_texts(),
             num_cpus=self.plan.data_task_cpus,
         )

@@ -31,11 +31,14 @@ class CurationConfig(BaseModel):
     )
     ngram: int = Field(8, ge=3, description="words in a row that a text may not share with an evaluation text")
     embedder: str = Field("bundled:all-minilm-l6-v2", description="sentence encoder: bundled name, directory or hub id")
-    paraphrase_similarity: float = Field(
-        0.55, ge=-1, le=1, description="cosine to its seed that a rewording needs"
+    paraphrase_similarity: float = Field(0.55, ge=-1, le=1, description="cosine to its seed that a rewording needs")
+    augment_similarity: float = Field(0.35, ge=-1, le=1, description="cosine to a seed that a new request needs")
+    label_noise: float = Field(
+        0.65, ge=0.5, le=1, description="probability of the other label that a label taken for wrong must have"
     )
-    augment_similarity: float = Field(
-        0.35, ge=-1, le=1, description="cosine to a seed that a new request needs"
+    trusted_sources: tuple[str, ...] = Field(
+        ("rayguard-seeds:",),
+        description="starts of sources labelled by hand: seeds of these are no semantic duplicates",
     )
     balance: float = Field(
         4.0, ge=1, description="most generated records of one label, category and method, over the median of these"

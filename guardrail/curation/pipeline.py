@@ -31,6 +31,7 @@ from guardrail.curation.folders import (
 )
 from guardrail.curation.intake import take_in
 from guardrail.curation.language import Language
+from guardrail.curation.noise import LabelNoise
 from guardrail.curation.policy import SafetyPolicy
 from guardrail.curation.quality import Quality
 from guardrail.curation.semantic import SemanticDuplicates
@@ -73,6 +74,7 @@ def stages(config: CurationConfig, evaluation: EvaluationTexts) -> list[Stage]:
         LabelAgreement(),
         LabelFidelity(config),
         JudgesVote(),
+        LabelNoise(config),
         SafetyPolicy(config),
         Balance(config),
     ]

@@ -93,10 +93,12 @@ class RunIndex:
         mirrored = [(len(known) - length - place, at) for place, at in seeds]
         for words, pairs in ((known, seeds), (known[::-1], mirrored)):
             matched: set[int] = set()
+            compared: set[tuple[int, int]] = set()  # place and how far it is shifted
             for place, at in sorted(pairs):
-                if place not in matched:
+                if (place, at - place) not in compared:
                     start, end = _extent(words, listed, place, at)
                     matched.update(range(start, end))
+                    compared.update((each, at - place) for each in range(start, end))
                     if end - start >= min(self._run, len(words)):
                         return Shared(way // 2, " ".join(words[start:end]))
             share = sum(rarity(words[place]) for place in matched) / sum(map(rarity, words))

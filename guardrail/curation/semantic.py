@@ -23,15 +23,15 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 from guardrail.curation.config import CurationConfig
-from guardrail.curation.stage import ByRow, Judge, Survey, seed_first
-from guardrail.embedding import loaded_embedder
+from guardrail.curation.stage import ByRow, Judge, Survey, are_attacks, are_trusted, seed_first
+from guardrail.embedding import SharedEmbedder, shared_encoder
 from guardrail.static_embedding import StaticEncoder
 from guardrail.text import joined
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Encoder = StaticEncoder | SharedEmbedder
 
-STATIC_PREFIX = "static:"
 _LEVELS = 127  # length of a vector: dimensions are int8, and a product of two vectors is far below 2^24
 _LONGEST = 2000  # characters; the mean of more words than that is much the same for all texts of a kind
 _PLACES = 3  # nearest centroids at which a record has its place
@@ -47,45 +47,53 @@ _EDGES = 2_000_000  # between members of a cell, in memory together
 class SemanticDuplicates:
     """Records of one label whose embeddings' cosine reaches `semantic_duplicate`; a component's preferred one stays.
 
-    Evidence is the id of the record that stays and, where the two are not alike themselves, of the one in between that
-    this one is most like; and the cosine. Texts of more than 2,000 characters are not judged.
+    Evidence is the id of the record that stays, the cosine to the record that this one is most like and, where that is
+    another one than stays, its id. Texts of more than 2,000 characters are not judged, nor seeds of `trusted_sources`,
+    which say what they say on purpose, nor attacks, which are like their seeds by design.
     """
 
     name = "semantic"
 
     def __init__(self, config: CurationConfig) -> None:
         self.config = config
-        self.settings: Mapping[str, Any] = config.model_dump(include={"semantic_duplicate", "semantic_encoder"})
+        self.settings: Mapping[str, Any] = config.model_dump(
+            mode="json", include={"semantic_duplicate", "semantic_encoder", "trusted_sources"}
+        )
 
     def prepare(self, survey: Survey) -> Judge:
         """Have all texts embedded and put in cells, have each cell's records compared, and join what is alike."""
-        records = survey.kept(["row", "id", "method"])
+        records = survey.kept(["row", "id", "method", "source"])
         order = seed_first(records)
         encoder, centroids = _sampled(records, survey, self.config.semantic_encoder)
         paths = survey.written(functools.partial(_placed, encoder, centroids))
         cells = np.concatenate([_cells(path) for path in paths])[order]
         least = math.ceil(self.config.semantic_duplicate * _LEVELS**2)
         found = survey.each(functools.partial(_alike, paths, order, cells, least), _tasks(cells))
-        return ByRow(_drops(records.take(pa.array(order)), np.concatenate([np.empty((0, 3), np.int32), *found])))
+        drops = _drops(records.take(pa.array(order)), np.concatenate([np.empty((0, 3), np.int32), *found]))
+        seeds = np.asarray(pc.equal(records["method"], "seed"))
+        spared = are_attacks(records) | (seeds & are_trusted(records, self.config.trusted_sources))
+        return ByRow(
+            drops.filter(pc.is_in(drops["row"], value_set=records["row"].filter(pa.array(~spared)).combine_chunks()))
+        )
 
 
 # --- embeddings and cells ---------------------------------------------------------------------------------------------
 
 
-def _sampled(records: pa.Table, survey: Survey, name: str) -> tuple[StaticEncoder | str, Floats]:
+def _sampled(records: pa.Table, survey: Survey, name: str) -> tuple[Encoder, Floats]:
     """Return the encoder, a static one with the frequencies of these records, and the centroids [cells, dimensions].
 
-    Both come from the texts with the smallest ids. A full encoder is returned as its name: workers load it themselves.
+    Both come from the texts with the smallest ids.
     """
     count = math.ceil(len(records) / _CELL)
     smallest = pc.sort_indices(records["id"])[: count * _SAMPLE]
     sample = survey.computed(functools.partial(_texts_of, records["row"].take(smallest)))
     texts = sample.sort_by("id")["text"].to_pylist()
-    if name.startswith(STATIC_PREFIX):
-        static = StaticEncoder.distilled(name.removeprefix(STATIC_PREFIX))
-        static = static.fitted(static.token_counts(texts))
-        return static, _centroids(_vectors(static, texts)[:, :_ROUTED], count)
-    return name, _centroids(_vectors(name, texts), count)
+    encoder = shared_encoder(name)
+    if isinstance(encoder, SharedEmbedder):
+        return encoder, _centroids(_vectors(encoder, texts), count)
+    encoder = encoder.fitted(encoder.token_counts(texts))
+    return encoder, _centroids(_vectors(encoder, texts)[:, :_ROUTED], count)
 
 
 def _texts_of(rows: pa.ChunkedArray, batch: pa.Table) -> pa.Table:
@@ -99,10 +107,9 @@ def _texts(batch: pa.Table) -> list[str]:
     return [text if len(text) <= _LONGEST else "" for text in texts]
 
 
-def _vectors(encoder: StaticEncoder | str, texts: Sequence[str]) -> Floats:
+def _vectors(encoder: Encoder, texts: Sequence[str]) -> Floats:
     """Return the embeddings as whole numbers, `_LEVELS` long but for rounding [texts, dimensions]."""
-    encode = loaded_embedder(encoder).encode if isinstance(encoder, str) else encoder.encode
-    vectors = np.rint(encode(texts) * _LEVELS)
+    vectors = np.rint(encoder.encode(texts) * _LEVELS)
     vectors[[not text for text in texts]] = 0  # full encoders make something of nothing
     return vectors
 
@@ -135,7 +142,7 @@ def _nearest(vectors: Floats, centroids: Floats) -> Indices:
     return found
 
 
-def _placed(encoder: StaticEncoder | str, centroids: Floats, batch: pa.Table) -> pa.Table:
+def _placed(encoder: Encoder, centroids: Floats, batch: pa.Table) -> pa.Table:
     """Return the vector of each record and its cells: two for each centroid, one of each label; -1: not comparable."""
     vectors = _vectors(encoder, _texts(batch))
     cells = 2 * _nearest(vectors, centroids) + batch["unsafe"].to_numpy().astype(np.int64)[:, None]
@@ -159,8 +166,8 @@ def _tasks(cells: NDArray[np.int32]) -> list[range]:
     """Return ranges of cells that have `_MEMBERS` members each, or are a single cell."""
     sizes = np.bincount(cells[cells >= 0])
     task = (np.cumsum(sizes) - sizes) // _MEMBERS
-    starts = np.flatnonzero(np.diff(task, prepend=-1))
-    return [range(start, end) for start, end in zip(starts, [*starts[1:], len(sizes)], strict=True)]
+    starts, last = np.flatnonzero(np.diff(task, prepend=-1)), np.flatnonzero(np.diff(task, append=-1))
+    return [range(start, end + 1) for start, end in zip(starts, last, strict=True)]
 
 
 def _alike(
@@ -205,13 +212,18 @@ def _stored(paths: Sequence[Path], places: Indices) -> NDArray[np.int8]:
 
 def _forest(vectors: Floats, least: int) -> tuple[Indices, Indices, Indices]:
     """Return two rows and their product for each edge of a maximum spanning forest of the rows that are alike."""
-    edges: list[tuple[Indices, Indices, Floats]] = []
-    step = max(1, _PRODUCTS // len(vectors))
-    for start in range(0, len(vectors), step):
-        products = vectors[start : start + step] @ vectors[start:].T
+    # Equal vectors, of which boilerplate has any number, are joined without being compared.
+    whole = np.ascontiguousarray(vectors.astype(np.int8)).view(f"V{vectors.shape[1]}").ravel()
+    _, first, number = np.unique(whole, return_index=True, return_inverse=True)
+    equal = np.flatnonzero(first[number] != np.arange(len(vectors)))
+    edges = [(first[number[equal]], equal, np.square(vectors[equal]).sum(axis=1))]
+    distinct = np.sort(first)
+    step = max(1, _PRODUCTS // len(distinct))
+    for start in range(0, len(distinct), step):
+        products = vectors[distinct[start : start + step]] @ vectors[distinct[start:]].T
         one, other = np.divmod(np.flatnonzero(products >= least), products.shape[1])
         one, other = one[one < other], other[one < other]
-        edges.append((one + start, other + start, products[one, other]))
+        edges.append((distinct[start + one], distinct[start + other], products[one, other]))
         if sum(len(each[0]) for each in edges) > _EDGES:
             edges = [_spanning(edges, len(vectors))]
     one, other, product = _spanning(edges, len(vectors))

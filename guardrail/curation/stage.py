@@ -80,6 +80,19 @@ def seed_first(records: pa.Table) -> NDArray[np.int64]:
     return np.asarray(order).astype(np.int64)
 
 
+def are_attacks(records: pa.Table) -> NDArray[np.bool_]:
+    """Return which records (method) an adversary made, or a transform: to look like another text, on purpose."""
+    return np.asarray(pc.match_substring_regex(records["method"], "^(rl$|transform:)"))
+
+
+def are_trusted(records: pa.Table, sources: Sequence[str]) -> NDArray[np.bool_]:
+    """Return which records (source) come from a source whose name starts as one of these."""
+    found = np.zeros(len(records), dtype=bool)
+    for prefix in sources:
+        found |= np.asarray(pc.starts_with(records["source"], prefix))
+    return found
+
+
 @dataclass(frozen=True)
 class ByRow:
     """The judge of a stage that knows beforehand which records it drops; Arrow holds them: there may be very many.

@@ -17,7 +17,8 @@ _FLAG = re.compile("\U0001f3f4[\U000e0020-\U000e007f]+")  # of England, Scotland
 # Combining marks of no script in particular; in normal form C a mark that is left is hardly ever part of a word.
 _LOOSE_MARKS = re.compile("[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]")
 _EMOJI = re.compile("(?: ?[\u2600-\u27bf\u2b50\u2b55\U0001f000-\U0001faff]\ufe0f?)+")
-_SPACED = re.compile(r"(?<!\S)\S(?:\s{1,3}\S(?!\S)){4,}")
+_SPACED = re.compile(r"(?<!\S)\S(?:\s{1,4}\S(?!\S)){4,}")
+_GAP = re.compile(r"\s+")
 _JOINT = re.compile(r"(?<=[^\W_])(?:[^\w\s]|_)(?=[^\W_])")  # one mark between two letters
 _HONEST_JOINTS = frozenset("'’-@/=&+#%$\"")
 _SLUG_MARKS = "-_.+|/"
@@ -90,11 +91,9 @@ def spaced(view: View) -> Iterator[str]:
 def _closed(run: str) -> str:
     if len(run) < 40 and sum(map(str.isalpha, run)) < 0.3 * len(run):  # formulas, lists of numbers
         return run
-    if not run[1::2].strip():
-        closed = run[::2]
-    else:
-        closed = re.sub(r"\s(\s*)", lambda gap: gap[1][:1], run)
-    return segmented(closed) if len(closed) > 7 and closed.isalpha() and len(closed) <= 200 else closed
+    [(usual, _)] = Counter(map(len, _GAP.findall(run))).most_common(1)
+    closed = _GAP.sub(lambda gap: " " if len(gap[0]) > usual else "", run)
+    return segmented(closed) if 7 < len(closed) < 200 and closed.isalpha() else closed
 
 
 def separated(view: View) -> Iterator[str]:

@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 
 from guardrail.curation import CurationConfig
-from guardrail.curation.semantic import STATIC_PREFIX, SemanticDuplicates
+from guardrail.curation.semantic import SemanticDuplicates
+from guardrail.embedding import STATIC_PREFIX
 from guardrail.models import resolve
 from guardrail.records import make_record, to_table
 from guardrail.static_embedding import StaticEncoder

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
+import pytest
 
 from tests import tiny_loop
 
@@ -59,6 +60,7 @@ def kill_in(index: int, phase: str, command: list[str], run_dir: Path) -> None:
     assert not left, f"processes of a killed run live on: {left}"
 
 
+@pytest.mark.timeout(1800)  # ten starts of the loop
 def test_a_run_killed_in_every_phase_ends_as_one_that_was_not(finished_loop, loop_inputs, tmp_path):
     run_dir = tmp_path / finished_loop.name
     command = tiny_loop.command(run_dir, loop_inputs)

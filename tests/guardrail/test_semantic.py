@@ -1,15 +1,15 @@
-import functools
 import math
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from guardrail import embedding
 from guardrail.curation import semantic
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.semantic import SemanticDuplicates
@@ -33,7 +33,7 @@ class ByHand:
 
 @pytest.fixture(autouse=True)
 def by_hand(monkeypatch):
-    monkeypatch.setattr(semantic, "loaded_embedder", lambda name: ByHand())
+    monkeypatch.setattr(embedding, "loaded_embedder", lambda name: ByHand())
 
 
 def seed(text, unsafe=False, **fields):
@@ -55,6 +55,13 @@ def test_the_seed_stays_and_evidence_is_its_id_and_the_cosine():
     assert [drop is None for drop in others] == [False, True]
 
 
+def test_seeds_labelled_by_hand_and_attacks_stay():
+    config = CONFIG.model_copy(update={"trusted_sources": ("mine",)})
+    methods = ("seed", "seed", "rl", "transform:rot13", "paraphrase")
+    records = [seed(f"{angle} of 0: {method}", method=method) for angle, method in enumerate(methods)]
+    assert [drop is None for drop in verdicts(records, config)] == [True, True, True, True, False]
+
+
 def test_of_equals_the_smallest_id_stays():
     records = sorted((seed(f"{i} of 1: one") for i in range(5)), key=lambda record: record["id"], reverse=True)
     drops = verdicts(records)
@@ -67,10 +74,10 @@ def test_other_labels_are_no_duplicates():
 
 
 def test_a_chain_is_one_and_evidence_names_the_link():
-    first, *rest = [seed("0 of 0: a"), *(seed(f"{angle} of 0: b", method="augment") for angle in (24, 48))]
+    first, *rest = [seed("0 of 0: a"), *(seed(f"{angle} of 0: b", method="augment") for angle in (20, 44))]
     kept, link, last = verdicts([first, *rest])
     assert kept is None
-    assert link.evidence == f"{first['id']}: 0.91"
+    assert link.evidence == f"{first['id']}: 0.94"
     assert last.evidence == f"{first['id']} through {rest[0]['id']}: 0.91"
 
 
@@ -116,16 +123,19 @@ def test_neither_order_nor_files_matter(texts, order, rows_per_file):
 
 # --- cells and forests ------------------------------------------------------------------------------------------------
 
-VECTORS = arrays(np.int8, st.tuples(st.integers(1, 30), st.just(4)), elements=st.integers(-60, 60))
+DIRECTIONS = arrays(np.int8, st.tuples(st.integers(1, 30), st.just(3)), elements=st.integers(-3, 3))
 
 
 def components(pairs, count):
     return connected_components(coo_array((np.ones(len(pairs[0])), pairs), shape=(count, count)), directed=False)[1]
 
 
-@given(vectors=VECTORS, products=st.integers(1, 100), edges=st.integers(1, 100), least=st.integers(1, 8000))
-def test_a_forest_connects_what_is_alike_by_each_ones_most_alike(vectors, products, edges, least):
-    exact = vectors.astype(np.int64) @ vectors.T.astype(np.int64)
+@given(directions=DIRECTIONS, products=st.integers(1, 100), edges=st.integers(1, 100), least=st.integers(9000, 15900))
+def test_a_forest_connects_what_is_alike_by_each_ones_most_alike(directions, products, edges, least):
+    directions = directions[directions.any(axis=1)].astype(np.float64)
+    assume(len(directions))
+    vectors = np.rint(directions / np.linalg.norm(directions, axis=1, keepdims=True) * semantic._LEVELS)
+    exact = (vectors @ vectors.T).astype(np.int64)
     np.fill_diagonal(exact, -1)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(semantic, "_PRODUCTS", products)
@@ -179,7 +189,7 @@ def test_cells_find_almost_all_pairs(monkeypatch):
 def test_a_static_encoder_gets_the_frequencies_of_the_records(monkeypatch):
     from tests.guardrail.test_static_embedding import ENCODER
 
-    monkeypatch.setattr(semantic.StaticEncoder, "distilled", functools.partial(lambda name: ENCODER))
+    monkeypatch.setattr(semantic, "shared_encoder", lambda name: ENCODER)
     config = CurationConfig(semantic_encoder="static:any", semantic_duplicate=0.9)
     texts = ["how to bake bread", "bread how to bake", "how to brew tea"]
     assert [drop is None for drop in sorted_verdicts(texts, config)] == [True, False, True]

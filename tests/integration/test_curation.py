@@ -16,9 +16,9 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 CONFIG = CurationConfig()
 STAGES = """
-canonical exact near semantic decontamination language quality label fidelity judges policy balance
+canonical exact near semantic decontamination language quality label fidelity judges noise policy balance
 """.split()
-JUDGING = set(STAGES) - {"language", "judges", "policy"}  # by the settings and records of these tests
+JUDGING = set(STAGES) - {"language", "judges", "noise", "policy"}  # by the settings and records of these tests
 
 
 def request(number):

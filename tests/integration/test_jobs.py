@@ -36,7 +36,8 @@ def test_from_seeds_to_metrics_by_hand(tmp_path, tiny_model, capsys):
     public.write_text(json.dumps([{"instruction": "Name three rivers in Europe.", "input": "", "output": "Rhine"}]))
     inputs = ["--input", str(as_records), str(grown), "alpaca", "--data-dir", str(public.parent)]
     inputs += ["--output", str(curated), "--evaluation", str(held)]
-    curate.main([*inputs, "--curation.near_duplicate", "0.95"])
+    own = ["--curation.near_duplicate", "0.95", "--curation.trusted_sources", '["my-seeds.csv"]']
+    curate.main([*inputs, *own])
     kept = [record["text"] for record in read_records(curated / "kept.parquet")]
     assert rows[3].split(",")[0] not in kept and len(kept) >= 70
     assert "Name three rivers in Europe." in kept

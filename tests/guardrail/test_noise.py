@@ -1,0 +1,125 @@
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guardrail.curation import noise
+from guardrail.curation.config import CurationConfig
+from guardrail.curation.noise import LabelNoise
+from guardrail.records import make_record, to_table
+from tests.guardrail.surveys import InMemory
+from tests.guardrail.test_static_embedding import ENCODER
+
+CONFIG = CurationConfig()
+TOPICS = {
+    True: "steal break weapon poison forge threaten smuggle hack".split(),
+    False: "bake paint garden travel sing read repair teach".split(),
+}
+COMMON = "how to with my the a in of friend house today quickly please".split()
+
+
+@pytest.fixture(autouse=True)
+def tiny_encoder(monkeypatch):
+    monkeypatch.setattr(noise, "shared_encoder", lambda name: ENCODER)
+
+
+def request(about, number):
+    drawn = random.Random(f"{about} {number}")
+    return " ".join([*drawn.choices(TOPICS[about], k=3), *drawn.choices(COMMON, k=4), str(number)])
+
+
+def record(about, number, label=None, **fields):
+    fields = {"source": "public", **fields}
+    return make_record(request(about, number), unsafe=about if label is None else label, **fields)
+
+
+def sound(count):
+    return [record(number % 2 == 0, number) for number in range(count)]
+
+
+def verdicts(records, config=CONFIG, **survey):
+    table = to_table(records).append_column("row", pa.array(range(len(records)), pa.int64()))
+    drops = LabelNoise(config).prepare(InMemory(table, **survey))(table)
+    return {each["id"]: drop for each, drop in zip(records, drops, strict=True)}
+
+
+def test_wrong_labels_are_found_with_the_probability_of_the_other():
+    wrong = [record(number % 2 == 0, number, number % 2 == 1) for number in range(1000, 1020)]
+    found = verdicts(sound(300) + wrong)
+    dropped = {key for key, drop in found.items() if drop}
+    assert len(dropped & {each["id"] for each in wrong}) >= 18
+    assert len(dropped) <= 20
+    drop = found[wrong[0]["id"]]
+    assert drop.reason == "label noise"
+    name, probability = drop.evidence.split()
+    assert name == "P(unsafe)"
+    assert 0.65 <= float(probability) <= 1
+
+
+def test_trusted_sources_and_attacks_are_not_judged():
+    doubtful = [record(True, 1000, False), record(True, 1001, False, source="mine:topic")]
+    attacks = [record(True, 1002, False, method="rl"), record(True, 1003, False, method="transform:leet")]
+    records = sound(300) + doubtful + attacks
+    dropped = [verdicts(records, CurationConfig(trusted_sources=names)) for names in ((), ("other", "mine:"))]
+    judged = [[found[each["id"]] is not None for each in doubtful + attacks] for found in dropped]
+    assert judged == [[True, True, False, False], [True, False, False, False]]
+
+
+def test_what_grew_from_one_seed_does_not_vouch_for_itself():
+    seed = record(True, 1000, False)
+    family = [seed, *(record(True, 1000 + i, False, parent=seed, method="paraphrase") for i in range(1, 12))]
+    found = verdicts(sound(300) + family)
+    assert sum(found[each["id"]] is not None for each in family) >= 10
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        [*sound(190), record(True, 1000, False)],
+        [record(True, number) for number in range(300)],
+        [record(True, 0, False), *(record(True, number) for number in range(1, 300))],
+        [record(True, number, random.Random(number).random() < 0.5) for number in range(400)],
+        [record(number % 2 == 0, number, source="rayguard-seeds:fraud") for number in range(300)],
+    ],
+    ids=["none", "few", "one label", "one label but for one", "not understood", "all trusted"],
+)
+def test_nothing_is_said_of_too_little(records):
+    assert not any(verdicts(records).values())
+
+
+RECORDS = sound(260) + [record(number % 3 == 0, number, number % 2 == 0) for number in range(1000, 1030)]
+RECORDS += [record(True, number, source="rayguard-seeds:fraud") for number in range(2000, 2020)]
+
+
+@pytest.fixture(scope="module")
+def expected():
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(noise, "shared_encoder", lambda name: ENCODER)
+        patched.setattr(noise, "_LEARNED", 250)
+        return verdicts(RECORDS)
+
+
+@settings(deadline=None, max_examples=4)
+@given(order=st.randoms(use_true_random=False), rows_per_file=st.integers(15, 200))
+def test_neither_order_nor_files_matter(expected, order, rows_per_file):
+    assert any(expected.values())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(noise, "_LEARNED", 250)
+        assert verdicts(order.sample(RECORDS, len(RECORDS)), rows_per_file=rows_per_file) == expected
+
+
+def test_a_long_text_counts_by_its_start():
+    texts = pa.table({"text": ["word " * 10_000, "a"], "response": [None, "b"]})
+    assert [len(text) for text in noise._texts(texts)] == [noise._LONGEST, len("a\n\nb")]
+
+
+def test_features_are_words_pairs_and_the_embedding():
+    features = noise._features(ENCODER, ["Bake BREAD", "bake bread, bake", "б"])
+    assert features.shape == (3, 2**16 + 16)
+    lengths = np.sqrt(np.asarray(features.multiply(features).sum(axis=1)).ravel())
+    assert lengths.tolist() == pytest.approx([1.25**0.5, 1.25**0.5, 1])
+    assert noise._features(ENCODER, []).shape == (0, 2**16 + 16)
