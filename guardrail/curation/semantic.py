@@ -23,6 +23,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 from guardrail.curation.config import CurationConfig
+from guardrail.curation.equals import numbered
 from guardrail.curation.stage import ByRow, Judge, Survey, are_attacks, are_trusted, seed_first
 from guardrail.embedding import SharedEmbedder, shared_encoder
 from guardrail.static_embedding import StaticEncoder
@@ -147,9 +148,13 @@ def _placed(encoder: Encoder, centroids: Floats, batch: pa.Table) -> pa.Table:
     vectors = _vectors(encoder, _texts(batch))
     cells = 2 * _nearest(vectors, centroids) + batch["unsafe"].to_numpy().astype(np.int64)[:, None]
     cells[~vectors.any(axis=1)] = -1
+    columns = {f"cell{place}": column for place, column in enumerate(cells.astype(np.int32).T)}
+    return pa.table({"vector": _binary(vectors)} | columns)
+
+
+def _binary(vectors: Floats) -> pa.FixedSizeBinaryArray:
     stored = pa.py_buffer(vectors.astype(np.int8).tobytes())
-    columns = {"vector": pa.Array.from_buffers(pa.binary(vectors.shape[1]), len(vectors), [None, stored])}
-    return pa.table(columns | {f"cell{place}": column for place, column in enumerate(cells.astype(np.int32).T)})
+    return pa.Array.from_buffers(pa.binary(vectors.shape[1]), len(vectors), [None, stored])
 
 
 def _cells(path: Path) -> NDArray[np.int32]:
@@ -213,14 +218,13 @@ def _stored(paths: Sequence[Path], places: Indices) -> NDArray[np.int8]:
 def _forest(vectors: Floats, least: int) -> tuple[Indices, Indices, Indices]:
     """Return two rows and their product for each edge of a maximum spanning forest of the rows that are alike."""
     # Equal vectors, of which boilerplate has any number, are joined without being compared.
-    whole = np.ascontiguousarray(vectors.astype(np.int8)).view(f"V{vectors.shape[1]}").ravel()
-    _, first, number = np.unique(whole, return_index=True, return_inverse=True)
-    equal = np.flatnonzero(first[number] != np.arange(len(vectors)))
-    edges = [(first[number[equal]], equal, np.square(vectors[equal]).sum(axis=1))]
-    distinct = np.sort(first)
-    step = max(1, _PRODUCTS // len(distinct))
+    number = numbered(pa.chunked_array([_binary(vectors)]))
+    distinct = np.unique(number, return_index=True)[1]  # numbers are in the order of their first appearance
+    equal = np.flatnonzero(distinct[number] != np.arange(len(vectors)))
+    edges = [(distinct[number[equal]], equal, np.square(vectors[equal]).sum(axis=1))]
+    rows, step = vectors[distinct], max(1, _PRODUCTS // len(distinct))
     for start in range(0, len(distinct), step):
-        products = vectors[distinct[start : start + step]] @ vectors[distinct[start:]].T
+        products = rows[start : start + step] @ rows[start:].T
         one, other = np.divmod(np.flatnonzero(products >= least), products.shape[1])
         one, other = one[one < other], other[one < other]
         edges.append((distinct[start + one], distinct[start + other], products[one, other]))
