@@ -51,7 +51,7 @@ class RunIndex:
         self._ways = [" ".join(loose_words(way)) for text in texts for way in (text, pig_latin(latin(text)))]
         hashes, ways, places, least = [np.empty(0, np.uint64)], [], [], []
         for way, listed in enumerate(map(str.split, self._ways)):
-            found = _hashes(listed, min(_SEED, len(listed))) if len(listed) >= SHORTEST else hashes[0]
+            found = _hashes(_codes(listed), min(_SEED, len(listed))) if len(listed) >= SHORTEST else hashes[0]
             hashes.append(found)
             ways.append(np.full(len(found), way, np.int32))
             places.append(np.arange(len(found), dtype=np.int32))
@@ -67,7 +67,8 @@ class RunIndex:
         """Return what loose words share with an indexed text: a run, or nearly all its words; None if with no text."""
         if len(listed) < SHORTEST or not len(self._hashes):
             return None
-        runs = [_hashes(listed, length) for length in (SHORTEST, _SEED)]
+        codes = _codes(listed)
+        runs = [_hashes(codes, length) for length in (SHORTEST, _SEED)]
         wanted, places = np.concatenate(runs), np.concatenate([np.arange(len(each)) for each in runs])
         start = np.searchsorted(self._hashes, wanted)
         known = np.flatnonzero(self._hashes[np.minimum(start, len(self._hashes) - 1)] == wanted)
@@ -127,9 +128,17 @@ def _same(word: str, other: str) -> bool:
     return not Counter(shorter) - Counter(longer)
 
 
-def _hashes(listed: Sequence[str], length: int) -> NDArray[np.uint64]:
+def _codes(listed: Sequence[str]) -> NDArray[np.uint64]:
+    """Return for each word a number for what typing errors leave of it; words of pig latin all end alike."""
+    codes = []
+    for word in listed:
+        last = word[-3] if len(word) > 3 and word.endswith("ay") else word[-1]
+        codes.append(ord(word[0]) << 32 | ord(last) << 8 | min(len(word), 3))
+    return np.array(codes, dtype=np.uint64)
+
+
+def _hashes(codes: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
     """Return a hash for each run of so many words: of its words read in either direction."""
-    codes = np.array([_code(word) for word in listed], dtype=np.uint64)
     count = max(0, len(codes) - length + 1)
     both = []
     for order in (range(length), range(length - 1, -1, -1)):
@@ -139,9 +148,3 @@ def _hashes(listed: Sequence[str], length: int) -> NDArray[np.uint64]:
             sums ^= sums >> np.uint64(29)
         both.append(sums)
     return np.minimum(*both)
-
-
-def _code(word: str) -> int:
-    """Return a number for what typing errors leave of a word; words of pig latin all end alike."""
-    last = word[-3] if len(word) > 3 and word.endswith("ay") else word[-1]
-    return ord(word[0]) << 32 | ord(last) << 8 | min(len(word), 3)
