@@ -7,6 +7,8 @@ strays far enough by itself. Untaught it loses the intent of 97 goals in 100, an
 
 import dataclasses
 import functools
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -102,15 +104,17 @@ def teach(
     Args:
         shown: what to learn.
         config: how.
-        output: directory to write.
+        output: directory to write, whole or not at all; it must not be there, or be empty.
         seed: decides the order.
         after_step: called with how many steps are done, how many there are, and the loss (nats per token).
 
     Raises:
-        ValueError: there is nothing to show, or the model is not built as Llama is.
+        ValueError: there is nothing to show, the model is not built as Llama is, or `output` holds something.
     """
     if not shown:
         raise ValueError("there are no demonstrations: the gate lets none through")
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"{output} is not empty; name another folder, or remove it")
     source = resolve(config.model)
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
@@ -137,8 +141,11 @@ def teach(
         optimizer.step()
         schedule.step()
         after_step(step, len(batches), loss.item())
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for part in (model, tokenizer):
+        part.save_pretrained(partial)
+    os.replace(partial, output)
 
 
 Example = tuple[list[int], list[int]]  # token ids of what is asked, and of what is said

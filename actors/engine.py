@@ -54,8 +54,7 @@ class Engine:
 
         accelerated = torch.cuda.is_available()
         if not accelerated:
-            # An eager engine still compiles two small functions of its sampler, by g++: half a minute on a machine that
-            # never did, seconds elsewhere, and generation is no faster for it.
+            # An eager engine still has g++ compile two small functions of its sampler, and generates no faster for it.
             torch._dynamo.config.disable = True
         from vllm import LLM
 

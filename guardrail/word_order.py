@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from guardrail.fluency import LOOKED_AT, without_addresses
+from guardrail.gibberish import LOOKED_AT, without_addresses
 from guardrail.guard import token_batches
 from guardrail.models import resolve
 

@@ -119,13 +119,12 @@ class Rounds:
                 folder / "kept.parquet",
                 folder / "transformed.parquet",
             ]
+        trusted = {*self.settings.curation.trusted_sources, *(record["source"] for record in self.split(TRAIN))}
         report = curate(
             new,
             folder / "curation",
             # The loop's seeds were labelled by hand, whatever their source is called.
-            self.settings.curation.model_copy(
-                update={"trusted_sources": tuple(sorted({record["source"] for record in self.split(TRAIN)}))}
-            ),
+            self.settings.curation.model_copy(update={"trusted_sources": tuple(sorted(trusted))}),
             evaluation=self._evaluation_texts(),
             num_cpus=self.plan.data_task_cpus,
         )

@@ -58,15 +58,16 @@ class Index:
         self._runs = RunIndex(texts, config.ngram)
         self._near = NearIndex(signatures(texts, config), config)
 
-    def drop(self, text: str, response: str | None, near: str | None = None) -> Drop | None:
+    def drop(self, text: str, response: str | None) -> Drop | None:
         """Return why a request and its response may not be trained on, or None; the evidence starts with "set/id".
+
+        What nearly is an evaluation text `drops` finds alone, by the signatures of a batch.
 
         Args:
             text: the request; it alone may not equal an evaluation text either.
             response: the answer, if any.
-            near: the evaluation text that they nearly are, as evidence says it, if any.
         """
-        return self._dropped(_said(text, response), near)
+        return self._dropped(_said(text, response), None)
 
     def drops(self, batch: pa.Table) -> list[Drop | None]:
         """Return the verdicts on a batch of records."""

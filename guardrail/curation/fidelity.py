@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from guardrail.curation.config import CurationConfig
-from guardrail.curation.stage import Drop, Judge, Survey
+from guardrail.curation.stage import Drop, Judge, Survey, keep_all
 from guardrail.embedding import loaded_embedder
 from guardrail.fidelity import polarity_flipped
 from guardrail.intent import IntentModel
@@ -41,7 +41,7 @@ class LabelFidelity:
         """Gather the seeds, which are few, with their embeddings, if there is anything to hold against them."""
         methods = survey.kept(["method"])["method"]
         if not pc.any(pc.is_in(methods, value_set=pa.array(_JUDGED))).as_py():
-            return _keep_all
+            return keep_all
         seeds = survey.computed(functools.partial(_seed_rows, self.config))
         return functools.partial(_judge_fidelity, Seeds(seeds, self.config))
 
@@ -101,10 +101,6 @@ class Seeds:
         if agreeing <= 0.5:
             return Drop("like seeds of the other label", f"{agreeing:.0%} of its neighbours agree")
         return None
-
-
-def _keep_all(batch: pa.Table) -> list[Drop | None]:
-    return [None] * batch.num_rows
 
 
 def _judge_fidelity(seeds: Seeds, batch: pa.Table) -> list[Drop | None]:

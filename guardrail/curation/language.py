@@ -13,8 +13,8 @@ import pyarrow as pa
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from guardrail.curation.config import CurationConfig
-from guardrail.curation.stage import Drop, Judge, Survey
-from guardrail.fluency import without_addresses
+from guardrail.curation.stage import Drop, Judge, Survey, keep_all
+from guardrail.gibberish import without_addresses
 from guardrail.rows import did_you_mean
 from guardrail.text import canonical
 
@@ -46,7 +46,7 @@ class Language:
 
     def prepare(self, survey: Survey) -> Judge:
         """Return the judge; where every language is wanted it looks at nothing."""
-        return functools.partial(_judge_language, self.wanted) if self.wanted else _keep_all
+        return functools.partial(_judge_language, self.wanted) if self.wanted else keep_all
 
 
 def detected(text: str) -> str | None:
@@ -63,10 +63,6 @@ def _classified(text: str) -> tuple[str, float]:
 @functools.cache
 def _identifier() -> LanguageIdentifier:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)  # a second, once in each process
-
-
-def _keep_all(batch: pa.Table) -> list[Drop | None]:
-    return [None] * batch.num_rows
 
 
 def _judge_language(wanted: frozenset[str], batch: pa.Table) -> list[Drop | None]:

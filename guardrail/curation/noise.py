@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from guardrail.curation.config import CurationConfig
-from guardrail.curation.stage import ByRow, Judge, Survey, are_attacks, are_trusted
+from guardrail.curation.stage import ByRow, Judge, Survey, are_attacks, are_trusted, keep_all
 from guardrail.embedding import SharedEmbedder, shared_encoder
 from guardrail.static_embedding import StaticEncoder
 from guardrail.text import canonical, digest, joined
@@ -65,14 +65,14 @@ class LabelNoise:
         records = survey.kept(["row", "id", "method", "source"])
         trusted = self.config.trusted_sources
         if _judged(records, trusted).sum() < _FEWEST:
-            return _keeping_all()
+            return keep_all
         records = records.filter(pa.array(~are_attacks(records)))
         # Ids are hashes: the smallest ones are as good as drawn by lot.
         rows = records["row"].take(pc.sort_indices(records["id"])[:_LEARNED])
         sample = survey.computed(functools.partial(_learned_from, rows)).sort_by("id")
         labels, folds = sample["unsafe"].to_numpy(), _folds(sample["seed_id"])
         if any(len(np.unique(labels[folds != fold])) < 2 for fold in range(_FOLDS)):
-            return _keeping_all()
+            return keep_all
         encoder = shared_encoder(self.config.semantic_encoder)
         features = _features(encoder, sample["text"].to_pylist())
         weights = np.stack(survey.each(functools.partial(_fitted, features, labels, folds), range(_FOLDS)))
@@ -130,7 +130,7 @@ def _scored(
     return batch.select(["row", "id", "unsafe"]).append_column("probability", pa.array(expit(unseen), pa.float64()))
 
 
-def _dropping(scored: pa.Table, least: float) -> ByRow:
+def _dropping(scored: pa.Table, least: float) -> Judge:
     """Return the judge of what `_scored` returned, sorted by id.
 
     Args:
@@ -141,16 +141,12 @@ def _dropping(scored: pa.Table, least: float) -> ByRow:
 
     labels, unsafe = scored["unsafe"].to_numpy().astype(np.int64), scored["probability"].to_numpy()
     if len(np.unique(labels)) < 2 or np.mean((unsafe > 0.5) == labels) < _UNDERSTOOD:
-        return _keeping_all()
+        return keep_all
     issues = find_label_issues(labels, np.stack([1 - unsafe, unsafe], axis=1), n_jobs=1)
     other = np.where(labels == 1, 1 - unsafe, unsafe)
     dropped = np.flatnonzero(issues & (other >= least))
     evidence = [f"P({'safe' if labels[i] else 'unsafe'}) {other[i]:.2f}" for i in dropped]
     return _judge(scored["row"].take(pa.array(dropped)), evidence)
-
-
-def _keeping_all() -> ByRow:
-    return _judge(pa.chunked_array([], pa.int64()), [])
 
 
 def _judge(rows: pa.ChunkedArray, evidence: Sequence[str]) -> ByRow:

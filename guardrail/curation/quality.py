@@ -11,7 +11,7 @@ from guardrail.curation.config import CurationConfig
 from guardrail.curation.language import detected
 from guardrail.curation.stage import Drop, Judge, Survey
 from guardrail.deobfuscation import plain
-from guardrail.fluency import may_be_disordered, spelling
+from guardrail.gibberish import may_be_disordered, spelling
 from guardrail.refusals import has_meta_text, is_refusal
 from guardrail.text import canonical, words
 

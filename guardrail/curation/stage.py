@@ -73,6 +73,11 @@ class Stage(Protocol):
         ...
 
 
+def keep_all(batch: pa.Table) -> list[Drop | None]:
+    """Judge nothing: the judge of a stage that finds there is nothing to judge."""
+    return [None] * batch.num_rows
+
+
 def seed_first(records: pa.Table) -> NDArray[np.int64]:
     """Return the places of records (method, id) in the order in which equals are preferred: seeds, then by id."""
     keys = pa.table({"generated": pc.not_equal(records["method"], "seed"), "id": records["id"]})

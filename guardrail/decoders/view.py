@@ -3,7 +3,7 @@
 import unicodedata
 
 from guardrail.english import bare_words, known_share
-from guardrail.text import _INVISIBLE, canonical
+from guardrail.text import INVISIBLE, canonical
 
 #: Compatibility form makes sigmas of lunate sigmas, which look like c, as these do.
 _LUNATE_SIGMAS = str.maketrans("ϲϹ", "сС")
@@ -28,4 +28,4 @@ class View:
 
 def visible(text: str) -> str:
     """Return a text without invisible characters, but with tags: these name letters."""
-    return _INVISIBLE.sub(lambda char: char[0] if "\U000e0020" <= char[0] <= "\U000e007e" else "", text)
+    return INVISIBLE.sub(lambda char: char[0] if "\U000e0020" <= char[0] <= "\U000e007e" else "", text)

@@ -42,6 +42,12 @@ def test_teaching_raises_the_likelihood_of_what_is_shown(tmp_path):
     assert not torch.equal(before.layers[-1].mlp.up_proj.weight, after.layers[-1].mlp.up_proj.weight)
 
 
+def test_an_attacker_that_is_there_is_not_written_over(tmp_path):
+    (tmp_path / "config.json").touch()
+    with pytest.raises(ValueError, match="is not empty"):
+        teach(demonstrations()[:1], TeachingConfig(), tmp_path, 0, lambda *_: None)
+
+
 def test_nothing_to_show_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no demonstrations"):
         teach([], TeachingConfig(), tmp_path / "taught", 0, lambda *_: None)

@@ -7,7 +7,8 @@ left is the clean set. Into that are planted: exact copies (10%, with other case
 cut, left out or doubled, or one more), evaluation texts written by transforms (2%), gibberish (5%: random letters,
 keyboard mash, shuffled letters, shuffled words), flipped labels (10%). The result is curated. A pair of copies is found
 if one of the two is dropped as the other's; precision counts what a stage drops that is none of its faults. Guards are
-trained on the clean set, on the faulty and on the curated one, and measured on the evaluation sets.
+trained on the clean set, on the faulty and on the curated one, and measured on the evaluation sets; they read each id
+once, so that exact copies cost them nothing.
 """
 
 import argparse

@@ -3,8 +3,7 @@
 python -m tests.benchmarks.curation_speed_semantic [--records 100000] [--rounds 3]
 
 Both embed the texts, find the pairs over the threshold and choose what stays; ours also fits the encoder's frequencies
-and writes the vectors to disk. The texts are drawn, not public: 8 to 40 words of the encoder's vocabulary with Zipf's
-weights; every tenth is another one in another order with a word exchanged, every twentieth equals one.
+and writes the vectors to disk. The texts are those of `curation_speed`, their near copies in another order.
 
 Needs semhash, which is no requirement of this project.
 """
@@ -16,15 +15,14 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from guardrail.curation import CurationConfig
 from guardrail.curation.semantic import SemanticDuplicates
 from guardrail.embedding import STATIC_PREFIX
-from guardrail.models import resolve
 from guardrail.records import make_record, to_table
 from guardrail.static_embedding import StaticEncoder
+from tests.benchmarks.curation_speed import draw_texts
 from tests.guardrail.surveys import InMemory
 
 try:
@@ -37,25 +35,6 @@ except ImportError as error:
 
 CONFIG = CurationConfig()
 MODEL = CONFIG.semantic_encoder.removeprefix(STATIC_PREFIX)
-
-
-def draw_texts(count: int, seed: int) -> list[str]:
-    """Return texts of which every tenth says what another one says and every twentieth equals one."""
-    random = np.random.default_rng(seed)
-    vocabulary = (Path(resolve(MODEL)) / "vocab.txt").read_text(encoding="utf-8").split("\n")
-    words = np.array([word for word in vocabulary if word.isascii() and word.isalpha() and len(word) > 1])
-    shares = np.cumsum(1 / np.arange(1, len(words) + 1))
-    texts: list[str] = []
-    for number in range(count):
-        if number % 20 in (3, 13):
-            text = random.permutation(texts[random.integers(number)].split(" "))
-            text[random.integers(len(text))] = random.choice(words)
-        elif number % 20 == 7:
-            text = np.array(texts[random.integers(number)].split(" "))
-        else:
-            text = words[np.searchsorted(shares, random.random(random.integers(8, 41)) * shares[-1])]
-        texts.append(" ".join(text))
-    return texts
 
 
 def ours(table: pa.Table) -> tuple[float, int]:
@@ -76,7 +55,7 @@ def semhash(texts: list[str], encoder: StaticEncoder) -> tuple[float, int]:
 
 def semantic_ratio(records: int, rounds: int = 3) -> float:
     """Return our stage's throughput over semhash's, the median of rounds in which both run in turn."""
-    texts = draw_texts(records, seed=0)
+    texts = draw_texts(records, seed=0, reordered=True)
     made = {record["id"]: record for record in (make_record(text, unsafe=False, source="drawn") for text in texts)}
     table = to_table(made.values()).append_column("row", pa.array(range(len(made)), pa.int64()))
     encoder = StaticEncoder.distilled(MODEL)

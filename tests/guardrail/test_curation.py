@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from guardrail.curation import CurationConfig
 from guardrail.curation.balance import surplus
-from guardrail.curation.contamination import Decontamination, Index
 from guardrail.curation.content import Canonical, LabelAgreement, label_drop, labels_by_id
 from guardrail.curation.duplicates import ExactDuplicates, NearDuplicates, repeated
 from guardrail.curation.facts import SETTINGS, NearIndex, bands, facts, signatures, similarity, stored_signatures
@@ -443,51 +442,6 @@ def test_nothing_is_embedded_where_nothing_is_judged(monkeypatch):
     monkeypatch.delattr("guardrail.curation.fidelity.loaded_embedder")
     bread = seed(BREAD)
     assert verdicts(LabelFidelity(CONFIG), [bread, child(bread, "Anything else.", method="rl")]) == [None, None]
-
-
-# --- decontamination ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "response", "reason"),
-    [
-        (BREAD.upper() + "\u200b", None, "equals an evaluation text"),
-        (BREAD, "With flour", "equals an evaluation text"),
-        ("Tell me: how do I bake a loaf of rye?", None, "shares words with an evaluation text"),
-        ("Tell me", "how do I bake a loaf of rye", "shares words with an evaluation text"),
-        ("How do I bake a loaf of wheat", None, None),
-        ("Please tell my friend: what is rye good for, and wheat?", None, "shares words with an evaluation text"),
-        ("What is wheat good for?", None, None),
-        ("Short one!", None, "equals an evaluation text"),
-        ("A brief one", None, None),
-    ],
-)
-def test_evaluation_texts_are_kept_out(text, response, reason):
-    evaluation = {"bakery": [("7", BREAD), ("8", "What is rye good for?")], "short": [("1", "short  one!")]}
-    (drop,) = verdicts(Decontamination(CONFIG, evaluation), [seed(text, response=response)])
-    assert (drop and drop.reason) == reason
-    if drop:
-        assert drop.evidence.startswith("short/1" if "Short" in text else "bakery/8" if "good" in text else "bakery/7")
-
-
-def test_a_near_duplicate_without_a_common_run_of_words_is_found():
-    word = "antidisestablishmentarianism"
-    evaluation = {"long": [("1", f"{word} {word} of seven words, is it?")]}
-    (drop,) = verdicts(Decontamination(CONFIG, evaluation), [seed(f"{word} {word} of seven words, is its")])
-    assert drop
-    assert drop.reason == "nearly an evaluation text"
-    assert drop.evidence.startswith("long/1: ")
-
-
-def test_texts_of_one_item_id_are_all_known():
-    texts = [BREAD, "Which birds can be heard at night in a small town by the sea"]
-    index = Index(CONFIG, {"set": [("1", text) for text in texts]})
-    assert all(index.drop(text, None, None) for text in texts)
-
-
-def test_other_evaluation_texts_are_other_settings():
-    one, two = (Decontamination(CONFIG, {"set": [("1", text)]}).settings for text in ("a", "b"))
-    assert one != two
 
 
 # --- balance ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from guardrail.curation import CurationConfig, quality
 from guardrail.curation.quality import Quality, quality_drop, repetition_drop, spelling_drop
 from guardrail.curation.stage import Drop
-from guardrail.fluency import may_be_disordered, spelling
+from guardrail.gibberish import may_be_disordered, spelling
 from guardrail.records import make_record, to_table
 from guardrail.seeds import embedded_seeds
 from guardrail.transforms import TRANSFORMS, transformed
