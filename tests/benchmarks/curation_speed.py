@@ -39,7 +39,7 @@ _ROWS = 20_000  # of a file
 
 
 def draw_texts(count: int, seed: int, *, reordered: bool = False) -> list[str]:
-    """Return texts: every tenth is nearly another one (and, `reordered`, in another order), every twentieth equals one."""
+    """Return texts: every tenth is nearly another one (in another order if `reordered`), every twentieth equals one."""
     random = np.random.default_rng(seed)
     # The bundled encoder's vocabulary, most frequent words first.
     vocabulary = (Path(resolve(CONFIG.embedder)) / "vocab.txt").read_text(encoding="utf-8").split("\n")
