@@ -36,6 +36,7 @@ SCHEMA = pa.schema(
         pa.field("scores", pa.map_(pa.string(), pa.float64())),
     ]
 )
+_SCORES = SCHEMA.field("scores")
 
 
 def record_id(text: str, response: str | None = None) -> str:
@@ -136,6 +137,20 @@ def read_records(path: Path) -> list[Record]:
         return from_table(pq.read_table(path))
 
 
+def record_tables(path: Path) -> Iterator[pa.Table]:
+    """Yield a record file in parts, with all columns it has; `scores` is as in the schema.
+
+    Raises:
+        ValueError: the file is unreadable, or its scores are not numbers by name.
+    """
+    with _unreadable_named(path):
+        for batch in pq.ParquetFile(path).iter_batches():
+            table = pa.Table.from_batches([batch])
+            table.validate(full=True)  # a string column may hold any bytes
+            scores = table["scores"].cast(_SCORES.type)
+            yield table.set_column(table.schema.get_field_index("scores"), _SCORES, scores)
+
+
 def check_records(path: Path) -> None:
     """Raise ValueError, naming the file and what is wrong with it, unless it has the columns of the record schema."""
     with _unreadable_named(path):
@@ -149,5 +164,5 @@ def check_records(path: Path) -> None:
 def _unreadable_named(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise ValueError(f"cannot read records from {path}: {error}") from error

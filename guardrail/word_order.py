@@ -13,7 +13,7 @@ from guardrail.guard import token_batches
 from guardrail.models import resolve
 
 _TOKENS_PER_BATCH = 1024
-_SHUFFLES = (1, 2)
+_CLEAR = 1.5  # nats a token: two orders of a text's words differ by less
 
 
 class WordOrder:
@@ -34,19 +34,28 @@ class WordOrder:
     def gains(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Return by how much each text is likelier than its words, shuffled in two ways, in nats a token [texts].
 
-        About 0 for words in no order; nearly all requests in English lie over 1. The likelier of the two orders counts.
+        About 0 for words in no order; nearly all requests in English lie over 1. The likelier of the two orders counts;
+        the second is only looked at where the first leaves a doubt.
         """
-        shown = [without_addresses(text[:LOOKED_AT]).split() for text in texts]
-        orders = [shown, *([_shuffled(words, seed) for words in shown] for seed in _SHUFFLES)]
-        (own, counts), *others = (self._log_probabilities([" ".join(words) for words in order]) for order in orders)
-        return (own - np.max([other for other, _ in others], axis=0)) / np.maximum(counts, 1)
+        # Capitals are other tokens, of which models know little.
+        plain = (text.lower() if text.isupper() else text for text in texts)
+        shown = [without_addresses(text[:LOOKED_AT]).split() for text in plain]
+        own, counts = self._log_probabilities(shown)
+        in_doubt = np.arange(len(shown))
+        likeliest = np.full(len(shown), -np.inf)
+        for seed in (1, 2):
+            other, _ = self._log_probabilities([_shuffled(shown[i], seed) for i in in_doubt])
+            likeliest[in_doubt] = np.maximum(likeliest[in_doubt], other)
+            gains = (own - likeliest) / np.maximum(counts, 1)
+            in_doubt = np.flatnonzero(gains < _CLEAR)
+        return gains
 
     @torch.inference_mode()
-    def _log_probabilities(self, texts: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Return each text's log probability and number of tokens, [texts] both."""
+    def _log_probabilities(self, texts: Sequence[Sequence[str]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return the log probability and number of tokens of each text, given as its words, [texts] both."""
         # The end-of-text token is what a document starts after: it gives the first word a probability as well.
         start = self.tokenizer.eos_token_id
-        ids = [[start, *self.tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts]
+        ids = [[start, *self.tokenizer(" ".join(words), add_special_tokens=False)["input_ids"]] for words in texts]
         lengths = [len(row) for row in ids]
         result = np.zeros(len(texts))
         for batch in token_batches(sorted(range(len(ids)), key=lambda i: lengths[i]), lengths, _TOKENS_PER_BATCH):

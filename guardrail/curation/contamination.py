@@ -1,27 +1,38 @@
 """The stage that keeps evaluation texts out of training data, disguised ones too."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.facts import NearIndex, signatures, stored_signatures
 from guardrail.curation.runs import RunIndex, loose_words
-from guardrail.curation.stage import Drop, Judge, Survey
+from guardrail.curation.semantic import LEVELS, whole_vectors
+from guardrail.curation.stage import Drop, Judge, Survey, are_trusted_seeds
 from guardrail.deobfuscation import plain, readings
+from guardrail.embedding import shared_encoder
+from guardrail.static_embedding import StaticEncoder
 from guardrail.text import canonical, digest, joined
 
 #: By name of an evaluation set, its (item id, text) pairs.
 EvaluationTexts = Mapping[str, Sequence[tuple[str, str]]]
 
+_SETTINGS = {
+    *("ngram", "near_duplicate", "permutations", "shingle", "shingle_unit"),
+    *("semantic_duplicate", "semantic_encoder", "trusted_sources"),
+}
+_TEXTS_AT_ONCE = 1000  # whose products with all evaluation texts are in memory
 _FEW_LETTERS = 4  # of fewer, letters alone do not say which text it is
 
 
 class Decontamination:
-    """Records that equal, nearly equal, or share a run of words with a text that a guard is measured on.
+    """Records that equal a text that a guard is measured on, nearly do, say the same, or share a run of words with it.
 
-    They are looked up by all that they can be read as (`guardrail.deobfuscation`).
+    They are looked up by all that they can be read as (`guardrail.deobfuscation`). Seeds of `trusted_sources` may say
+    much the same: contrasts do, and what is written to a pattern.
     """
 
     name = "decontamination"
@@ -30,7 +41,7 @@ class Decontamination:
         self.config, self.evaluation = config, evaluation
         texts = [part for name in sorted(evaluation) for item in evaluation[name] for part in (name, *item)]
         self.settings: Mapping[str, Any] = {
-            **config.model_dump(include={"ngram", "near_duplicate", "permutations", "shingle", "shingle_unit"}),
+            **config.model_dump(mode="json", include=_SETTINGS),
             "evaluation": digest(*texts),
         }
 
@@ -40,7 +51,7 @@ class Decontamination:
 
 
 class Index:
-    """The evaluation texts by letters, by words in a row, and by MinHash; disguised ones also as what they say."""
+    """The evaluation texts by letters, words in a row, MinHash and embedding; disguised ones also as what they say."""
 
     def __init__(self, config: CurationConfig, evaluation: EvaluationTexts) -> None:
         self._config = config
@@ -57,17 +68,21 @@ class Index:
             self._equal.setdefault(_key(text, loose_words(text)), number)
         self._runs = RunIndex(texts, config.ngram)
         self._near = NearIndex(signatures(texts, config), config)
+        encoder = shared_encoder(config.semantic_encoder)
+        if isinstance(encoder, StaticEncoder):
+            encoder = encoder.fitted(encoder.token_counts(texts))
+        self._encoder, self._vectors = encoder, whole_vectors(encoder, texts).T
 
     def drop(self, text: str, response: str | None) -> Drop | None:
         """Return why a request and its response may not be trained on, or None; the evidence starts with "set/id".
 
-        What nearly is an evaluation text `drops` finds alone, by the signatures of a batch.
+        What nearly is an evaluation text, or says the same, `drops` finds alone, for a batch.
 
         Args:
             text: the request; it alone may not equal an evaluation text either.
             response: the answer, if any.
         """
-        return self._dropped(_said(text, response), None)
+        return self._dropped(_said(text, response), None, None)
 
     def drops(self, batch: pa.Table) -> list[Drop | None]:
         """Return the verdicts on a batch of records."""
@@ -81,9 +96,25 @@ class Index:
         near: dict[int, str] = {}
         for row, number, similarity in pairs:
             near.setdefault(row, f"{self._places[number]}: {similarity:.2f}")
-        return [self._dropped(each, near.get(row)) for row, each in enumerate(said)]
+        alike = self._alike(said)
+        for row in np.flatnonzero(are_trusted_seeds(batch, self._config.trusted_sources)).tolist():
+            alike.pop(row, None)
+        return [self._dropped(each, near.get(row), alike.get(row)) for row, each in enumerate(said)]
 
-    def _dropped(self, said: "_Said", near: str | None) -> Drop | None:
+    def _alike(self, said: Sequence["_Said"]) -> dict[int, str]:
+        """Return which rows say the same as an evaluation text, and the evidence."""
+        shown = [(row, text) for row, each in enumerate(said) for text in each.shown]
+        least = math.ceil(self._config.semantic_duplicate * LEVELS**2)
+        found: dict[int, str] = {}
+        for start in range(0, len(shown) if self._vectors.size else 0, _TEXTS_AT_ONCE):
+            part = shown[start : start + _TEXTS_AT_ONCE]
+            products = whole_vectors(self._encoder, [text for _, text in part]) @ self._vectors
+            for (row, _), number, product in zip(part, products.argmax(axis=1), products.max(axis=1), strict=True):
+                if product >= least:
+                    found.setdefault(row, f"{self._places[number]}: {min(1, product / LEVELS**2):.2f}")
+        return found
+
+    def _dropped(self, said: "_Said", near: str | None, alike: str | None) -> Drop | None:
         listed = [loose_words(reading) for reading in said.readings]
         for reading, each in zip(said.readings[: said.whole], listed, strict=False):
             if (number := self._equal.get(_key(reading, each))) is not None:
@@ -93,28 +124,35 @@ class Index:
         for each in listed:
             if shared := self._runs.shared(each):
                 return Drop("shares words with an evaluation text", f"{self._places[shared.number]}: {shared.words}")
-        return None
+        return None if alike is None else Drop("says what an evaluation text says", alike)
 
 
 class _Said(NamedTuple):
     """What a record can be read as: the first `whole` readings are of its request, or of all of it.
 
-    `plain` is what it most likely says; None where that is what is written.
+    `literal` is all of it as it is written; `plain` what it most likely says, None where that is the same.
     """
 
     readings: list[str]
     whole: int
+    literal: str
     plain: str | None
+
+    @property
+    def shown(self) -> list[str]:
+        """What is compared by embedding: what all of it says, and its request alone."""
+        return list(dict.fromkeys((self.plain or self.literal, self.readings[0])))
 
 
 def _said(text: str, response: str | None) -> _Said:
     found, said = readings(text), plain(text)
     if response is None:
-        return _Said(found, len(found), said if said != found[0] else None)
+        return _Said(found, len(found), found[0], said if said != found[0] else None)
     answers, answered = readings(response), plain(response)
     disguised = (said, answered) != (found[0], answers[0])
-    whole = [*found, canonical(joined(text, response))]
-    return _Said([*whole, *answers[1:]], len(whole), joined(said, answered) if disguised else None)
+    literal = canonical(joined(text, response))
+    whole = [*found, literal]
+    return _Said([*whole, *answers[1:]], len(whole), literal, joined(said, answered) if disguised else None)
 
 
 def _key(text: str, listed: Sequence[str]) -> str:

@@ -24,7 +24,6 @@ from guardrail.curation.facts import facts
 from guardrail.curation.stage import Judge
 from guardrail.records import SCHEMA
 
-ROWS_PER_FILE = 20_000  # of the numbered input: what one task has in memory
 ROWS_IN_MEMORY = 50_000  # of the sorted output, whose files are read in groups of so many:
 _ROWS_PER_GROUP = 1_000
 

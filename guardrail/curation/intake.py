@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from guardrail.curation import folders
+from guardrail.curation.folders import INPUT_SCHEMA
 from guardrail.records import SCHEMA, check_records, write_table
 from guardrail.taxonomy import CATEGORIES
 
@@ -27,7 +27,7 @@ _DECIDING = ["id", "unsafe", "method"]
 _WRONG = {pa.bool_(): "is neither true nor false", pa.int32(): "is no whole number"}
 
 
-def take_in(paths: Sequence[Path], folder: Path, set_aside: Path) -> int:
+def take_in(paths: Sequence[Path], folder: Path, set_aside: Path, rows_per_file: int = 20_000) -> int:
     """Copy the rows that fit to numbered files in `folder`, tell of the others in `set_aside`; return how many fit.
 
     A row fits if its values have the types of the record schema or can be cast to them, its text is neither empty nor
@@ -36,8 +36,9 @@ def take_in(paths: Sequence[Path], folder: Path, set_aside: Path) -> int:
 
     Args:
         paths: parquet files of records; they are read twice, and never as a whole.
-        folder: gets files of at most `folders.ROWS_PER_FILE` records with a column `row`, which counts over all files.
+        folder: gets files of records with a column `row`, which counts over all files.
         set_aside: parquet file of `SET_ASIDE` to write.
+        rows_per_file: records of a file, at most: what one task has in memory.
 
     Raises:
         ValueError: a file cannot be read, lacks a column, or has one of a type that no value of it can be cast from.
@@ -46,9 +47,9 @@ def take_in(paths: Sequence[Path], folder: Path, set_aside: Path) -> int:
         check_records(path)
     aside = [SET_ASIDE.empty_table()]
     count = 0
-    for table in _packed(_fitting(paths, aside)):
+    for table in _packed(_fitting(paths, aside), rows_per_file):
         rows = pa.array(range(count, count + table.num_rows), pa.int64())
-        numbered = table.append_column(folders.INPUT_SCHEMA.field("row"), rows)
+        numbered = table.append_column(INPUT_SCHEMA.field("row"), rows)
         pq.write_table(numbered, folder / f"{count:012d}.parquet")
         count += table.num_rows
     write_table(pa.concat_tables(aside), set_aside)
@@ -70,12 +71,12 @@ def _fitting(paths: Sequence[Path], aside: list[pa.Table]) -> Iterator[pa.Table]
             yield fitting
 
 
-def _packed(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Yield the same rows in tables of `folders.ROWS_PER_FILE`, or of fewer that are as large as a task should hold."""
+def _packed(tables: Iterable[pa.Table], rows_per_file: int) -> Iterator[pa.Table]:
+    """Yield the same rows in tables of `rows_per_file`, or of fewer that are as large as a task should hold."""
     waiting: list[pa.Table] = []
     for table in tables:
         while table.num_rows:
-            room = folders.ROWS_PER_FILE - sum(each.num_rows for each in waiting)
+            room = rows_per_file - sum(each.num_rows for each in waiting)
             waiting.append(table.slice(0, room))
             table = table.slice(room)
             if waiting[-1].num_rows == room or sum(each.nbytes for each in waiting) > _BYTES_PER_FILE:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
 
 from guardrail.curation.balance import Balance
 from guardrail.curation.config import CurationConfig
@@ -41,6 +44,7 @@ from guardrail.curation.votes import JudgesVote
 from guardrail.records import SCHEMA, check_records, write_tables
 from guardrail.text import digest
 
+_FEWEST_ROWS, _MOST_ROWS = 500, 20_000  # of a task
 _LINEAGE = ("id", "parent_id", "seed_id", "source", "method", "unsafe")
 LEDGER = pa.schema(
     [
@@ -67,10 +71,10 @@ def stages(config: CurationConfig, evaluation: EvaluationTexts) -> list[Stage]:
         Canonical(),
         ExactDuplicates(),
         NearDuplicates(config),
-        SemanticDuplicates(config),
         Decontamination(config, evaluation),  # before what would take a disguised text for gibberish
         Language(config),
         Quality(config),
+        SemanticDuplicates(config),  # knows no order: words in none would be duplicates, and might be what stays
         LabelAgreement(),
         LabelFidelity(config),
         JudgesVote(),
@@ -136,7 +140,8 @@ def _prepared(
     entry = inputs.manifest(key)
     if entry is None:
         inputs.start()
-        entry = inputs.finish(key, records=take_in(paths, inputs.path, out_dir / "set_aside.parquet"))
+        rows = _rows_per_file(sum(pq.read_metadata(path).num_rows for path in paths))
+        entry = inputs.finish(key, records=take_in(paths, inputs.path, out_dir / "set_aside.parquet", rows))
     parts = [Part(file, known.path / file.name) for file in sorted(inputs.path.glob("*.parquet"))]
     key = digest(key, json.dumps(config.model_dump(include=set(SETTINGS))))
     if known.manifest(key) is None:
@@ -144,6 +149,12 @@ def _prepared(
         over_parts(functools.partial(write_facts, config), parts, num_cpus)
         known.finish(key)
     return parts, entry["records"]
+
+
+def _rows_per_file(records: int) -> int:
+    """Return how many records a task gets: of few records all CPUs get some, of many no task holds very many."""
+    share = math.ceil(records / ray.cluster_resources().get("CPU", 1))
+    return min(max(share, _FEWEST_ROWS), _MOST_ROWS)
 
 
 def _run(stage: Stage, parts: Sequence[Part], folder: Folder, num_cpus: float) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.equals import numbered
-from guardrail.curation.stage import ByRow, Judge, Survey, are_attacks, are_trusted, seed_first
+from guardrail.curation.stage import ByRow, Judge, Survey, are_attacks, are_trusted_seeds, seed_first
 from guardrail.embedding import SharedEmbedder, shared_encoder
 from guardrail.static_embedding import StaticEncoder
 from guardrail.text import joined
@@ -32,7 +32,7 @@ Indices = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Encoder = StaticEncoder | SharedEmbedder
 
-_LEVELS = 127  # length of a vector: dimensions are int8, and a product of two vectors is far below 2^24
+LEVELS = 127  #: length of a vector: dimensions are int8, and a product of two vectors is far below 2^24
 _LONGEST = 2000  # characters; the mean of more words than that is much the same for all texts of a kind
 _PLACES = 3  # nearest centroids at which a record has its place
 _CELL = 256  # records for each centroid
@@ -67,11 +67,10 @@ class SemanticDuplicates:
         encoder, centroids = _sampled(records, survey, self.config.semantic_encoder)
         paths = survey.written(functools.partial(_placed, encoder, centroids))
         cells = np.concatenate([_cells(path) for path in paths])[order]
-        least = math.ceil(self.config.semantic_duplicate * _LEVELS**2)
+        least = math.ceil(self.config.semantic_duplicate * LEVELS**2)
         found = survey.each(functools.partial(_alike, paths, order, cells, least), _tasks(cells))
         drops = _drops(records.take(pa.array(order)), np.concatenate([np.empty((0, 3), np.int32), *found]))
-        seeds = np.asarray(pc.equal(records["method"], "seed"))
-        spared = are_attacks(records) | (seeds & are_trusted(records, self.config.trusted_sources))
+        spared = are_attacks(records) | are_trusted_seeds(records, self.config.trusted_sources)
         return ByRow(
             drops.filter(pc.is_in(drops["row"], value_set=records["row"].filter(pa.array(~spared)).combine_chunks()))
         )
@@ -91,9 +90,9 @@ def _sampled(records: pa.Table, survey: Survey, name: str) -> tuple[Encoder, Flo
     texts = sample.sort_by("id")["text"].to_pylist()
     encoder = shared_encoder(name)
     if isinstance(encoder, SharedEmbedder):
-        return encoder, _centroids(_vectors(encoder, texts), count)
+        return encoder, _centroids(whole_vectors(encoder, texts), count)
     encoder = encoder.fitted(encoder.token_counts(texts))
-    return encoder, _centroids(_vectors(encoder, texts)[:, :_ROUTED], count)
+    return encoder, _centroids(whole_vectors(encoder, texts)[:, :_ROUTED], count)
 
 
 def _texts_of(rows: pa.ChunkedArray, batch: pa.Table) -> pa.Table:
@@ -102,15 +101,18 @@ def _texts_of(rows: pa.ChunkedArray, batch: pa.Table) -> pa.Table:
 
 
 def _texts(batch: pa.Table) -> list[str]:
-    """Return the records' texts; for those that are too long, of which encoders read only the start, empty ones."""
-    texts = map(joined, batch["text"].to_pylist(), batch["response"].to_pylist())
-    return [text if len(text) <= _LONGEST else "" for text in texts]
+    return list(map(joined, batch["text"].to_pylist(), batch["response"].to_pylist()))
 
 
-def _vectors(encoder: Encoder, texts: Sequence[str]) -> Floats:
-    """Return the embeddings as whole numbers, `_LEVELS` long but for rounding [texts, dimensions]."""
-    vectors = np.rint(encoder.encode(texts) * _LEVELS)
-    vectors[[not text for text in texts]] = 0  # full encoders make something of nothing
+def whole_vectors(encoder: Encoder, texts: Sequence[str]) -> Floats:
+    """Return the embeddings as whole numbers, `LEVELS` long but for rounding [texts, dimensions].
+
+    float32 holds their products exactly. Those of texts that are too long, of which encoders read only the start, are
+    all zeros.
+    """
+    shown = [text if len(text) <= _LONGEST else "" for text in texts]
+    vectors = np.rint(encoder.encode(shown) * LEVELS)
+    vectors[[not text for text in shown]] = 0  # full encoders make something of nothing
     return vectors
 
 
@@ -123,7 +125,7 @@ def _centroids(vectors: Floats, count: int) -> Floats:
         places = nearest, np.arange(len(vectors))
         sums = csr_array((np.ones(len(vectors)), places), shape=(len(centroids), len(vectors))) @ vectors
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-        moved = np.rint(sums / np.maximum(lengths, 1) * _LEVELS).astype(np.float32)
+        moved = np.rint(sums / np.maximum(lengths, 1) * LEVELS).astype(np.float32)
         centroids = np.where(lengths > 0, moved, centroids)
     return centroids
 
@@ -144,7 +146,7 @@ def _nearest(vectors: Floats, centroids: Floats) -> Indices:
 
 def _placed(encoder: Encoder, centroids: Floats, batch: pa.Table) -> pa.Table:
     """Return the vector of each record and its cells: two for each centroid, one of each label; -1: not comparable."""
-    vectors = _vectors(encoder, _texts(batch))
+    vectors = whole_vectors(encoder, _texts(batch))
     cells = 2 * _nearest(vectors, centroids) + batch["unsafe"].to_numpy().astype(np.int64)[:, None]
     cells[~vectors.any(axis=1)] = -1
     columns = {f"cell{place}": column for place, column in enumerate(cells.astype(np.int32).T)}
@@ -235,7 +237,7 @@ def _forest(vectors: Floats, least: int) -> tuple[Indices, Indices, Indices]:
 
 def _spanning(edges: Sequence[tuple[Indices, Indices, Floats]], count: int) -> tuple[Indices, Indices, Floats]:
     one, other, product = (np.concatenate(columns) for columns in zip(*edges, strict=True))
-    above = 2.0 * _LEVELS**2  # any product; SciPy finds the least sum of positive weights
+    above = 2.0 * LEVELS**2  # any product; SciPy finds the least sum of positive weights
     tree = minimum_spanning_tree(csr_array((above - product, (one, other)), shape=(count, count))).tocoo()
     return tree.row.astype(np.int64), tree.col.astype(np.int64), (above - tree.data).astype(np.float32)
 
@@ -256,7 +258,7 @@ def _drops(records: pa.Table, pairs: NDArray[np.int32]) -> pa.Table:
     stays = first[component[dropped]]
     dropped, place, stays = (column[dropped != stays] for column in (dropped, place, stays))
     ids = [records["id"].take(pa.array(column)).to_pylist() for column in (stays, both[place, 1])]
-    cosines = np.minimum(both[place, 2] / _LEVELS**2, 1).tolist()
+    cosines = np.minimum(both[place, 2] / LEVELS**2, 1).tolist()
     return pa.table(
         {
             "row": records["row"].take(pa.array(dropped)),

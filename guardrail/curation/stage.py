@@ -98,6 +98,11 @@ def are_trusted(records: pa.Table, sources: Sequence[str]) -> NDArray[np.bool_]:
     return found
 
 
+def are_trusted_seeds(records: pa.Table, sources: Sequence[str]) -> NDArray[np.bool_]:
+    """Return which records (method, source) are seeds that were labelled by hand, as `are_trusted`."""
+    return np.asarray(pc.equal(records["method"], "seed")) & are_trusted(records, sources)
+
+
 @dataclass(frozen=True)
 class ByRow:
     """The judge of a stage that knows beforehand which records it drops; Arrow holds them: there may be very many.

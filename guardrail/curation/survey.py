@@ -77,7 +77,7 @@ def over_parts(function: Callable[[Part], R], parts: Sequence[Part], num_cpus: f
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=num_cpus,
-            concurrency=min(len(parts), max(1, int(ray.cluster_resources().get("CPU", 1)))),
+            compute=ray.data.TaskPoolStrategy(size=min(len(parts), max(1, int(ray.cluster_resources().get("CPU", 1))))),
         )
         results = {row["number"]: row["result"] for row in done.iter_rows()}
     return [pickle.loads(results[number]) for number in range(len(parts))]

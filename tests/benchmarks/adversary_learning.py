@@ -87,7 +87,9 @@ def hardened_guard(directory: Path, seeds: dict[str, list[Record]], options: arg
     return train([*seeds["guard"], *framed], seeds["threshold"], guard)
 
 
-def train(records: Sequence[Record], validation: Sequence[Record], output: Path, start: Path | None = None) -> Path:
+def train(
+    records: Sequence[Record], validation: Sequence[Record], output: Path, start: Path | None = None, seed: int = 0
+) -> Path:
     """Train a guard, from the base or an earlier one, unless it is there."""
     if not (output / GUARD_FILE).exists():
         data = output.with_name(f"{output.name}.parquet")
@@ -98,7 +100,7 @@ def train(records: Sequence[Record], validation: Sequence[Record], output: Path,
             validation=validation,
             output=output,
             version=output.name,
-            seed=0,
+            seed=seed,
             start=start,
             cpus_per_worker=plan().guard_worker_cpus,
         )

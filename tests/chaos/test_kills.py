@@ -1,4 +1,4 @@
-"""The driver of the loop is killed in every phase; the same command goes on, and ends as if nothing had happened."""
+"""The driver of the loop is killed in every long phase; the same command goes on, and ends like one never killed."""
 
 import json
 import signal
@@ -25,8 +25,11 @@ def lines_of(process: subprocess.Popen[str]) -> Callable[[str], None]:
     return until
 
 
+LONG = ("synthesize", "curate", "train", "attack")  # the others take a second
+
+
 def in_the_middle(phase: str, folder: Path, process: subprocess.Popen[str], until: Callable[[str], None]) -> None:
-    """Wait until a long phase is halfway; the others are short: their beginning is their middle."""
+    """Wait until a long phase is halfway."""
     if phase == "synthesize":
         tiny_loop.wait_for(lambda: any("Synthesizer" in title for title in tiny_loop.titles_below(process.pid)))
     elif phase == "curate":
@@ -60,14 +63,14 @@ def kill_in(index: int, phase: str, command: list[str], run_dir: Path) -> None:
     assert not left, f"processes of a killed run live on: {left}"
 
 
-@pytest.mark.timeout(1800)  # ten starts of the loop
-def test_a_run_killed_in_every_phase_ends_as_one_that_was_not(finished_loop, loop_inputs, tmp_path):
+@pytest.mark.timeout(1800)  # six starts of the loop
+def test_a_run_killed_in_every_long_phase_ends_as_one_that_was_not(finished_loop, loop_inputs, tmp_path):
     run_dir = tmp_path / finished_loop.name
     command = tiny_loop.command(run_dir, loop_inputs)
     keys = list(phases(finished_loop))
     last = {key.split("/")[1]: place for place, key in enumerate(keys)}  # of what both rounds do, in the second
     killed = 0
-    for phase, place in sorted(last.items(), key=lambda each: each[1]):
+    for phase, place in sorted(((phase, last[phase]) for phase in LONG), key=lambda each: each[1]):
         before = phases(run_dir)
         # The phase killed last is not there, unless it outran the signal.
         assert list(before) in (keys[:killed], keys[: killed + 1])

@@ -134,6 +134,18 @@ def test_a_near_duplicate_without_a_common_run_of_words_is_found():
     assert drop.evidence.startswith("long/1: ")
 
 
+def test_what_says_the_same_in_another_order_is_found_but_in_trusted_seeds():
+    said = "A winter beach: explain how sand is moved by the tide, one step after another"
+    (drop,) = verdicts([record(said)])
+    assert drop.reason == "says what an evaluation text says" and drop.evidence.startswith("bakery/3: 0.9")
+    trusted = make_record(said, unsafe=False, source="rayguard-seeds:tide")
+    child = make_record(
+        said + ".", unsafe=False, source="rayguard-seeds:tide", method="paraphrase", parent=record(BREAD)
+    )
+    assert [bool(drop) for drop in verdicts([trusted, child, record("Answer me", said)])] == [False, True, True]
+    assert all(verdicts([record(written(said, "base64")), record(said, "The sea does")]))
+
+
 def test_texts_of_one_item_id_are_all_known():
     index = Index(CONFIG, {"set": [("1", text) for text in TEXTS]})
     assert all(index.drop(text, None) for text in TEXTS)
@@ -147,7 +159,7 @@ def test_other_evaluation_texts_are_other_settings():
 # --- What is not ----------------------------------------------------------------------------------------------------
 
 OTHERS = [
-    "How do I bake a loaf of white bread with a stand mixer?",
+    "How do I whip a bowl of cream with a stand mixer?",
     "Please write a long song about a fisherman who repairs old nets",
     "Explain step by step how the wind moves snow along a road in winter.",
     "List three reasons why my neighbour's car runs badly",
@@ -182,6 +194,7 @@ def test_any_text_gets_a_verdict_and_one_by_one_the_same(index, texts):
         {
             "text": pa.array([text.encode("utf-8", "replace").decode() for text, _ in texts], pa.string()),
             "response": pa.array([r and r.encode("utf-8", "replace").decode() for _, r in texts], pa.string()),
+            **{name: pa.array(["any"] * len(texts), pa.string()) for name in ("method", "source")},
         }
     )
     table = table.append_column("signature", facts(CONFIG, table)["signature"])

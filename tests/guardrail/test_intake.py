@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardrail.curation import folders, intake
+from guardrail.curation import intake
 from guardrail.curation.intake import LONGEST, SET_ASIDE, checked, contradictory, take_in
 from guardrail.records import SCHEMA, make_record, to_table, write_records
 
@@ -146,14 +146,13 @@ def numbered(folder):
 
 
 def test_the_rest_goes_on_under_numbers_of_its_own(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr(folders, "ROWS_PER_FILE", 4)
     monkeypatch.setattr(intake, "_ROWS_AT_ONCE", 3)
     paths = [tmp_path / "one.parquet", tmp_path / "two.parquet"]
     records = [seed(f"question {i}") for i in range(20)]
     for path, part in zip(paths, (records[:9], records[9:]), strict=True):
         texts = [None if record in (records[1], records[8], records[9]) else record["text"] for record in part]
         pq.write_table(table_with("text", pa.array(texts), part), path)
-    assert take_in(paths, folder, tmp_path / "aside.parquet") == 17
+    assert take_in(paths, folder, tmp_path / "aside.parquet", rows_per_file=4) == 17
 
     kept = numbered(folder)
     assert kept["row"].to_pylist() == list(range(17))

@@ -234,6 +234,7 @@ def test_gains_hang_on_neither_padding_nor_order(tiny_model):
     assert np.allclose(gains, one_by_one, atol=1e-4)
     assert np.allclose(order.gains(texts[::-1])[::-1], gains, atol=1e-4)
     assert order.gains([]).shape == (0,)
+    assert order.gains([BREAD.upper()]) == order.gains([BREAD.lower()])
 
 
 def test_the_language_model_decides_on_words_in_doubt(monkeypatch):

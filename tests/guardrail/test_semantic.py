@@ -134,7 +134,7 @@ def components(pairs, count):
 def test_a_forest_connects_what_is_alike_by_each_ones_most_alike(directions, products, edges, least):
     directions = directions[directions.any(axis=1)].astype(np.float64)
     assume(len(directions))
-    vectors = np.rint(directions / np.linalg.norm(directions, axis=1, keepdims=True) * semantic._LEVELS)
+    vectors = np.rint(directions / np.linalg.norm(directions, axis=1, keepdims=True) * semantic.LEVELS)
     exact = (vectors @ vectors.T).astype(np.int64)
     np.fill_diagonal(exact, -1)
     with pytest.MonkeyPatch.context() as patched:
@@ -155,7 +155,7 @@ def test_products_of_vectors_are_exact():
     random = np.random.default_rng(0)
     vectors = random.normal(size=(50, 768))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    whole = np.rint(vectors * semantic._LEVELS)
+    whole = np.rint(vectors * semantic.LEVELS)
     assert (np.abs(whole) @ np.abs(whole).T).max() < 2**24  # so no sum of some of the products is more
     exact = whole.astype(np.int64) @ whole.T.astype(np.int64)
     assert (whole.astype(np.float32) @ whole.astype(np.float32).T == exact).all()
@@ -176,11 +176,11 @@ def test_cells_find_almost_all_pairs(monkeypatch):
     topics = random.normal(size=(60, 32))
     vectors = topics[random.integers(60, size=3000)] + random.normal(size=(3000, 32))
     vectors[1::3] = vectors[::3] + 0.4 * random.normal(size=(1000, 32))
-    vectors = np.rint(vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * semantic._LEVELS).astype(np.float32)
+    vectors = np.rint(vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * semantic.LEVELS).astype(np.float32)
     centroids = semantic._centroids(vectors[:752], 47)
     assert centroids.shape == (47, 32)
     cells = semantic._nearest(vectors, centroids)
-    one, other = np.nonzero(np.triu(vectors @ vectors.T >= 0.88 * semantic._LEVELS**2, 1))
+    one, other = np.nonzero(np.triu(vectors @ vectors.T >= 0.88 * semantic.LEVELS**2, 1))
     assert len(one) > 900
     shared = (cells[one][:, :, None] == cells[other][:, None, :]).any(axis=(1, 2))
     assert shared.mean() >= 0.98

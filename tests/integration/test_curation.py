@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 CONFIG = CurationConfig()
 STAGES = """
-canonical exact near semantic decontamination language quality label fidelity judges noise policy balance
+canonical exact near decontamination language quality semantic label fidelity judges noise policy balance
 """.split()
 JUDGING = set(STAGES) - {"language", "judges", "noise", "policy"}  # by the settings and records of these tests
 
@@ -105,7 +105,7 @@ def test_neither_order_nor_files_matter(tmp_path, records, monkeypatch):
     listed = all_of(records)
     curate(write(tmp_path, listed), tmp_path / "one", CONFIG, EVALUATION)
     random.Random(0).shuffle(listed)
-    monkeypatch.setattr("guardrail.curation.folders.ROWS_PER_FILE", 40)
+    monkeypatch.setattr("guardrail.curation.pipeline._MOST_ROWS", 40)
     curate(write(tmp_path, listed, parts=2, name="shuffled"), tmp_path / "two", CONFIG, EVALUATION, num_cpus=1)
     for name in ("kept.parquet", "ledger.parquet"):
         assert pq.read_table(tmp_path / "one" / name).equals(pq.read_table(tmp_path / "two" / name))
