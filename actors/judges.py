@@ -9,13 +9,14 @@ import dataclasses
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from actors.engine import Completion, Engine
-from guardrail.models import resolve
+from guardrail.models import BUNDLED_PREFIX, resolve
 from guardrail.refusals import is_refusal
 from guardrail.rows import did_you_mean
 
@@ -56,6 +57,11 @@ class JudgeConfig(BaseModel):
     @classmethod
     def _known(cls, name: str) -> str:
         return judge_format(name).name
+
+    @property
+    def name(self) -> str:
+        """The last part of the model's path: it tells judges of one family apart, and is the same in every run."""
+        return Path(self.model).name.removeprefix(BUNDLED_PREFIX)
 
 
 class Judge:

@@ -1,11 +1,4 @@
-"""Synthesis over Ray Data: seeds in, vLLM engines as an actor pool, records out.
-
-What is asked lies in files of one batch each, in a folder beside the output; an engine writes its answers to a batch
-into a file of their own. So no answer passes the driver, and a killed run goes on with the batches without answers.
-
-`ray.data.llm` is not used where accelerators are: it hands on rows as they are done, without batches that could be
-written whole, and drops the reason a completion ended, which tells half a request from a whole one.
-"""
+"""Synthesis over Ray Data: seeds in, vLLM engines as an actor pool (actors/batches.py), records out."""
 
 import itertools
 import shutil
@@ -16,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
 
+from actors.batches import answer_batches, answer_files, parts_folder
 from actors.engine import Completion, Engine, memory_share
 from guardrail.models import resolve
 from guardrail.records import SCHEMA, Record, from_table, to_table, write_table, write_tables
@@ -41,12 +34,8 @@ class Synthesizer:
         )
 
     def __call__(self, paths: pa.Table) -> pa.Table:
-        """Answer the batches in the files `asked`, named by their keys, into the files `answered`."""
-        for asked, answered in zip(
-            *(map(Path, paths[name].to_pylist()) for name in ("asked", "answered")), strict=True
-        ):
-            write_table(self.answers(pq.read_table(asked), key=asked.stem), answered)
-        return paths
+        """Answer batches of requests, from file to file."""
+        return answer_files(paths, self.answers)
 
     def answers(self, batch: pa.Table, key: str) -> pa.Table:
         """Return the synthetic records of a batch of requests (record columns plus strategy and prompts).
@@ -102,15 +91,23 @@ def synthesize(
         output: parquet file to write; whole or absent.
         seed: decides examples and sampling.
         num_cpus, num_gpus: what one engine reserves.
+
+    Raises:
+        ValueError: an engine cannot start; the message says why.
     """
-    work = output.resolve().with_name(f"{output.name}.parts")
+    work = parts_folder(output)
     keys = write_batches(requests(seeds, config, seed), config, seed, work / "asked")
-    paths = [(work / "asked" / f"{key}.parquet", work / "answered" / f"{key}.parquet") for key in keys]
-    left = [(asked, answered) for asked, answered in paths if not answered.exists()]
-    if left:
-        answer_batches(left, config, num_cpus, num_gpus)
+    answered = answer_batches(
+        [work / "asked" / f"{key}.parquet" for key in keys],
+        work / "answered",
+        Synthesizer,
+        (config.model_dump(), num_gpus),
+        engines=config.engines,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+    )
     dropped: Counter[str] = Counter()
-    write_tables(_kept([answered for _, answered in paths], dropped), SCHEMA, output)
+    write_tables(_kept(answered, dropped), SCHEMA, output)
     shutil.rmtree(work, ignore_errors=True)
     return pq.read_metadata(output).num_rows, dict(dropped)
 
@@ -129,23 +126,6 @@ def write_batches(asked: Iterable[Request], config: SynthesisConfig, seed: int, 
             table = table.append_column(field, pa.array(values, field.type))
         write_table(table, folder / f"{keys[-1]}.parquet")
     return keys
-
-
-def answer_batches(
-    paths: Sequence[tuple[Path, Path]], config: SynthesisConfig, num_cpus: float, num_gpus: float
-) -> None:
-    """Answer batches on the cluster, (file of requests, file of answers) each."""
-    rows = [{"asked": str(asked), "answered": str(answered)} for asked, answered in paths]
-    ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        Synthesizer,
-        fn_constructor_args=(config.model_dump(), num_gpus),
-        batch_format="pyarrow",
-        batch_size=1,
-        zero_copy_batch=True,
-        compute=ray.data.ActorPoolStrategy(size=config.engines),
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-    ).materialize()
 
 
 def _kept(paths: Iterable[Path], dropped: Counter[str]) -> Iterator[pa.Table]:

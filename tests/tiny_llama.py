@@ -1,5 +1,6 @@
 """A randomly initialised two-layer Llama with a byte tokenizer: a real model for real engines, built in a second."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -39,4 +40,20 @@ def tiny_llama(directory: Path, *, tied: bool = True, seed: int = 0) -> Path:
         pad_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+def tiny_llama_that_says(answer: str, directory: Path) -> Path:
+    """Write a model to `directory` that answers every chat with `answer`, a word in which no letter comes twice."""
+    tiny_llama(directory, tied=False)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    model = LlamaForCausalLM.from_pretrained(directory)
+    with torch.no_grad():
+        for layer in model.model.layers:  # the last token alone decides the next
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.lm_head.weight.zero_()
+        for token, following in pairwise(tokenizer(f" {answer}{tokenizer.eos_token}")["input_ids"]):
+            model.lm_head.weight[following] = model.model.embed_tokens.weight[token]
+    model.save_pretrained(directory)
     return directory

@@ -2,11 +2,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from actors import synthesizer
+from actors import batches, synthesizer
 from actors.engine import Completion
-from actors.synthesizer import Synthesizer, synthesize
+from actors.synthesizer import synthesize
 from guardrail.records import make_record, read_records
 from guardrail.synthesis import SynthesisConfig
+from tests.local_batches import run_here
 
 CONFIG = SynthesisConfig(
     model="some/model", strategies={"augment": 1, "persona": 2, "contrast:lookalike": 1}, batch_size=5
@@ -57,12 +58,7 @@ class FakeEngine:
 
 @pytest.fixture(autouse=True)
 def engine(monkeypatch):
-    def answer_here(paths, config, num_cpus, num_gpus):
-        actor = Synthesizer(config.model_dump(), num_gpus)
-        for asked, answered in paths:
-            actor(synthesizer.pa.table({"asked": [str(asked)], "answered": [str(answered)]}))
-
-    monkeypatch.setattr(synthesizer, "answer_batches", answer_here)
+    monkeypatch.setattr(batches, "run_actors", run_here)
     monkeypatch.setattr(synthesizer, "Engine", FakeEngine)
     monkeypatch.setattr(FakeEngine, "batches", 0)
     monkeypatch.setattr(FakeEngine, "batches_until_killed", None)
@@ -87,13 +83,13 @@ def test_every_answer_is_a_record_or_is_counted(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
 
 
-@pytest.mark.parametrize("batches", [0, 1, 4])
-def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(tmp_path, monkeypatch, batches):
+@pytest.mark.parametrize("done", [0, 1, 4])
+def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(tmp_path, monkeypatch, done):
     expected = run(tmp_path / "whole.parquet")
     total = FakeEngine.batches
     output = tmp_path / "killed.parquet"
     monkeypatch.setattr(FakeEngine, "batches", 0)
-    monkeypatch.setattr(FakeEngine, "batches_until_killed", batches)
+    monkeypatch.setattr(FakeEngine, "batches_until_killed", done)
     with pytest.raises(KeyboardInterrupt):
         run(output)
     assert not output.exists()

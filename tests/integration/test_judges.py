@@ -1,10 +1,12 @@
-"""Judges in a real vLLM engine. The model is random: what it says is garbage, and garbage is no vote."""
+"""Judges in a real vLLM engine. A random model talks garbage, which is no vote; another knows one word."""
 
+import json
 import os
 import signal
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -12,8 +14,12 @@ from actors.adversary import Adversary
 from actors.judges import Judge, JudgeConfig
 from actors.reward_worker import RewardWorker
 from cluster.resources import plan_for_cluster
+from guardrail.curation.votes import JudgesVote
+from guardrail.records import make_record, read_records, write_records
+from jobs import judge as judge_job
 from tests.tiny_adversary import GOALS, tiny_settings
 from tests.tiny_guard import tiny_guard
+from tests.tiny_llama import tiny_llama_that_says
 
 
 def test_a_judge_that_talks_garbage_does_not_vote(ray_cluster, tiny_model):
@@ -85,3 +91,30 @@ def test_a_judge_that_cannot_start_says_why(judged):
         ValueError, match="a scorer or judge cannot start: ValueError: judge .* leaves no room for a text"
     ):
         judged("rubric", 64)
+
+
+def test_a_file_is_judged_and_curation_drops_what_its_judge_contradicts(ray_cluster, tmp_path, capsys):
+    grown = {"source": "s", "method": "augment"}
+    records = [
+        make_record("How do I steal bread?", unsafe=True, source="s"),
+        make_record("How do I bake bread?", unsafe=True, scores={"intent": 0.5}, **grown),
+        make_record("How do I bake rye?", unsafe=False, response="With care.", **grown),
+        make_record("</s> How do I bake?", unsafe=True, **grown),  # could end the question: nobody votes on it
+    ]
+    write_records(records, tmp_path / "grown.parquet")
+    output = tmp_path / "judged.parquet"
+
+    def judged_by(model):
+        judges = json.dumps([{"model": str(model), "format": "llama-guard", "max_tokens": 256}])
+        judge_job.main(["--input", str(tmp_path / "grown.parquet"), "--output", str(output), "--judges", judges])
+
+    with pytest.raises(SystemExit):
+        judged_by("/no/such/model")
+    assert "an engine cannot start: ValueError: '/no/such/model' is no directory" in capsys.readouterr().err
+
+    judged_by(tiny_llama_that_says("safe", tmp_path / "mild"))
+    assert "mild: 3 asked, 0 unsafe, 2 safe, 1 no vote\n" in capsys.readouterr().out
+    scores = [{}, {"intent": 0.5, "judge:mild": 0.0}, {"judge:mild": 0.0}, {}]
+    assert read_records(output) == [{**r, "scores": found} for r, found in zip(records, scores, strict=True)]
+    drops = JudgesVote().prepare(None)(pq.read_table(output))
+    assert [drop and drop.evidence for drop in drops] == [None, "safe by 1 of 1: mild", None, None]
