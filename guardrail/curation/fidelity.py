@@ -7,16 +7,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from guardrail.curation.config import CurationConfig
-from guardrail.curation.stage import Drop, Judge, Survey, keep_all
+from guardrail.curation.stage import FOLDS, UNDERSTOOD, Drop, Judge, Survey, folds_of, keep_all
 from guardrail.embedding import loaded_embedder
 from guardrail.fidelity import polarity_flipped
 from guardrail.intent import IntentModel
 from guardrail.records import Record, from_table
 from guardrail.synthesis.strategies import STRATEGIES, STRATEGY
 
-_NEIGHBOURS = 5
+_LIKELY = 0.5  # least probability of its label that a classifier of the seeds must give a record
+_STRENGTH = 10.0  # inverse regularisation
 #: Embeddings and words are English: translations are left to judges' votes.
 _JUDGED = [strategy.name for strategy in STRATEGIES if strategy.language is None]
 
@@ -25,8 +29,10 @@ class LabelFidelity:
     """Synthetic records that are not to their seed what their strategy says.
 
     What says the seed's request otherwise must be like it and not turned against it; another request of its kind must
-    look like seeds of its label; a contrast must be like the seed, and ask for something else. Records of other methods
-    are not judged: attacks have passed the adversary's gate.
+    look like some seed; a contrast must be like the seed, and ask for something else. All but harmless contrasts, which
+    look harmful on purpose, must have their label by a classifier of the other seeds, too: what a small model makes of
+    a harmful request is often just odd. Records of other methods are not judged: attacks have passed the adversary's
+    gate.
     """
 
     name = "fidelity"
@@ -60,7 +66,7 @@ def _seed_rows(config: CurationConfig, batch: pa.Table) -> pa.Table:
 
 
 class Seeds:
-    """The seeds, and what it takes to be close to them."""
+    """The seeds, what it takes to be close to them, and a classifier for each fold that has not seen its seeds."""
 
     def __init__(self, seeds: pa.Table, config: CurationConfig) -> None:
         seeds = seeds.sort_by("id")
@@ -68,9 +74,9 @@ class Seeds:
         self.config = config
         self.texts = dict(zip(ids, seeds["text"].to_pylist(), strict=True))
         self.index = {seed: i for i, seed in enumerate(ids)}
-        self.unsafe = seeds["unsafe"].to_numpy()
         flat = seeds["embedding"].combine_chunks().flatten().to_numpy()
         self.embeddings = flat.reshape(len(ids), -1) if ids else flat.reshape(0, 0)
+        self.classifiers = _classifiers(self.embeddings, seeds["unsafe"].to_numpy(), folds_of(ids))
 
     def drop(self, record: Record, embedding: np.ndarray) -> Drop | None:
         """Return why a generated record's label cannot be trusted, or None.
@@ -79,28 +85,52 @@ class Seeds:
             record: of a strategy and a seed that are known.
             embedding: of its text, L2-normalised [d].
         """
-        seed, relation = record["seed_id"], STRATEGY[record["method"]].relation
-        similarities = self.embeddings @ embedding
-        own = float(similarities[self.index[seed]])
-        if relation == "contrast":
-            if own < self.config.augment_similarity:
-                return Drop("unlike its seed", f"similarity {own:.2f}")
-            intent = _intent_model()
-            same = float(intent.kept_probability([self.texts[seed]], [record["text"]])[0])
-            return Drop("asks what its seed asks", f"P(same) {same:.2f}") if same >= 1 - intent.threshold else None
-        if relation == "same":
-            if own < self.config.paraphrase_similarity:
-                return Drop("unlike its seed", f"similarity {own:.2f}")
-            if polarity_flipped(self.texts[seed], record["text"]):
-                return Drop("turned against its seed", "")
+        return self._unlike(record, self.embeddings @ embedding) or self._unlikely(record, embedding)
+
+    def _unlike(self, record: Record, similarities: np.ndarray) -> Drop | None:
+        """Return how a record is not to its seed what its strategy says; `similarities` are those to all seeds."""
+        seed, relation = self.texts[record["seed_id"]], STRATEGY[record["method"]].relation
+        own, nearest = float(similarities[self.index[record["seed_id"]]]), float(similarities.max())
+        if relation == "kin":
+            if nearest < self.config.augment_similarity:
+                return Drop("unlike any seed", f"similarity {nearest:.2f}")
             return None
-        nearest = np.argsort(-similarities, kind="stable")[:_NEIGHBOURS]
-        if similarities[nearest[0]] < self.config.augment_similarity:
-            return Drop("unlike any seed", f"similarity {similarities[nearest[0]]:.2f}")
-        agreeing = float(np.mean(self.unsafe[nearest] == record["unsafe"]))
-        if agreeing <= 0.5:
-            return Drop("like seeds of the other label", f"{agreeing:.0%} of its neighbours agree")
+        least = self.config.paraphrase_similarity if relation == "same" else self.config.augment_similarity
+        if own < least:
+            return Drop("unlike its seed", f"similarity {own:.2f}")
+        if relation == "same":
+            return Drop("turned against its seed", "") if polarity_flipped(seed, record["text"]) else None
+        intent = _intent_model()
+        same = float(intent.kept_probability([seed], [record["text"]])[0])
+        return Drop("asks what its seed asks", f"P(same) {same:.2f}") if same >= 1 - intent.threshold else None
+
+    def _unlikely(self, record: Record, embedding: np.ndarray) -> Drop | None:
+        harmless_contrast = STRATEGY[record["method"]].relation == "contrast" and not record["unsafe"]
+        if harmless_contrast or self.classifiers is None:
+            return None
+        weights = self.classifiers[folds_of([record["seed_id"]])[0]]
+        unsafe = float(expit(weights[:-1] @ embedding + weights[-1]))
+        likely = unsafe if record["unsafe"] else 1 - unsafe
+        word = "unsafe" if record["unsafe"] else "safe"
+        return Drop("like seeds of the other label", f"P({word}) {likely:.2f}") if likely < _LIKELY else None
+
+
+def _classifiers(embeddings: np.ndarray, unsafe: np.ndarray, fold: np.ndarray) -> np.ndarray | None:
+    """Return weights and bias of a classifier for each fold, learned from the other folds' seeds [folds, d + 1].
+
+    None where they cannot tell the seeds themselves apart.
+    """
+    if any(len(np.unique(unsafe[fold != number])) < 2 for number in range(FOLDS)):
         return None
+    fitted = []
+    with threadpool_limits(1):  # several threads add in another order, which shows in the last digits
+        for number in range(FOLDS):
+            seen = fold != number
+            model = LogisticRegression(C=_STRENGTH, max_iter=1000).fit(embeddings[seen], unsafe[seen])
+            fitted.append(np.append(model.coef_[0], model.intercept_))
+    weights = np.stack(fitted)
+    logits = np.sum(embeddings * weights[fold, :-1], axis=1) + weights[fold, -1]
+    return weights if np.mean((logits > 0) == unsafe) >= UNDERSTOOD else None
 
 
 def _judge_fidelity(seeds: Seeds, batch: pa.Table) -> list[Drop | None]:

@@ -22,15 +22,23 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from guardrail.curation.config import CurationConfig
-from guardrail.curation.stage import ByRow, Judge, Survey, are_attacks, are_trusted, keep_all
+from guardrail.curation.stage import (
+    FOLDS,
+    UNDERSTOOD,
+    ByRow,
+    Judge,
+    Survey,
+    are_attacks,
+    are_trusted,
+    folds_of,
+    keep_all,
+)
 from guardrail.embedding import SharedEmbedder, shared_encoder
 from guardrail.static_embedding import StaticEncoder
-from guardrail.text import canonical, digest, joined
+from guardrail.text import canonical, joined
 
-_FOLDS = 5
 _LEARNED = 30_000  # records that the classifiers learn from, at most
 _FEWEST = 200  # judged records; of fewer nothing can be said
-_UNDERSTOOD = 0.7  # least share of the judged records whose label the classifiers find by themselves
 _LONGEST = 4000  # characters of a text that count
 _STRENGTH = 3.0  # inverse regularisation
 _EMBEDDED = 0.5  # length of the embedding beside that of the words, which is 1
@@ -70,12 +78,12 @@ class LabelNoise:
         # Ids are hashes: the smallest ones are as good as drawn by lot.
         rows = records["row"].take(pc.sort_indices(records["id"])[:_LEARNED])
         sample = survey.computed(functools.partial(_learned_from, rows)).sort_by("id")
-        labels, folds = sample["unsafe"].to_numpy(), _folds(sample["seed_id"])
-        if any(len(np.unique(labels[folds != fold])) < 2 for fold in range(_FOLDS)):
+        labels, folds = sample["unsafe"].to_numpy(), folds_of(sample["seed_id"].to_pylist())
+        if any(len(np.unique(labels[folds != fold])) < 2 for fold in range(FOLDS)):
             return keep_all
         encoder = shared_encoder(self.config.semantic_encoder)
         features = _features(encoder, sample["text"].to_pylist())
-        weights = np.stack(survey.each(functools.partial(_fitted, features, labels, folds), range(_FOLDS)))
+        weights = np.stack(survey.each(functools.partial(_fitted, features, labels, folds), range(FOLDS)))
         scored = survey.computed(functools.partial(_scored, encoder, weights, trusted)).sort_by("id")
         return _dropping(scored, self.config.label_noise)
 
@@ -92,11 +100,6 @@ def _learned_from(rows: pa.ChunkedArray, batch: pa.Table) -> pa.Table:
 def _texts(batch: pa.Table) -> list[str]:
     texts = map(joined, batch["text"].to_pylist(), batch["response"].to_pylist())
     return [text[:_LONGEST] for text in texts]
-
-
-def _folds(seed_ids: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Return the fold of each seed: nothing that grew from one seed is in two."""
-    return np.array([int(digest(seed_id), 16) % _FOLDS for seed_id in seed_ids.to_pylist()], dtype=np.int64)
 
 
 def _features(encoder: StaticEncoder | SharedEmbedder, texts: Sequence[str]) -> csr_array:
@@ -126,7 +129,7 @@ def _scored(
     """
     batch = batch.filter(pa.array(_judged(batch, trusted)))
     logits = _features(encoder, _texts(batch)) @ weights[:, :-1].T + weights[:, -1]
-    unseen = logits[np.arange(len(batch)), _folds(batch["seed_id"])]
+    unseen = logits[np.arange(len(batch)), folds_of(batch["seed_id"].to_pylist())]
     return batch.select(["row", "id", "unsafe"]).append_column("probability", pa.array(expit(unseen), pa.float64()))
 
 
@@ -140,7 +143,7 @@ def _dropping(scored: pa.Table, least: float) -> Judge:
     from cleanlab.filter import find_label_issues  # takes seconds, and the driver alone needs it
 
     labels, unsafe = scored["unsafe"].to_numpy().astype(np.int64), scored["probability"].to_numpy()
-    if len(np.unique(labels)) < 2 or np.mean((unsafe > 0.5) == labels) < _UNDERSTOOD:
+    if len(np.unique(labels)) < 2 or np.mean((unsafe > 0.5) == labels) < UNDERSTOOD:
         return keep_all
     issues = find_label_issues(labels, np.stack([1 - unsafe, unsafe], axis=1), n_jobs=1)
     other = np.where(labels == 1, 1 - unsafe, unsafe)

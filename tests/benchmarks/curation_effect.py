@@ -1,14 +1,15 @@
 """What curation finds of faults that were planted, and what a guard regains by it.
 
-python -m tests.benchmarks.curation_effect --data-dir DIR [--records 6000] [--seed 0] [--dir DIR] [--guards true]
+python -m tests.benchmarks.curation_effect --data-dir DIR [--records 4000] [--seed 0] [--dir DIR] [--guards true]
 
 The method's second experiment. Public training data is drawn and curated once, so that its own faults are gone; what is
 left is the clean set. Into that are planted: exact copies (10%, with other case and spacing), near copies (10%, a word
 cut, left out or doubled, or one more), evaluation texts written by transforms (2%), gibberish (5%: random letters,
 keyboard mash, shuffled letters, shuffled words), flipped labels (10%). The result is curated. A pair of copies is found
-if one of the two is dropped as the other's; precision counts what a stage drops that is none of its faults. Guards are
-trained on the clean set, on the faulty and on the curated one, and measured on the evaluation sets; they read each id
-once, so that exact copies cost them nothing.
+if one of the two is dropped as the other's; precision counts what a stage drops that is none of its faults. Shuffled
+words are gibberish and a copy: dropped as either, they are found. Guards are trained on the clean set, on the faulty
+and on the curated one, and measured on the evaluation sets; they read each id once, so that exact copies cost them
+nothing.
 """
 
 import argparse
@@ -45,16 +46,24 @@ STAGES = {
     "gibberish": ("quality",),
     "label_flip": ("noise",),
 }
+_LONGEST = 60  # words
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 
 
 def public_records(data_dir: Path, count: int, random: np.random.Generator) -> list[Record]:
-    """Return public training requests, half of them unsafe, the sets of a label in equal parts as far as they reach."""
+    """Return public training requests, half of them unsafe, the sets of a label in equal parts as far as they reach.
+
+    What has more than `_LONGEST` words is a document with a request, and most of the time of training.
+    """
     drawn: list[Record] = []
     for label, names in ((True, UNSAFE), (False, BENIGN)):
         pools = []
         for name in names:
-            found = [r for r in load_dataset_by_name(name, data_dir) if r["unsafe"] is label and not r["response"]]
+            found = [
+                record
+                for record in load_dataset_by_name(name, data_dir)
+                if record["unsafe"] is label and not record["response"] and len(record["text"].split()) <= _LONGEST
+            ]
             pools.append([found[i] for i in random.permutation(len(found))])
         wanted = count // 2
         while wanted > 0 and any(pools):
@@ -175,11 +184,10 @@ def found(ledger: Sequence[dict[str, Any]], faults: dict[str, dict[str, str]]) -
         dropped = [row for stage in STAGES[kind] for row in by_stage.get(stage, [])]
         ids = {row["id"] for row in dropped}
         if kind == "near":
-            right = [row for row in dropped if row["id"] in origin]
+            right = [row for row in dropped if row["id"] in origin or row["id"] in faults["gibberish"]]
             caught = [copy for copy, original in near.items() if {copy, original} & ids]
         else:
             right = [row for row in dropped if row["id"] in of_kind]
-            # Gibberish that is somebody's copy is gone all the same.
             caught = [each for each in of_kind if each in (gone if kind == "gibberish" else ids)]
         result[kind] = {
             "planted": len(of_kind),
@@ -200,7 +208,7 @@ def main(arguments: Sequence[str]) -> None:
     """Plant, curate, train, and print the table and the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True, help="local copies of the public sets")
-    parser.add_argument("--records", type=int, default=6000)
+    parser.add_argument("--records", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guards", choices=("true", "false"), default="true", help="train and measure guards, too")
     parser.add_argument("--dir", type=Path, default=cache_dir() / "benchmarks" / "curation_effect")
@@ -224,7 +232,8 @@ def main(arguments: Sequence[str]) -> None:
         items = [(name, item) for name, listed in sets.items() for item in listed if len(item.text.split()) >= 5]
         faulty, faults = planted(clean, items, random)
         kept = curated(faulty, "curated")
-        table = found(pq.read_table(directory / "curated" / "ledger.parquet").to_pylist(), faults)
+        ledger = pq.read_table(directory / "curated" / "ledger.parquet").to_pylist()
+        table = found(ledger, faults)
         print(f"{len(clean)} clean records, {len(faulty)} with faults, {len(kept)} kept")
         print(f"{'fault':14} {'stages':18} {'planted':>8} {'dropped':>8} {'recall':>7} {'precision':>10}")
         for kind, row in table.items():
@@ -232,8 +241,11 @@ def main(arguments: Sequence[str]) -> None:
             stages = ", ".join(STAGES[kind])
             print(f"{kind:14} {stages:18} {row['planted']:8d} {row['dropped']:8d} {row['recall']:7.3f} {precision:>10}")
         result: dict[str, Any] = {"stages": table, "clean": len(clean), "faulty": len(faulty), "kept": len(kept)}
+        planted_ids = {each for of_kind in faults.values() for each in of_kind} | set(faults["near"].values())
+        print(f"{'stage':16} {'in':>6} {'dropped':>8} {'planted':>8}")
         for entry in json.loads((directory / "curated" / "funnel.json").read_text()):
-            print(f"{entry['stage']:16} {entry['in']:6d} -> {entry['kept']:6d}  {entry['reasons']}")
+            hit = sum(row["stage"] == entry["stage"] and row["id"] in planted_ids for row in ledger)
+            print(f"{entry['stage']:16} {entry['in']:6d} {entry['in'] - entry['kept']:8d} {hit:8d}  {entry['reasons']}")
         if options.guards == "true":
             f1 = {
                 name: mean_f1(train(records, validation, directory / f"guard-{name}"), sets)

@@ -4,8 +4,8 @@ python -m tests.benchmarks.curation_speed [--records 100000] [--many 1000000] [-
 
 The records are drawn, not public: 8 to 40 of the 20,000 most frequent English words, with Zipf's weights; 10% are
 copies with a word put in or exchanged, 5% exact copies. The two comparisons are in files of their own
-(`curation_speed_near.py`, `curation_speed_semantic.py`). Cost of a record: the whole of `curate` but the stages that
-load models, on a cluster of its own for each size.
+(`curation_speed_near.py`, `curation_speed_semantic.py`). Cost of a record: the whole of `curate`, on a cluster of its
+own for each size; no strategy made the records, so that fidelity, which runs a sentence encoder, judges none.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import psutil
@@ -24,16 +23,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.connect import connect
-from guardrail.curation import CurationConfig, curate, pipeline
+from guardrail.curation import CurationConfig, curate
 from guardrail.curation.contamination import EvaluationTexts
-from guardrail.curation.stage import Stage
 from guardrail.models import resolve
 from guardrail.records import SCHEMA, record_id
 
 PARTS = ("near", "semantic", "cost")
 WORKERS = 2
 CONFIG = CurationConfig()
-WITH_MODELS = {"fidelity", "semantic", "noise"}
 _VOCABULARY = 20_000
 _ROWS = 20_000  # of a file
 
@@ -64,7 +61,7 @@ def draw_texts(count: int, seed: int, *, reordered: bool = False) -> list[str]:
 
 
 def write_files(texts: Sequence[str], folder: Path) -> list[Path]:
-    """Write texts as records: 5% seeds, the others made from them by one method; all of one label."""
+    """Write texts as records: 5% seeds, the others made from them by one method; half of the seeds are unsafe."""
     folder.mkdir()
     ids = [record_id(text) for text in texts]
     seeds = max(1, len(texts) // 20)
@@ -74,17 +71,18 @@ def write_files(texts: Sequence[str], folder: Path) -> list[Path]:
         size = len(ids[part])
         from_seed = [ids[i % seeds] for i in range(start, start + size)]
         is_seed = [i < seeds for i in range(start, start + size)]
+        unsafe = [i % seeds % 2 == 1 for i in range(start, start + size)]
         columns = {
             "id": ids[part],
             "text": texts[part],
-            "unsafe": [False] * size,
-            "categories": [[]] * size,
+            "unsafe": unsafe,
+            "categories": [None if each else [] for each in unsafe],
             "language": ["en"] * size,
             "source": ["drawn"] * size,
             "licence": ["none"] * size,
             "parent_id": [None if own else seed for own, seed in zip(is_seed, from_seed, strict=True)],
             "seed_id": from_seed,
-            "method": ["seed" if own else "rl" for own in is_seed],
+            "method": ["seed" if own else "imported" for own in is_seed],
             "round": [0] * size,
         }
         table = pa.table({field.name: pa.array(columns.get(field.name, [None] * size), field.type) for field in SCHEMA})
@@ -94,15 +92,10 @@ def write_files(texts: Sequence[str], folder: Path) -> list[Path]:
 
 
 def cost(records: int, directory: Path) -> tuple[float, float]:
-    """Return what curation without the stages that load models takes: seconds a record, and peak memory [GiB]."""
+    """Return what curation takes: seconds a record, and peak memory [GiB]."""
     paths = write_files(draw_texts(records, seed=1), directory / f"cost{records}")
     evaluation: EvaluationTexts = {"drawn": [(str(i), text) for i, text in enumerate(draw_texts(1000, seed=2))]}
-    all_stages = pipeline.stages
-
-    def stages(config: CurationConfig, held_out: EvaluationTexts) -> list[Stage]:
-        return [stage for stage in all_stages(config, held_out) if stage.name not in WITH_MODELS]
-
-    with connect(num_cpus=WORKERS), patch.object(pipeline, "stages", stages), _peak_memory() as peak:
+    with connect(num_cpus=WORKERS), _peak_memory() as peak:
         start = time.perf_counter()
         report = curate(paths, directory / f"out{records}", CONFIG, evaluation, num_cpus=1)
         seconds = time.perf_counter() - start

@@ -395,6 +395,7 @@ def test_what_is_generated_must_mean_what_its_seed_means():
         child(bread, "How can I avoid baking a loaf of bread at home?"),
         child(bread, "How do I bake a pizza?", method="augment"),
         child(bread, "How do I steal a watch from a shop?", method="augment"),
+        child(bread, "How can I steal a good loaf of bread from a shop?"),
         child(bread, "The stock market fell on Monday.", method="rl"),
     ]
     drops = verdicts(LabelFidelity(CONFIG), [*seeds, *theft, *records])
@@ -404,6 +405,7 @@ def test_what_is_generated_must_mean_what_its_seed_means():
         "unlike its seed",
         "turned against its seed",
         None,
+        "like seeds of the other label",
         "like seeds of the other label",
         None,
     ]
