@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 LOCAL_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".jsonl.gz", ".parquet")  # looked for after a set's own file names
 HUB_TIMEOUT_S = 5.0
+ALL_SETS = "all"  # in the place of a set's name: every registered evaluation set
 
 
 @dataclass(frozen=True)
@@ -298,11 +299,41 @@ def load_evaluations(names: Sequence[str | Path], data_dir: Path | None = None) 
     """
     sets: dict[str, list[EvaluationItem]] = {}
     for each in names:
-        name = Path(each).name.split(".", 1)[0]
-        if name in sets:
-            raise ValueError(f"two evaluation sets are named {name!r}; rename a file")
-        sets[name] = load_evaluation(each, data_dir)
+        sets[_name_beside(sets, each)] = load_evaluation(each, data_dir)
     return sets
+
+
+def load_available_evaluations(
+    names: Sequence[str], data_dir: Path | None = None
+) -> tuple[dict[str, list[EvaluationItem]], dict[str, str]]:
+    """Return evaluation sets as `load_evaluations` does, where "all" stands for every registered one.
+
+    Returns:
+        The sets by name, and why those cannot be loaded that "all" alone asks for, by name.
+
+    Raises:
+        ValueError: as `load_evaluations`, of the sets that are named; or the data folder does not exist.
+    """
+    if data_dir is not None:
+        _check_folder(data_dir)
+    sets = load_evaluations([name for name in names if name != ALL_SETS], data_dir)
+    missing: dict[str, str] = {}
+    if ALL_SETS in names:
+        for name, entry in registry().items():
+            if entry.use == "eval" and name not in names:
+                name = _name_beside(sets, name)
+                try:
+                    sets[name] = load_evaluation(name, data_dir)
+                except ValueError as error:
+                    missing[name] = str(error)
+    return sets, missing
+
+
+def _name_beside(sets: Mapping[str, Any], name_or_file: str | Path) -> str:
+    name = Path(name_or_file).name.split(".", 1)[0]
+    if name in sets:
+        raise ValueError(f"two evaluation sets are named {name!r}; rename a file")
+    return name
 
 
 def evaluation_texts(sets: Mapping[str, Sequence[EvaluationItem]]) -> dict[str, list[tuple[str, str]]]:
@@ -451,8 +482,7 @@ def _source(name: str, entry: DatasetEntry, data_dir: Path | None) -> tuple[str,
     candidates = [*entry.files, *(stem + suffix for stem in stems for suffix in LOCAL_SUFFIXES)]
     tried = "no data folder was given (--data-dir)"
     if data_dir is not None:
-        if not data_dir.is_dir():
-            raise ValueError(f"the data folder {data_dir} does not exist")
+        _check_folder(data_dir)
         for folder in (data_dir, data_dir / "train", data_dir / "eval"):
             for candidate in candidates:
                 if (folder / candidate).is_file():
@@ -471,6 +501,11 @@ def _source(name: str, entry: DatasetEntry, data_dir: Path | None) -> tuple[str,
         f"cannot load the data set {name!r}: {tried}. Download it from {entry.url}{gated}, put the file as "
         f"{candidates[0]} under a folder DIR, and pass --data-dir DIR."
     )
+
+
+def _check_folder(data_dir: Path) -> None:
+    if not data_dir.is_dir():
+        raise ValueError(f"the data folder {data_dir} does not exist")
 
 
 def _hub_rows(hub: Hub) -> Iterable[SourceRow]:

@@ -1,21 +1,83 @@
 """Measuring a guard: on labelled sets, and against attacks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from guardrail.datasets import EvaluationItem
 from guardrail.guard import UNSAFE, Guard
-from guardrail.metrics import tagged_metrics
+from guardrail.metrics import binary_metrics, tagged_metrics, wilson
 from guardrail.records import Record
+from guardrail.remote import Moderation, RemoteGuard, moderation_of
+from guardrail.taxonomy import CATEGORIES
 from guardrail.text import joined
 
 
-def evaluate_set(guard: Guard, items: Sequence[EvaluationItem]) -> dict[str, Any]:
-    """Return the metrics of a guard on an evaluation set, at the guard's own threshold; see `tagged_metrics`."""
-    scores = guard.probabilities([joined(item.text, item.response) for item in items])[:, 0]
-    return tagged_metrics(
-        [item.unsafe for item in items], scores.tolist(), [item.tags for item in items], guard.card.thresholds[UNSAFE]
+def evaluate_set(
+    guard: Guard | RemoteGuard, items: Sequence[EvaluationItem], *, seed: int | None = None
+) -> dict[str, Any]:
+    """Return the metrics of a guard, by its own decisions, on an evaluation set; see `tagged_metrics`.
+
+    Of a service f1, precision, recall and fpr are of its decisions, the others of its scores. `threshold` and `ece` are
+    None: it tells no threshold, and its highest category is no probability that could be calibrated.
+
+    With a seed (of the bootstrap) there are `intervals` and `categories` (`category_metrics`), too.
+
+    Raises:
+        TargetError: see `RemoteGuard.moderate`.
+    """
+    said = moderation_of(guard, [joined(item.text, item.response) for item in items])
+    thresholds = None if isinstance(guard, RemoteGuard) else guard.card.thresholds
+    metrics = tagged_metrics(
+        [item.unsafe for item in items],
+        said.probabilities[:, 0],
+        [item.tags for item in items],
+        thresholds[UNSAFE] if thresholds else None,
+        said.flagged,
+        seed=seed,
     )
+    if seed is not None:
+        metrics["categories"] = category_metrics([item.categories for item in items], said, thresholds)
+    return metrics
+
+
+def category_metrics(
+    categories: Sequence[Sequence[str] | None], said: Moderation, thresholds: Mapping[str, float] | None
+) -> dict[str, dict[str, Any]]:
+    """Return the metrics of each category of ours that a set has, by its key.
+
+    `count` items have the category; `recall` is the share of them that is flagged as unsafe, whatever for, with its
+    Wilson interval in `intervals`. `f1`, at `threshold`, and `auprc` are of the category's own score, over the `known`
+    items: those whose categories are known, benign ones among them. They are None where all of these, or none, have
+    the category, and where the guard does not score it; `f1` and `threshold` also where it tells no thresholds.
+
+    Args:
+        categories: of each item; None: unknown.
+        said: what the guard says of each item.
+        thresholds: the guard's, by label.
+    """
+    known = np.array([each is not None for each in categories], dtype=bool)
+    found: dict[str, dict[str, Any]] = {}
+    for column, key in enumerate(CATEGORIES, start=1):  # column 0 is "unsafe"
+        has = np.array([key in (each or ()) for each in categories], dtype=bool)
+        count, flagged = int(has.sum()), int((has & said.flagged).sum())
+        if not count:
+            continue
+        threshold = thresholds.get(key, thresholds[UNSAFE]) if thresholds else None
+        scores = said.probabilities[known, column]
+        own = binary_metrics(has[known], scores, threshold, None if thresholds else said.flagged[known])
+        scored = bool(scores.any())  # a service has no score, 0, for a category that is none of its own
+        found[key] = {
+            "count": count,
+            "recall": flagged / count,
+            "intervals": {"recall": wilson(flagged, count)},
+            "known": len(scores),
+            "f1": own["f1"] if thresholds else None,
+            "auprc": own["auprc"] if scored else None,
+            "threshold": threshold,
+        }
+    return found
 
 
 def misjudged(guard: Guard, records: Sequence[Record]) -> list[Record]:

@@ -18,10 +18,7 @@ import httpx
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
-from guardrail.datasets import EvaluationItem
 from guardrail.guard import LABELS, UNSAFE, Guard
-from guardrail.metrics import tagged_metrics
-from guardrail.text import joined
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +39,12 @@ _ERROR_CODE = re.compile(r'"(?:code|type)"\s*:\s*"([\w.-]{1,60})"')
 
 
 class Moderation(NamedTuple):
-    """What a service says of n texts.
+    """What a guard or a service says of n texts.
 
     Attributes:
-        probabilities: float64 [n, len(LABELS)] in [0, 1]. "unsafe" is the highest score of all the service's
+        probabilities: float64 [n, len(LABELS)] in [0, 1]. A service's "unsafe" is the highest score of all its
             categories, known here or not (where it scores none, its decision); of ours that it does not have, 0.
-        flagged: the service's decisions, bool [n].
+        flagged: the decisions, bool [n].
     """
 
     probabilities: np.ndarray
@@ -203,41 +200,28 @@ def open_guard(target: str) -> Guard | RemoteGuard:
     return RemoteGuard(target) if is_url(target) else Guard.from_pretrained(target)
 
 
-def unsafe_scores(guard: Guard | RemoteGuard, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the scores of "unsafe", float64 [n] in [0, 1], and the decisions, bool [n].
-
-    A guard of ours decides by its stored threshold, a service as it does; see `Moderation` for the scores it gives.
+def moderation_of(guard: Guard | RemoteGuard, texts: Sequence[str]) -> Moderation:
+    """Return what a guard or a service says of texts; a guard of ours decides by its stored threshold.
 
     Raises:
         TargetError: see `RemoteGuard.moderate`.
     """
     if isinstance(guard, RemoteGuard):
-        said = guard.moderate(texts)
-        return said.probabilities[:, 0], said.flagged
-    scores = guard.probabilities(texts)[:, 0]
-    return scores, scores >= guard.card.thresholds[UNSAFE]
+        return guard.moderate(texts)
+    probabilities = guard.probabilities(texts)
+    return Moderation(probabilities, probabilities[:, 0] >= guard.card.thresholds[UNSAFE])
 
 
-def evaluate_remote(guard: RemoteGuard, items: Sequence[EvaluationItem]) -> dict[str, Any]:
-    """Return the metrics of a service on an evaluation set, as `evaluate_set` does of a guard of ours.
+def unsafe_scores(guard: Guard | RemoteGuard, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scores of "unsafe", float64 [n] in [0, 1], and the decisions, bool [n], as `moderation_of`.
 
-    f1, precision, recall and fpr are of its decisions, the others of its scores. `threshold` and `ece` are None: it
-    tells no threshold, and its highest category is no probability that could be calibrated.
+    See `Moderation` for the scores that a service gives.
 
     Raises:
         TargetError: see `RemoteGuard.moderate`.
     """
-    scores, flagged = unsafe_scores(guard, [joined(item.text, item.response) for item in items])
-    truth, tags = [item.unsafe for item in items], [item.tags for item in items]
-    ranked = tagged_metrics(truth, scores.tolist(), tags, 0.5)
-    decided = tagged_metrics(truth, flagged.astype(float).tolist(), tags, 0.5)
-    by_tag = {tag: _with_decisions(ranked["tags"][tag], decided["tags"][tag]) for tag in ranked["tags"]}
-    return {**_with_decisions(ranked, decided), "tags": by_tag}
-
-
-def _with_decisions(ranked: dict[str, Any], decided: dict[str, Any]) -> dict[str, Any]:
-    own = {key: decided[key] for key in ("f1", "precision", "recall", "fpr")}
-    return {**ranked, **own, "ece": None, "threshold": None}
+    said = moderation_of(guard, texts)
+    return said.probabilities[:, 0], said.flagged
 
 
 def _nothing(count: int) -> Moderation:

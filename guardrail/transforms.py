@@ -52,6 +52,18 @@ class Transform:
     apply: Callable[[str, np.random.Generator], str]
 
 
+def transform_names(names: Sequence[str]) -> list[str]:
+    """Return the names of transforms, each once; "all" stands for all of them.
+
+    Raises:
+        ValueError: there is no such transform; the message names the nearest one.
+    """
+    expanded = dict.fromkeys(each for name in names for each in (TRANSFORMS if name == "all" else [name]))
+    for name in expanded:
+        _check_name(name)
+    return list(expanded)
+
+
 def transformed(record: Record, name: str, seed: int) -> Record:
     """Return the record written as the transform says: label, categories, response and lineage are those of `record`.
 
@@ -61,8 +73,7 @@ def transformed(record: Record, name: str, seed: int) -> Record:
     Raises:
         ValueError: there is no such transform.
     """
-    if name not in TRANSFORMS:
-        raise ValueError(f"unknown transform {name!r}{did_you_mean(name, TRANSFORMS)} Known: {', '.join(TRANSFORMS)}")
+    _check_name(name)
     random = np.random.default_rng(int(digest(str(seed), record["id"], name), 16))
     return make_record(
         TRANSFORMS[name].apply(record["text"], random),
@@ -74,6 +85,11 @@ def transformed(record: Record, name: str, seed: int) -> Record:
         method=f"transform:{name}",
         round=record["round"],
     )
+
+
+def _check_name(name: str) -> None:
+    if name not in TRANSFORMS:
+        raise ValueError(f"unknown transform {name!r}{did_you_mean(name, TRANSFORMS)} Known: {', '.join(TRANSFORMS)}")
 
 
 def drawn(goals: Sequence[Record], count: int, seed: int) -> list[Record]:

@@ -1,11 +1,18 @@
 """Measure a guard, or a moderation service, on evaluation sets, by its own decisions.
 
 python jobs/evaluate.py --guard runs/laptop/guard --data xstest my-set.jsonl --output metrics.json [--data-dir DIR]
+python jobs/evaluate.py --guard runs/laptop/guard --data all --transforms all --output metrics.json --data-dir DIR
 python jobs/evaluate.py --guard https://HOST/v1/moderations --data xstest --output metrics.json
+
+`--data all` takes every registered evaluation set; those that cannot be loaded are named at the end, with exit status
+1, and the others are measured. `--transforms` measures robustness, too: recall and false positives on requests that
+encodings, lookalikes, typing errors and wrappers have written anew, beside those on the same requests as they were.
+Intervals are 95%. What others have published of their guards on a set is shown and written beside what is measured
+(guardrail/published_results.yaml).
 
 A service is sent the texts of the sets; its key, if it wants one, is in RAYGUARD_TARGET_KEY. The output names it by the
 model it says it is, where a guard of ours has its digest. It tells no threshold, and its scores (the highest of its
-categories) only rank texts: `threshold` and `ece` are null. If it fails, the sets measured before are written.
+categories) only rank texts: `threshold` and `ece` are null. If it fails, what was measured before is written.
 """
 
 import json
@@ -14,23 +21,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from guardrail.datasets import load_evaluations
+from guardrail.datasets import ALL_SETS, load_available_evaluations
 from guardrail.evaluation import evaluate_set
-from guardrail.remote import RemoteGuard, evaluate_remote, open_guard
+from guardrail.guard import Guard
+from guardrail.published import published_on
+from guardrail.remote import RemoteGuard, open_guard
+from guardrail.robustness import robustness
+from guardrail.transforms import transform_names
 from jobs.run import write_text
 from jobs.settings import JobSettings, load, save_beside
-from jobs.terminal import reported_errors, show_metrics
+from jobs.terminal import reported_errors, show_metrics, show_published, show_transforms
 
 
 class EvaluateSettings(JobSettings):
     """Settings of the evaluation."""
 
     guard: str = Field(description="guard directory, or URL of a moderation endpoint")
-    data: list[str] = Field(min_length=1, description="evaluation sets by name, or JSON-lines files")
+    data: list[str] = Field(
+        min_length=1, description="evaluation sets by name (all: every registered one), or JSON-lines files"
+    )
     output: Path = Field(description="JSON file to write")
     data_dir: Path | None = Field(None, description="local copies of public data sets")
+    transforms: list[str] = Field(
+        [], description="also measure under these transforms of the requests (all: every one)"
+    )
+    transform_sample: int = Field(200, ge=1, description="requests of each label and set that transforms write anew")
+
+    @field_validator("transforms")
+    @classmethod
+    def _transforms_exist(cls, names: list[str]) -> list[str]:
+        return transform_names(names)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -38,20 +60,47 @@ def main(arguments: Sequence[str]) -> None:
     settings = load(EvaluateSettings, arguments, __doc__)
     metrics: dict[str, Any] = {}
     with reported_errors():
-        sets = load_evaluations(settings.data, settings.data_dir)
+        if settings.output.is_dir():
+            raise ValueError(f"{settings.output} is a folder; --output takes the JSON file to write")
+        sets, missing = load_available_evaluations(settings.data, settings.data_dir)
         guard = open_guard(settings.guard)
         try:
             for name, items in sets.items():
-                metrics[name] = (
-                    evaluate_remote(guard, items) if isinstance(guard, RemoteGuard) else evaluate_set(guard, items)
-                )
+                metrics[name] = evaluate_set(guard, items, seed=settings.seed)
+            if settings.transforms:
+                for name, items in sets.items():
+                    metrics[name]["transforms"] = {}
+                    measured = robustness(
+                        guard, items, settings.transforms, sample=settings.transform_sample, seed=settings.seed
+                    )
+                    for transform, values in measured:
+                        metrics[name]["transforms"][transform] = values
         finally:  # what was asked of a service may have taken hours, and money
             if metrics:
-                settings.output.parent.mkdir(parents=True, exist_ok=True)
-                asked = guard.name if isinstance(guard, RemoteGuard) else guard.card.digest
-                write_text(settings.output, json.dumps({"guard": asked, "sets": metrics}, indent=2) + "\n")
-                save_beside(settings, settings.output)
-                show_metrics(metrics)
+                _report(settings, guard, metrics)
+        if missing:
+            reasons = "".join(f"\n  {name}: {reason}" for name, reason in missing.items())
+            raise ValueError(
+                f"{len(missing)} of the registered sets could not be loaded, and are not measured:{reasons}"
+            )
+
+
+def _report(settings: EvaluateSettings, guard: Guard | RemoteGuard, metrics: dict[str, Any]) -> None:
+    """Write and print what was measured, and what is published on the registered sets among these."""
+    registered = [name for name in metrics if not {name, ALL_SETS}.isdisjoint(settings.data)]
+    published = {name: others for name in registered if (others := published_on(name))}
+    found = {
+        "guard": guard.name if isinstance(guard, RemoteGuard) else guard.card.digest,
+        **({"transform_sample": settings.transform_sample} if settings.transforms else {}),
+        "sets": metrics,
+        "published": published,
+    }
+    settings.output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(settings.output, json.dumps(found, indent=2) + "\n")
+    save_beside(settings, settings.output)
+    show_metrics(metrics)
+    show_transforms(metrics, settings.transform_sample)
+    show_published(metrics, published)
 
 
 if __name__ == "__main__":

@@ -87,11 +87,63 @@ def show_metrics(metrics: dict[str, Any]) -> None:
     table = Table()
     columns = ("n", "positives", "f1", "precision", "recall", "fpr", "auprc", "auroc", "recall_at_1pct_fpr", "ece")
     for column in ("set", *columns):
-        table.add_column(column, justify="left" if column == "set" else "right")
+        heading = column.replace("_", " ").replace("1pct", "1%")
+        table.add_column(heading, justify="left" if column == "set" else "right")
     for name, values in metrics.items():
         cells = [values[column] for column in columns]
         table.add_row(name, *(str(cell) if isinstance(cell, int) else share_text(cell) for cell in cells))
     terminal().print(table)
+
+
+def show_published(metrics: dict[str, Any], published: dict[str, list[dict[str, Any]]]) -> None:
+    """Print a guard's F1 and AUPRC beside the published ones of other guards, a table for each set that has any."""
+    for name, others in published.items():
+        ours = metrics[name]
+        table = Table(
+            title=f"beside published numbers of other guards on {name}",
+            caption="threshold best: the one with the highest F1 on this very set",
+        )
+        for column in ("guard", "f1", "auprc", "threshold", "source"):
+            table.add_column(column, justify="right" if column in ("f1", "auprc") else "left")
+        f1, auprc = (_with_interval(ours[key], ours["intervals"][key]) for key in ("f1", "auprc"))
+        if ours["positives"] == ours["n"]:  # as papers have it; ours is undefined without benign items
+            f1 = f"{share_text(2 * ours['recall'] / (1 + ours['recall']))} (2R / (1 + R))"
+        table.add_row("this guard", f1, auprc, "own", "measured here", end_section=True)
+        for other in others:
+            table.add_row(
+                f"{other['guard']} {other['size']}",
+                *(share_text(other["metrics"].get(key)) for key in ("f1", "auprc")),
+                other["threshold"],
+                f"published, {other['source']['url'].replace('https://arxiv.org/abs/', 'arXiv ')}",
+            )
+        terminal().print(table)
+
+
+def show_transforms(metrics: dict[str, Any], sample: int) -> None:
+    """Print how a guard fares under transforms, a table for each evaluation set that was measured under them."""
+    for name, values in metrics.items():
+        if not values.get("transforms"):
+            continue
+        table = Table(title=f"requests of {name}, at most {sample} of each label, written anew by transforms")
+        for column in ("transform", "unsafe", "recall (95%)", "of plain", "benign", "fpr (95%)", "over plain"):
+            table.add_column(column, justify="left" if column == "transform" else "right")
+        for transform, under in values["transforms"].items():
+            ratio, delta = under["recall_ratio"], under["benign_fpr_delta"]
+            table.add_row(
+                transform,
+                str(under["positives"]),
+                _with_interval(under["recall"], under["intervals"]["recall"]),
+                share_text(ratio),
+                str(under["negatives"]),
+                _with_interval(under["fpr"], under["intervals"]["fpr"]),
+                "-" if delta is None else f"{delta:+.3f}",
+            )
+        terminal().print(table)
+
+
+def _with_interval(value: float | None, interval: list[float] | None) -> str:
+    shown = share_text(value)
+    return shown if interval is None else f"{shown} ({interval[0]:.2f} to {interval[1]:.2f})"
 
 
 def show_funnel(report: CurationReport) -> None:

@@ -1,10 +1,20 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardrail.calibration import choose_threshold, fit_temperature
-from guardrail.metrics import binary_metrics, expected_calibration_error, tagged_metrics, wilson
+from guardrail.metrics import (
+    binary_metrics,
+    expected_calibration_error,
+    metric_intervals,
+    ranking_metrics,
+    tagged_metrics,
+    wilson,
+)
+
+#: A label, a score (many of them tied) and a decision that need not follow from it.
+items = st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.2, 0.5, 0.7, 1.0]), st.booleans()), min_size=1)
 
 
 def test_wilson_by_the_book():
@@ -18,6 +28,59 @@ def test_the_interval_holds_the_share(successes, trials):
     successes = min(successes, trials)
     low, high = wilson(successes, trials)
     assert 0 <= low <= successes / trials + 1e-12 and successes / trials - 1e-12 <= high <= 1
+
+
+@given(st.integers(0, 50), st.integers(1, 50), st.integers(2, 20))
+def test_the_interval_is_narrower_with_more_of_the_same(successes, trials, times):
+    few, many = wilson(min(successes, trials), trials), wilson(times * min(successes, trials), times * trials)
+    assert many[1] - many[0] < few[1] - few[0]
+
+
+@settings(deadline=None, max_examples=25)
+@given(items, st.integers(0, 3))
+def test_intervals_hold_their_metrics_and_are_absent_where_these_are(rows, seed):
+    unsafe, scores, flagged = map(np.array, zip(*rows, strict=True))
+    metrics = binary_metrics(unsafe, scores, None, flagged)
+    intervals = metric_intervals(unsafe, scores, flagged, seed)
+    assert intervals.keys() == metrics.keys() - {"n", "positives", "ece", "threshold"}
+    for name, interval in intervals.items():
+        assert (interval is None) == (metrics[name] is None), name
+        if interval is not None:
+            low, high = interval
+            assert 0 <= low <= metrics[name] + 1e-12 and metrics[name] - 1e-12 <= high <= 1 + 1e-12, name
+    assert intervals == metric_intervals(unsafe, scores, flagged, seed)
+
+
+@settings(deadline=None, max_examples=50)
+@given(items)
+def test_what_is_resampled_is_what_scikit_learn_measures(rows):
+    unsafe, scores, flagged = map(np.array, zip(*rows, strict=True))
+    metrics = binary_metrics(unsafe, scores, None, flagged)
+    if metrics["auroc"] is not None:
+        values = np.unique(-scores)
+        counts = ([(scores[of] == -value).sum() for value in values] for of in (unsafe, ~unsafe))
+        (found,) = ranking_metrics(*(np.array([each]) for each in counts))
+        assert found == pytest.approx([metrics[name] for name in ("auprc", "auroc", "recall_at_1pct_fpr")])
+
+
+def test_bootstrap_intervals_are_narrower_with_more_data_and_as_wide_as_theory_has_it():
+    random = np.random.default_rng(0)
+    unsafe = np.arange(1600) % 2 == 0
+    scores = random.normal(size=1600) + unsafe
+    few, many = (metric_intervals(unsafe[:n], scores[:n], scores[:n] > 0.5, 0) for n in (100, 1600))
+    for name in ("f1", "auprc", "auroc"):
+        assert (many[name][1] - many[name][0]) / (few[name][1] - few[name][0]) == pytest.approx(0.25, abs=0.1), name
+    # Hanley and McNeil (1982) for two normal distributions one apart, 800 of each: 0.76 with a standard error of 0.012
+    low, high = many["auroc"]
+    assert low < 0.76 < high and high - low == pytest.approx(2 * 1.96 * 0.012, rel=0.15)
+
+
+def test_a_guard_without_threshold_is_measured_by_its_decisions():
+    metrics = tagged_metrics([True, False], [0.1, 0.9], [["a"], None], None, [True, False], seed=0)
+    assert metrics["f1"] == 1.0 and metrics["auroc"] == 0.0 and metrics["ece"] is metrics["threshold"] is None
+    assert metrics["tags"]["a"]["intervals"]["recall"] == wilson(1, 1)
+    with pytest.raises(ValueError, match="threshold or its decisions"):
+        binary_metrics([True], [0.5], None)
 
 
 def test_metrics_by_hand():

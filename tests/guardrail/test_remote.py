@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from guardrail.datasets import EvaluationItem
+from guardrail.evaluation import evaluate_set
 from guardrail.guard import LABELS, UNSAFE, Guard
 from guardrail.metrics import binary_metrics
-from guardrail.remote import KEY_VARIABLE, RemoteGuard, TargetError, evaluate_remote, open_guard, unsafe_scores
+from guardrail.remote import KEY_VARIABLE, RemoteGuard, TargetError, open_guard, unsafe_scores
 from tests.moderation_server import MODEL, Trouble, moderation_server
 from tests.tiny_guard import tiny_guard
 
@@ -215,7 +216,7 @@ def test_metrics_of_a_service_are_of_its_decisions_and_of_its_scores(server):
         for i in range(70)
     ]
     guard = RemoteGuard(server.url, batch=1)
-    metrics = evaluate_remote(guard, items)
+    metrics = evaluate_set(guard, items)
     assert (metrics["auprc"], metrics["auroc"], metrics["recall_at_1pct_fpr"]) == (1.0, 1.0, 1.0)
     assert (metrics["f1"], metrics["recall"], metrics["fpr"], metrics["precision"]) == (0.0, 0.0, 0.0, None)
     assert (metrics["threshold"], metrics["ece"]) == (None, None)
