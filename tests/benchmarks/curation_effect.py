@@ -8,8 +8,8 @@ cut, left out or doubled, or one more), evaluation texts written by transforms (
 keyboard mash, shuffled letters, shuffled words), flipped labels (10%). The result is curated. A pair of copies is found
 if one of the two is dropped as the other's; precision counts what a stage drops that is none of its faults. Shuffled
 words are gibberish and a copy: dropped as either, they are found. Guards are trained on the clean set, on the faulty
-and on the curated one, and measured on the evaluation sets; they read each id once, so that exact copies cost them
-nothing.
+and on the curated one, and measured on requests held back from the clean set; also, for the record, on the evaluation
+sets but for the texts that were planted. They read each id once, so that exact copies cost them nothing.
 """
 
 import argparse
@@ -26,8 +26,9 @@ import pyarrow.parquet as pq
 from cluster.connect import connect
 from guardrail.curation import CurationConfig, curate
 from guardrail.datasets import EvaluationItem, evaluation_texts, load_dataset_by_name, load_evaluations
-from guardrail.evaluation import evaluate_set
+from guardrail.guard import UNSAFE as UNSAFE_LABEL
 from guardrail.guard import Guard
+from guardrail.metrics import binary_metrics
 from guardrail.models import cache_dir
 from guardrail.records import Record, make_record, read_records, write_records
 from guardrail.transforms import TRANSFORMS
@@ -198,10 +199,11 @@ def found(ledger: Sequence[dict[str, Any]], faults: dict[str, dict[str, str]]) -
     return result
 
 
-def mean_f1(guard: Path, sets: dict[str, list[EvaluationItem]]) -> float:
-    """Return a guard's mean F1 at its own threshold."""
-    loaded = Guard.from_pretrained(guard)
-    return float(np.mean([evaluate_set(loaded, sets[name])["f1"] for name in MEASURED]))
+def f1(guard: Guard, items: Sequence[tuple[str, bool]]) -> float:
+    """Return a guard's F1 at its own threshold on (text, unsafe)."""
+    texts, unsafe = zip(*items, strict=True)
+    scores = guard.probabilities(texts)[:, 0]
+    return float(binary_metrics(unsafe, scores, guard.card.thresholds[UNSAFE_LABEL])["f1"])
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -227,8 +229,9 @@ def main(arguments: Sequence[str]) -> None:
 
         base = curated(public_records(options.data_dir, options.records, random), "public")
         places = random.permutation(len(base))
-        validation = [base[i] for i in places[: len(base) // 5]]
-        clean = [base[i] for i in places[len(base) // 5 :]]
+        validation, held_back, clean = (
+            [base[i] for i in part] for part in np.split(places, [len(base) // 10, 3 * len(base) // 10])
+        )
         items = [(name, item) for name, listed in sets.items() for item in listed if len(item.text.split()) >= 5]
         faulty, faults = planted(clean, items, random)
         kept = curated(faulty, "curated")
@@ -247,13 +250,19 @@ def main(arguments: Sequence[str]) -> None:
             hit = sum(row["stage"] == entry["stage"] and row["id"] in planted_ids for row in ledger)
             print(f"{entry['stage']:16} {entry['in']:6d} {entry['in'] - entry['kept']:8d} {hit:8d}  {entry['reasons']}")
         if options.guards == "true":
-            f1 = {
-                name: mean_f1(train(records, validation, directory / f"guard-{name}"), sets)
-                for name, records in (("clean", clean), ("faulty", faulty), ("curated", kept))
+            leaked = set(faults["contaminated"].values())
+            measured = {"held back": [(record["text"], record["unsafe"]) for record in held_back]} | {
+                name: [(item.text, item.unsafe) for item in sets[name] if f"{name}/{item.id}" not in leaked]
+                for name in MEASURED
             }
-            cost = f1["clean"] - f1["faulty"]
-            result |= {"f1": f1, "f1_regained": round((f1["curated"] - f1["faulty"]) / cost, 4) if cost else None}
-            print("mean F1: " + ", ".join(f"{name} {value:.3f}" for name, value in f1.items()))
+            found_f1: dict[str, dict[str, float]] = {}
+            for name, records in (("clean", clean), ("faulty", faulty), ("curated", kept)):
+                guard = Guard.from_pretrained(train(records, validation, directory / f"guard-{name}"))
+                found_f1[name] = {each: f1(guard, texts) for each, texts in measured.items()}
+                print(f"F1, {name}: {', '.join(f'{each} {value:.3f}' for each, value in found_f1[name].items())}")
+            of_clean, of_faulty, of_curated = (found_f1[name]["held back"] for name in ("clean", "faulty", "curated"))
+            regained = (of_curated - of_faulty) / (of_clean - of_faulty) if of_clean != of_faulty else None
+            result |= {"f1": found_f1, "f1_regained": regained}
     print(json.dumps(result))
 
 
