@@ -13,7 +13,7 @@ from guardrail.guard import token_batches
 from guardrail.models import resolve
 
 _TOKENS_PER_BATCH = 1024
-_CLEAR = 1.5  # nats a token: two orders of a text's words differ by less
+_CLEAR = 3.0  # nats a token: of 300 texts, two orders of the words of 99% differed by less than 2.7
 
 
 class WordOrder:

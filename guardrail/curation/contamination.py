@@ -11,7 +11,7 @@ from guardrail.curation.config import CurationConfig
 from guardrail.curation.facts import NearIndex, signatures, stored_signatures
 from guardrail.curation.runs import RunIndex, loose_words
 from guardrail.curation.semantic import LEVELS, whole_vectors
-from guardrail.curation.stage import Drop, Judge, Survey, are_trusted_seeds
+from guardrail.curation.stage import Drop, Judge, Survey, are_trusted_seeds, keep_all
 from guardrail.deobfuscation import plain, readings
 from guardrail.embedding import shared_encoder
 from guardrail.static_embedding import StaticEncoder
@@ -46,7 +46,9 @@ class Decontamination:
         }
 
     def prepare(self, survey: Survey) -> Judge:
-        """Return the judge, which holds the evaluation texts as hashes."""
+        """Return the judge, which holds the evaluation texts as hashes and vectors; without any it looks at nothing."""
+        if not any(self.evaluation.values()):
+            return keep_all
         return Index(self.config, self.evaluation).drops
 
 
@@ -73,19 +75,11 @@ class Index:
             encoder = encoder.fitted(encoder.token_counts(texts))
         self._encoder, self._vectors = encoder, whole_vectors(encoder, texts).T
 
-    def drop(self, text: str, response: str | None) -> Drop | None:
-        """Return why a request and its response may not be trained on, or None; the evidence starts with "set/id".
-
-        What nearly is an evaluation text, or says the same, `drops` finds alone, for a batch.
-
-        Args:
-            text: the request; it alone may not equal an evaluation text either.
-            response: the answer, if any.
-        """
-        return self._dropped(_said(text, response), None, None)
-
     def drops(self, batch: pa.Table) -> list[Drop | None]:
-        """Return the verdicts on a batch of records."""
+        """Return the verdicts on a batch of records; the evidence starts with "set/id".
+
+        A request alone may not equal an evaluation text either.
+        """
         columns = (batch[name].to_pylist() for name in ("text", "response"))
         said = [_said(text, response) for text, response in zip(*columns, strict=True)]
         disguised = {row: each.plain for row, each in enumerate(said) if each.plain is not None}
@@ -106,7 +100,7 @@ class Index:
         shown = [(row, text) for row, each in enumerate(said) for text in each.shown]
         least = math.ceil(self._config.semantic_duplicate * LEVELS**2)
         found: dict[int, str] = {}
-        for start in range(0, len(shown) if self._vectors.size else 0, _TEXTS_AT_ONCE):
+        for start in range(0, len(shown), _TEXTS_AT_ONCE):
             part = shown[start : start + _TEXTS_AT_ONCE]
             products = whole_vectors(self._encoder, [text for _, text in part]) @ self._vectors
             for (row, _), number, product in zip(part, products.argmax(axis=1), products.max(axis=1), strict=True):

@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from guardrail.curation.balance import Balance
 from guardrail.curation.config import CurationConfig
@@ -39,7 +38,7 @@ from guardrail.curation.policy import SafetyPolicy
 from guardrail.curation.quality import Quality
 from guardrail.curation.semantic import SemanticDuplicates
 from guardrail.curation.stage import Stage
-from guardrail.curation.survey import ClusterSurvey, over_parts
+from guardrail.curation.survey import ClusterSurvey, cluster_cpus, over_parts
 from guardrail.curation.votes import JudgesVote
 from guardrail.records import SCHEMA, check_records, write_tables
 from guardrail.text import digest
@@ -153,7 +152,7 @@ def _prepared(
 
 def _rows_per_file(records: int) -> int:
     """Return how many records a task gets: of few records all CPUs get some, of many no task holds very many."""
-    share = math.ceil(records / ray.cluster_resources().get("CPU", 1))
+    share = math.ceil(records / cluster_cpus())
     return min(max(share, _FEWEST_ROWS), _MOST_ROWS)
 
 

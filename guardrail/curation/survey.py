@@ -59,6 +59,11 @@ class ClusterSurvey:
         return ray.get([task.remote(shared, item) for item in items])
 
 
+def cluster_cpus() -> int:
+    """Return how many CPUs the cluster has, at least one."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
 def over_parts(function: Callable[[Part], R], parts: Sequence[Part], num_cpus: float) -> list[R]:
     """Apply a function to each part, on Ray Data, in tasks that reserve `num_cpus`; return results in the parts' order.
 
@@ -77,7 +82,7 @@ def over_parts(function: Callable[[Part], R], parts: Sequence[Part], num_cpus: f
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=num_cpus,
-            compute=ray.data.TaskPoolStrategy(size=min(len(parts), max(1, int(ray.cluster_resources().get("CPU", 1))))),
+            compute=ray.data.TaskPoolStrategy(size=min(len(parts), cluster_cpus())),
         )
         results = {row["number"]: row["result"] for row in done.iter_rows()}
     return [pickle.loads(results[number]) for number in range(len(parts))]

@@ -26,16 +26,15 @@ import pyarrow.parquet as pq
 from cluster.connect import connect
 from guardrail.curation import CurationConfig, curate
 from guardrail.datasets import EvaluationItem, evaluation_texts, load_dataset_by_name, load_evaluations
-from guardrail.guard import UNSAFE as UNSAFE_LABEL
-from guardrail.guard import Guard
+from guardrail.guard import UNSAFE, Guard
 from guardrail.metrics import binary_metrics
 from guardrail.models import cache_dir
 from guardrail.records import Record, make_record, read_records, write_records
 from guardrail.transforms import TRANSFORMS
 from tests.benchmarks.adversary_learning import train
 
-UNSAFE = ("aart", "harmfulqa", "catqa", "do-not-answer", "safety-tuned-llamas", "toxigen")
-BENIGN = ("alpaca", "dolly", "self-instruct-seed-tasks", "toxigen")
+UNSAFE_SETS = ("aart", "harmfulqa", "catqa", "do-not-answer", "safety-tuned-llamas", "toxigen")
+BENIGN_SETS = ("alpaca", "dolly", "self-instruct-seed-tasks", "toxigen")
 EVALUATION = ("openai-moderation", "xstest", "harmbench", "jailbreakbench", "strongreject", "mitre-frr")
 MEASURED = ("openai-moderation", "xstest")  # those with both labels
 SHARES = {"exact": 0.10, "near": 0.10, "contaminated": 0.02, "gibberish": 0.05, "label_flip": 0.10}
@@ -57,7 +56,7 @@ def public_records(data_dir: Path, count: int, random: np.random.Generator) -> l
     What has more than `_LONGEST` words is a document with a request, and most of the time of training.
     """
     drawn: list[Record] = []
-    for label, names in ((True, UNSAFE), (False, BENIGN)):
+    for label, names in ((True, UNSAFE_SETS), (False, BENIGN_SETS)):
         pools = []
         for name in names:
             found = [
@@ -203,7 +202,7 @@ def f1(guard: Guard, items: Sequence[tuple[str, bool]]) -> float:
     """Return a guard's F1 at its own threshold on (text, unsafe)."""
     texts, unsafe = zip(*items, strict=True)
     scores = guard.probabilities(texts)[:, 0]
-    return float(binary_metrics(unsafe, scores, guard.card.thresholds[UNSAFE_LABEL])["f1"])
+    return float(binary_metrics(unsafe, scores, guard.card.thresholds[UNSAFE])["f1"])
 
 
 def main(arguments: Sequence[str]) -> None:

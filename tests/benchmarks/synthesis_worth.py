@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     sets = load_evaluations(list(EVALUATION), options.data_dir)
     parts = split_by_seed(embedded_seeds(), validation=0.2, held_out=0.0)
     auprc: dict[str, list[list[float]]] = {"seeds": [], "seeds and synthetic": []}
-    directory = options.dir / f"seeds-{options.seeds}"
+    directory = options.dir / f"{options.model.replace('/', '_')}-{options.seeds}"  # another model, other data
     directory.mkdir(parents=True, exist_ok=True)
     with connect():
         kept = made(parts[TRAIN], settings(options.model, options.seeds), directory, evaluation_texts(sets))

@@ -429,6 +429,16 @@ def test_a_contrast_is_like_its_seed_and_asks_for_something_else():
     assert [drop and drop.reason for drop in drops] == [None, None, "asks what its seed asks", "unlike its seed"]
 
 
+def test_a_harmful_contrast_must_look_harmful_and_a_harmless_one_need_not_look_harmless():
+    bread = [seed(f"How do I bake {what} at home?") for what in ("bread", "rolls", "a cake", "a pie", "cookies")]
+    theft = [seed(f"How do I steal {what}?", unsafe=True) for what in ("a phone", "cash", "shoes", "wine", "a bike")]
+    contrast = {"method": "contrast:lookalike"}
+    harmful = child(bread[2], "Who eats cake at home on a Sunday?", **contrast, unsafe=True, categories=None)
+    harmless = child(theft[2], "Why do people steal shoes from shops?", **contrast, unsafe=False, categories=[])
+    drops = verdicts(LabelFidelity(CONFIG), [*bread, *theft, harmful, harmless])
+    assert [drop and drop.reason for drop in drops[10:]] == ["like seeds of the other label", None]
+
+
 def test_stories_are_judged_as_paraphrases_are_and_translations_not_at_all():
     bread = seed("How can I bake a good loaf of bread at home?")
     records = [
