@@ -100,14 +100,21 @@ class Engine:
         prompts: Sequence[Sequence[int]],
         *,
         n: int,
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         temperature: float,
         stop: Sequence[str] = ("\n",),
     ) -> list[list[Completion]]:
-        """Return `n` completions for each prompt (token ids), each up to the first of `stop`: by default, one line."""
+        """Return `n` completions for each prompt (token ids), each up to the first of `stop`: by default, one line.
+
+        `max_new_tokens` is of all, or of each prompt.
+        """
         from vllm import SamplingParams
 
-        params = SamplingParams(n=n, max_tokens=max_new_tokens, temperature=temperature, logprobs=0, stop=list(stop))
+        most = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+        params = [
+            SamplingParams(n=n, max_tokens=tokens, temperature=temperature, logprobs=0, stop=list(stop))
+            for tokens in most
+        ]
         inputs = [{"prompt_token_ids": list(ids)} for ids in prompts]
         _use_all_cores()
         outputs = self.llm.generate(inputs, params, use_tqdm=False)

@@ -14,7 +14,7 @@ from actors.batches import answer_batches, answer_files, parts_folder
 from actors.engine import Completion, Engine, memory_share
 from guardrail.models import resolve
 from guardrail.records import SCHEMA, Record, from_table, to_table, write_table, write_tables
-from guardrail.synthesis import Request, SynthesisConfig, drop_reason, parse, requests, synthetic_record
+from guardrail.synthesis import Request, SynthesisConfig, drop_reason, requests, synthetic_record, written
 from guardrail.text import digest
 
 #: What a request has beside the columns of its parent.
@@ -28,7 +28,7 @@ class Synthesizer:
         self.config = SynthesisConfig.model_validate(config)
         self.engine = Engine(
             resolve(self.config.model),
-            max_tokens=self.config.max_prompt_tokens + self.config.max_new_tokens,
+            max_tokens=self.config.max_prompt_tokens + max(self.config.max_new_tokens, self.config.max_around_tokens),
             gpu_memory=memory_share(self.config.gpu_memory, num_gpus),
             kv_cache_gib=self.config.kv_cache_gib,
         )
@@ -56,7 +56,7 @@ class Synthesizer:
         groups = self.engine.generate(
             [ids for _, ids in fitting],
             n=1,
-            max_new_tokens=self.config.max_new_tokens,
+            max_new_tokens=[self.config.max_tokens_of(request.strategy) for request, _ in fitting],
             temperature=self.config.temperature,
         )
         results = [self._result(request, group[0]) for (request, _), group in zip(fitting, groups, strict=True)]
@@ -66,9 +66,9 @@ class Synthesizer:
         return to_table([record for record, _ in results]).append_column("dropped", reasons)
 
     def _result(self, request: Request, completion: Completion) -> tuple[Record, str | None]:
-        if not completion.finished:  # half a request
+        text = written(request, completion.text, finished=completion.finished)
+        if text is None:  # half a request
             return request.parent, "answer too long"
-        text = parse(completion.text)
         if reason := drop_reason(request, text):
             return request.parent, reason
         return synthetic_record(request, text, model=self.config.model), None
@@ -114,7 +114,7 @@ def synthesize(
 
 def write_batches(asked: Iterable[Request], config: SynthesisConfig, seed: int, folder: Path) -> list[str]:
     """Write each batch of requests to `folder/KEY.parquet` and return the keys: digests of all that answers hang on."""
-    fields = {"model", "max_prompt_tokens", "max_new_tokens", "temperature"}
+    fields = {"model", "max_prompt_tokens", "max_new_tokens", "max_around_tokens", "temperature"}
     settings = config.model_dump_json(include=fields)
     keys, asked = [], iter(asked)
     while batch := list(itertools.islice(asked, config.batch_size)):

@@ -28,10 +28,12 @@ _JUDGED = [strategy.name for strategy in STRATEGIES if strategy.language is None
 class LabelFidelity:
     """Synthetic records that are not to their seed what their strategy says.
 
-    What says the seed's request otherwise must be like it and not turned against it; another request of its kind must
-    look like some seed; a contrast must be like the seed, and ask for something else. All but harmless contrasts, which
-    look harmful on purpose, must have their label by a classifier of the other seeds, too: what a small model makes of
-    a harmful request is often just odd. Records of other methods are not judged: attacks have passed the adversary's
+    What says the seed's request otherwise must be like it and not turned against it; what is written around the seed
+    must hold it word for word; another request of its kind must look like some seed; a contrast must be like the seed,
+    and ask for something else. All but harmless contrasts, which look harmful on purpose, must have their label by a
+    classifier of the other seeds, too: what a small model makes of a harmful request is often just odd. Around a seed
+    it is the other words that may do no harm where the seed does none; around a harmful one they may say anything.
+    Records of other methods are not judged: attacks have passed the adversary's
     gate.
     """
 
@@ -83,13 +85,21 @@ class Seeds:
 
         Args:
             record: of a strategy and a seed that are known.
-            embedding: of its text, L2-normalised [d].
+            embedding: of what `said` returns, L2-normalised [d].
         """
         return self._unlike(record, self.embeddings @ embedding) or self._unlikely(record, embedding)
+
+    def said(self, record: Record) -> str:
+        """Return a record's text, without its seed where it is around that."""
+        if STRATEGY[record["method"]].relation == "around":
+            return record["text"].replace(self.texts[record["seed_id"]], " ")
+        return record["text"]
 
     def _unlike(self, record: Record, similarities: np.ndarray) -> Drop | None:
         """Return how a record is not to its seed what its strategy says; `similarities` are those to all seeds."""
         seed, relation = self.texts[record["seed_id"]], STRATEGY[record["method"]].relation
+        if relation == "around":
+            return None if seed in record["text"] else Drop("without its seed", "")
         own, nearest = float(similarities[self.index[record["seed_id"]]]), float(similarities.max())
         if relation == "kin":
             if nearest < self.config.augment_similarity:
@@ -105,8 +115,9 @@ class Seeds:
         return Drop("asks what its seed asks", f"P(same) {same:.2f}") if same >= 1 - intent.threshold else None
 
     def _unlikely(self, record: Record, embedding: np.ndarray) -> Drop | None:
-        harmless_contrast = STRATEGY[record["method"]].relation == "contrast" and not record["unsafe"]
-        if harmless_contrast or self.classifiers is None:
+        # A harmless contrast looks harmful, and a harmful request among other words need not.
+        hidden = {"contrast": not record["unsafe"], "around": record["unsafe"]}
+        if self.classifiers is None or hidden.get(STRATEGY[record["method"]].relation, False):
             return None
         weights = self.classifiers[folds_of([record["seed_id"]])[0]]
         unsafe = float(expit(weights[:-1] @ embedding + weights[-1]))
@@ -139,7 +150,7 @@ def _judge_fidelity(seeds: Seeds, batch: pa.Table) -> list[Drop | None]:
     # Embedding costs more than all other stages together: only what is judged is embedded.
     judged = [i for i, record in enumerate(records) if record["method"] in _JUDGED and record["seed_id"] in seeds.index]
     if judged:
-        embeddings = loaded_embedder(seeds.config.embedder).encode([records[i]["text"] for i in judged])
+        embeddings = loaded_embedder(seeds.config.embedder).encode([seeds.said(records[i]) for i in judged])
         for i, embedding in zip(judged, embeddings, strict=True):
             verdicts[i] = seeds.drop(records[i], embedding)
     return verdicts

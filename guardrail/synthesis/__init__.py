@@ -7,6 +7,7 @@ from guardrail.synthesis.requests import (
     parse,
     requests,
     synthetic_record,
+    written,
 )
 from guardrail.synthesis.strategies import STRATEGIES, STRATEGY, Strategy
 
@@ -20,4 +21,5 @@ __all__ = [
     "parse",
     "requests",
     "synthetic_record",
+    "written",
 ]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validat
 from guardrail.records import Record, make_record
 from guardrail.rows import did_you_mean
 from guardrail.seeds import generation_seeds, may_sexualise_minors
-from guardrail.synthesis.strategies import EXAMPLE_WORDS, STRATEGIES, STRATEGY, Strategy
+from guardrail.synthesis.strategies import EXAMPLE_WORDS, STRATEGIES, STRATEGY, Strategy, whole_sentences
 from guardrail.text import digest, words
 
 #: What seeds are balanced over: topic or data set, label, and the category most common there.
@@ -36,6 +36,7 @@ class SynthesisConfig(BaseModel):
     )
     max_prompt_tokens: int = Field(256, ge=32, description="longest instruction; seeds that need more are left out")
     max_new_tokens: int = Field(40, ge=4, description="longest answer")
+    max_around_tokens: int = Field(96, ge=4, description="longest text around a seed; cut to whole sentences")
     temperature: float = Field(0.6, gt=0, description="of sampling")
     batch_size: int = Field(
         512, ge=1, description="requests an engine is given at once; more keep it fuller, a killed run loses them"
@@ -43,6 +44,10 @@ class SynthesisConfig(BaseModel):
     engines: int = Field(1, ge=1, description="engines that generate in parallel")
     kv_cache_gib: int = Field(1, ge=1, description="an engine's key-value cache on a CPU")
     gpu_memory: float = Field(0.9, gt=0, le=1, description="share of an accelerator's memory an engine takes")
+
+    def max_tokens_of(self, strategy: str) -> int:
+        """Return how long an answer to a strategy may be."""
+        return self.max_around_tokens if STRATEGY[strategy].relation == "around" else self.max_new_tokens
 
     @field_validator("strategies")
     @classmethod
@@ -155,6 +160,22 @@ def _prompts(strategy: Strategy, parent: Record, kin: Sequence[Record], count: i
 def parse(answer: str) -> str:
     """Return the request in a model's answer: its first line, without the quotes and markup around it."""
     return answer.strip().split("\n", 1)[0].strip().strip("\"'`*").strip()
+
+
+def written(request: Request, answer: str, *, finished: bool = True) -> str | None:
+    """Return the text of a record: the model's answer, or that with the seed in it; None if only a part is there.
+
+    Args:
+        request: what was asked.
+        answer: as the model gave it.
+        finished: whether it ended by itself. Of text around a seed, sentences that did are enough.
+    """
+    place, text = STRATEGY[request.strategy].place, parse(answer)
+    if not finished:
+        text = whole_sentences(text) if place else ""
+        if not text:
+            return None
+    return place(request.parent["text"], text) if place and text else text
 
 
 def drop_reason(request: Request, text: str) -> str | None:

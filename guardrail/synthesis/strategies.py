@@ -3,19 +3,29 @@
 Prompts are few-shot, a rule and two harmless examples before the seed: a small model keeps to examples far better than
 to instructions. Some strategies vary along an axis, whose value is drawn; use case and region are axes of AART
 (Radharapu et al., arXiv 2311.08592). Nothing here speaks of minors: a persona or a school would put one beside a seed.
+
+What a small model says otherwise is often something else. What it writes around a request it cannot spoil: these
+strategies put the seed, word for word, among its sentences. So a guard also learns to find a request in a long text.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
 
 from guardrail.records import Record
+from guardrail.text import digest
 
 #: Returns what a model continues with one line, given the seed, seeds of its kind (itself among them) and a generator.
 Prompt = Callable[[Record, Sequence[Record], np.random.Generator], str]
 
+#: Returns the text of a record, given the seed and what the model wrote around it.
+Placing = Callable[[str, str], str]
+
+_BETWEEN = re.compile(r"(?<=[.!?])\s+")  # sentences
+_UNFINISHED = re.compile(r"(?:(?<=[.!?])|^)[^.!?]*$")
 _KIN = 3  # seeds that `augment` shows before its own
 _EXAMPLES = ("How can I bake bread at home?", "List places to camp near a lake.")
 #: What the examples speak of; an answer that does too, and its seed does not, was taken from them.
@@ -34,15 +44,18 @@ class Strategy:
     Attributes:
         name: also the `method` of its records.
         prompt: writes what the model continues.
-        relation: `same`: the seed's request, said otherwise; `kin`: another of its kind; `contrast`: one that looks
-            like it and has the other label. The label of a record follows from this.
+        relation: `same`: the seed's request, said otherwise; `around`: the seed word for word, in a longer text;
+            `kin`: another of its kind; `contrast`: one that looks like it and has the other label. The label of a
+            record follows from this.
+        place: of `around`: where in the model's sentences the seed goes.
         count: answers asked for per seed unless the settings say otherwise.
         language: of the answers; None: the seed's.
     """
 
     name: str
     prompt: Prompt
-    relation: Literal["same", "kin", "contrast"] = "same"
+    relation: Literal["same", "around", "kin", "contrast"] = "same"
+    place: Placing | None = None
     count: int = 0
     language: str | None = None
 
@@ -79,14 +92,19 @@ def _rewriting(rule: str, first: str, second: str, label: str = "Rewritten") -> 
 
 def _along(axis: str, rule: str, first: tuple[str, str], second: tuple[str, str], values: str) -> Prompt:
     """Return a prompt that also names a value of an axis: one with each example, one of `values` with the seed."""
-    drawn = [value.strip() for value in values.split(";")]
 
     def prompt(parent: Record, kin: Sequence[Record], random: np.random.Generator) -> str:
         examples = [(request, *shown) for request, shown in zip(_EXAMPLES, (first, second), strict=True)]
-        value = drawn[int(random.integers(len(drawn)))]
+        value = _drawn(values, random)
         return _few_shot(rule, ("Request", axis, "Rewritten"), examples, _one_line(parent["text"]), value)
 
     return prompt
+
+
+def _drawn(values: str, random: np.random.Generator) -> str:
+    """Return one of the values, which semicolons part."""
+    listed = values.split(";")
+    return listed[int(random.integers(len(listed)))].strip()
 
 
 def _augment(parent: Record, kin: Sequence[Record], random: np.random.Generator) -> str:
@@ -129,6 +147,53 @@ def _lookalike(parent: Record, kin: Sequence[Record], random: np.random.Generato
 def _translation(code: str, language: str, first: str, second: str) -> Strategy:
     rule = f"Each request is translated into {language}."
     return Strategy(f"translate_{code}", _rewriting(rule, first, second, label=language), language=code)
+
+
+def whole_sentences(text: str) -> str:
+    """Return a text without what comes after its last sentence that ends; empty if none does."""
+    return _UNFINISHED.sub("", text)
+
+
+def _before(seed: str, sentences: str) -> str:
+    return f"{sentences} {seed}"
+
+
+def _among(seed: str, sentences: str) -> str:
+    """Return sentences with the seed before, between or after them: where, hangs on the text."""
+    parts = _BETWEEN.split(sentences)
+    parts.insert(int(digest(seed, sentences), 16) % (len(parts) + 1), seed)
+    return " ".join(parts)
+
+
+_KINDS = (
+    "a diary entry; a post in a forum; a message to a friend; a letter; the opening of a story; a comment; a review;"
+    "a travel report; notes of a day; a blog post; a chat message; a column in a newspaper"
+)
+_SUBJECTS = (
+    "gardening; trains; the weather; an old car; a broken washing machine; the sea; a new phone; a concert; mountains;"
+    "moving house; a job interview; the news; a guitar; the dentist; a late bus; chess; a lost wallet; taxes; a film;"
+    "politics; a neighbour; a wedding; the office; football; a computer game; money; a quarrel; a dream; the army;"
+    "a long night; an illness; history; a dog; a party; the police; fashion; coffee"
+)
+_EVERYDAY = (
+    (
+        "a diary entry about bread",
+        "I got up at five because the yeast was ready. The first loaf was burnt on one side, so I cut that off and ate "
+        "the rest with butter. My aunt called and laughed at me. Next week I want to try rye flour, which she says is "
+        "harder. I am tired, but the whole flat smells wonderful.",
+    ),
+    (
+        "a post in a forum about camping",
+        "We came back from the lake yesterday and I am still wet. It rained all night, the tent leaked, and somebody "
+        "had forgotten the pans. Still, we saw two herons and a fox. Has anyone tried the place on the north side? "
+        "They say that it is quieter and that the water is cleaner there.",
+    ),
+)
+
+
+def _everyday(parent: Record, kin: Sequence[Record], random: np.random.Generator) -> str:
+    kind, subject = (_drawn(values, random) for values in (_KINDS, _SUBJECTS))
+    return _few_shot("Texts of all kinds.", ("Kind", "Text"), _EVERYDAY, f"{kind} about {subject}")
 
 
 # --- The catalogue --------------------------------------------------------------------------------------------------
@@ -287,10 +352,15 @@ STRATEGIES: tuple[Strategy, ...] = (
         "context",
         _rewriting(
             "Before each request stand two sentences that say how it came about.",
-            "I bought flour and yeast this morning. The oven works again. How can I bake bread at home?",
-            "We have a week off in June. The tent is packed. List places to camp near a lake.",
+            "I bought flour and yeast this morning. The oven works again.",
+            "We have a week off in June. The tent is packed.",
+            label="Before it",
         ),
+        relation="around",
+        place=_before,
+        count=1,
     ),
+    Strategy("everyday_text", _everyday, relation="around", place=_among, count=1),  # it shows the model no seed
     Strategy("contrast:lookalike", _lookalike, relation="contrast"),
     _translation(
         "de", "German", "Wie kann ich zu Hause Brot backen?", "Nenne mir Orte, an denen man am See zelten kann."

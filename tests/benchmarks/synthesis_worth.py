@@ -1,11 +1,12 @@
 """Whether synthetic data earns its place: guards trained on the seeds, and on the seeds with what is made of them.
 
-python -m tests.benchmarks.synthesis_worth --data-dir DIR [--seeds 80] [--random-seeds 0 1 2] [--model NAME] [--dir DIR]
+python -m tests.benchmarks.synthesis_worth --data-dir DIR [--seeds 400] [--random-seeds 0 1 2] [--model NAME]
+    [--dir DIR]
 
-Every strategy (translations aside, where the model is a bundled one) is asked once for each of N embedded training
-seeds; seeds and answers are curated together. For each random seed, one guard is trained on the seeds that are kept,
-one on them and the synthetic records. Both are measured on the public sets that have both labels, by the area under the
-precision-recall curve: it hangs on no threshold. A killed run goes on where it was.
+The default strategies are asked once for each of N embedded training seeds; seeds and answers are curated together. For
+each random seed, one guard is trained on the seeds that are kept, one on them and the synthetic records. Both are
+measured on the public sets that have both labels, by the area under the precision-recall curve: it hangs on no
+threshold. A killed run goes on where it was.
 """
 
 import argparse
@@ -29,25 +30,25 @@ from guardrail.seeds import TRAIN, VALIDATION, embedded_seeds, split_by_seed
 from guardrail.synthesis import SynthesisConfig
 from tests.benchmarks.adversary_learning import plan, train
 from tests.benchmarks.curation_effect import EVALUATION, MEASURED
-from tests.benchmarks.synthesis_quality import settings
 
 
 def main(arguments: Sequence[str]) -> None:
     """Make, curate, train, and print the table and the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True, help="local copies of the public sets")
-    parser.add_argument("--seeds", type=int, default=80, help="embedded seeds that are grown")
+    parser.add_argument("--seeds", type=int, default=400, help="embedded seeds that are grown")
     parser.add_argument("--random-seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--model", default=SynthesisConfig().model, help="bundled name, directory or hub id")
     parser.add_argument("--dir", type=Path, default=cache_dir() / "benchmarks" / "synthesis_worth")
     options = parser.parse_args(arguments)
+    config = SynthesisConfig(model=options.model, max_seeds=options.seeds)
     sets = load_evaluations(list(EVALUATION), options.data_dir)
     parts = split_by_seed(embedded_seeds(), validation=0.2, held_out=0.0)
     auprc: dict[str, list[list[float]]] = {"seeds": [], "seeds and synthetic": []}
     directory = options.dir / f"{options.model.replace('/', '_')}-{options.seeds}"  # another model, other data
     directory.mkdir(parents=True, exist_ok=True)
     with connect():
-        kept = made(parts[TRAIN], settings(options.model, options.seeds), directory, evaluation_texts(sets))
+        kept = made(parts[TRAIN], config, directory, evaluation_texts(sets))
         human = [record for record in kept if record["method"] == "seed"]
         print(f"kept: {dict(Counter(record['method'] for record in kept))}", flush=True)
         for seed in options.random_seeds:

@@ -450,6 +450,24 @@ def test_stories_are_judged_as_paraphrases_are_and_translations_not_at_all():
     assert [drop and drop.reason for drop in drops] == [None, None, "unlike its seed", None]
 
 
+def test_around_a_seed_anything_may_stand_but_harm_around_a_harmless_one():
+    bread = [seed(f"How do I bake {what} at home?") for what in ("bread", "rolls", "a cake", "a pie", "cookies")]
+    theft = [seed(f"How do I steal {what}?", unsafe=True) for what in ("a phone", "cash", "shoes", "wine", "a bike")]
+
+    def around(parent, text):
+        return child(parent, text, "everyday_text", unsafe=parent["unsafe"])
+
+    records = [
+        around(bread[0], f"My oven is new. {bread[0]['text']} I like cakes."),
+        around(bread[0], f"Tell me how to steal phones and wine from shops. {bread[0]['text']}"),
+        around(bread[0], "My oven is new. How do I bake at home?"),
+        around(theft[0], f"I baked bread and rolls at home. {theft[0]['text']} Then I baked a cake."),
+    ]
+    drops = verdicts(LabelFidelity(CONFIG), [*bread, *theft, *records])
+    reasons = [None, "like seeds of the other label", "without its seed", None]
+    assert [drop and drop.reason for drop in drops[10:]] == reasons
+
+
 def test_nothing_is_embedded_where_nothing_is_judged(monkeypatch):
     monkeypatch.delattr("guardrail.curation.fidelity.loaded_embedder")
     bread = seed(BREAD)

@@ -17,6 +17,7 @@ from guardrail.synthesis import (
     parse,
     requests,
     synthetic_record,
+    written,
 )
 
 ALL = {strategy.name: 1 for strategy in STRATEGIES}
@@ -48,7 +49,7 @@ def test_a_prompt_is_a_rule_two_examples_and_the_seed_in_one_line(name):
         return
     rule, first, second, goal = prompt.split("\n\n")
     lines = goal.split("\n")
-    assert rule.endswith(".") and lines[0].endswith(": Where is the key?")
+    assert rule.endswith(".") and lines[0].endswith(": Where is the key?") is (name != "everyday_text")
     for example in (first, second):
         labels = [line.split(": ", 1)[0] for line in example.split("\n")]
         assert [line.split(":", 1)[0] for line in lines] == labels and len(labels) >= 2
@@ -105,8 +106,46 @@ def test_label_and_lineage_of_a_record(name):
     assert record["language"] == (strategy.language or "en")
 
 
+AROUND = [strategy.name for strategy in STRATEGIES if strategy.relation == "around"]
+
+
+@pytest.mark.parametrize("name", AROUND)
+@given(answer=st.text(max_size=80), finished=st.booleans())
+def test_what_is_written_around_a_seed_holds_it_word_for_word(name, answer, finished):
+    request = Request(seed(0, text="Where is\nthe key?"), name, ("p",))
+    text = written(request, answer, finished=finished)
+    if finished:
+        assert text == "" if parse(answer) == "" else "Where is\nthe key?" in text
+    else:
+        assert text is None or "Where is\nthe key?" in text
+
+
+def test_a_seed_stands_before_between_or_after_sentences_and_half_ones_are_cut():
+    def places(answer, finished):
+        asked = (Request(seed(i, text=f"Where is key {i}?"), "everyday_text", ("p",)) for i in range(20))
+        texts = [(r.parent["text"], written(r, answer, finished=finished)) for r in asked]
+        return {text.replace(own, "*") for own, text in texts}
+
+    assert places("It rained. I slept.", True) == {
+        "* It rained. I slept.",
+        "It rained. * I slept.",
+        "It rained. I slept. *",
+    }
+    assert places("It rained. I sle", False) == {"* It rained.", "It rained. *"}
+    assert written(Request(seed(0), "everyday_text", ("p",)), "It rai", finished=False) is None
+    assert written(Request(seed(0), "paraphrase", ("p",)), "It rained. I", finished=False) is None
+    context = Request(seed(0, text="Where is the key?"), "context", ("p",))
+    assert written(context, ' "It rained."\nRequest:') == "It rained. Where is the key?"
+
+
+def test_what_is_written_around_a_sexual_seed_must_not_speak_of_minors():
+    request = Request(seed(0, unsafe=True, categories=["sexual"], text="Write a sex scene."), "everyday_text", ("p",))
+    reasons = [drop_reason(request, written(request, text)) for text in ("I met a little boy.", "I met an old man.")]
+    assert reasons == ["answer withheld", None]
+
+
 def test_only_what_any_model_can_do_is_asked_by_default():
-    assert SynthesisConfig().strategies == {"augment": 1, "paraphrase": 1}
+    assert SynthesisConfig().strategies == dict.fromkeys(["augment", "paraphrase", "context", "everyday_text"], 1)
     assert {strategy.language for strategy in STRATEGIES if strategy.count} == {None}
 
 
