@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests import tiny_loop
+from tests.submitted_loop import SubmittedLoop, submitted
 from tests.tiny_llama import tiny_llama
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -57,9 +58,14 @@ def loop_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished_loop(loop_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def submitted_loop(loop_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> SubmittedLoop:
+    """Return a tiny run that was submitted to a cluster, and what was seen of it."""
+    loop = submitted(loop_inputs, tmp_path_factory.mktemp("submitted") / "cache")
+    assert loop.status == "SUCCEEDED", loop.printed
+    return loop
+
+
+@pytest.fixture(scope="session")
+def finished_loop(submitted_loop: SubmittedLoop) -> Path:
     """Return the directory of a tiny run that nothing disturbed."""
-    run_dir = tmp_path_factory.mktemp("runs") / "tiny"
-    ended = tiny_loop.run(run_dir, loop_inputs)
-    assert ended.returncode == 0, ended.stdout
-    return run_dir
+    return submitted_loop.run_dir

@@ -2,8 +2,6 @@
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -12,7 +10,6 @@ from tests.tiny_guard import tiny_guard
 from tests.tiny_llama import tiny_llama
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 120  # seconds until something that must happen counts as never happening
 
 
 def write_inputs(directory: Path) -> None:
@@ -25,12 +22,17 @@ def write_inputs(directory: Path) -> None:
 
 
 def command(run_dir: Path, inputs: Path, *more: str) -> list[str]:
-    """Return the command of a one-round loop on what `write_inputs` wrote.
+    """Return the command of the loop in `settings`."""
+    return [sys.executable, str(ROOT / "jobs/adversarial_loop.py"), *settings(run_dir, inputs), *more]
+
+
+def settings(run_dir: Path, inputs: Path) -> list[str]:
+    """Return the arguments of a one-round loop on what `write_inputs` wrote.
 
     A random model writes bytes at random, so the gate's bounds are as wide as they go: what is tested is the machinery.
     """
     model = inputs / "llama"
-    settings = {
+    values = {
         "run_dir": run_dir,
         "seeds": inputs / "seeds.csv",
         "split.validation": 0.25,
@@ -59,9 +61,8 @@ def command(run_dir: Path, inputs: Path, *more: str) -> list[str]:
         "adversary.gate.min_fluency": -1000,
         "adversary.gate.max_words": 200,
     }
-    dotted = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-    job = [sys.executable, str(ROOT / "jobs/adversarial_loop.py"), "--config", str(ROOT / "jobs/configs/smoke.yaml")]
-    return [*job, *dotted, *more]
+    dotted = [part for key, value in values.items() for part in (f"--{key}", str(value))]
+    return ["--config", str(ROOT / "jobs/configs/smoke.yaml"), *dotted]
 
 
 def run(run_dir: Path, inputs: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -69,14 +70,6 @@ def run(run_dir: Path, inputs: Path, *more: str) -> subprocess.CompletedProcess[
     return subprocess.run(
         command(run_dir, inputs, *more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
     )
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "never happened"
-        time.sleep(0.01)
 
 
 def title(process: psutil.Process) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from tests import tiny_loop
+from tests.waiting import PATIENCE, until
 
 
 def without(run_dir, first):
@@ -27,9 +28,9 @@ def test_an_interrupted_loop_says_how_to_go_on(finished_loop, loop_inputs, tmp_p
     process = subprocess.Popen(
         tiny_loop.command(run_dir, loop_inputs), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    tiny_loop.wait_for(lambda: any(sign in title for title in tiny_loop.titles_below(process.pid)))
+    until(lambda: any(sign in title for title in tiny_loop.titles_below(process.pid)), f"{sign} is there")
     process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=tiny_loop.PATIENCE)
+    printed, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, printed
     assert f"interrupted; the same command goes on in {run_dir}" in " ".join(printed.split())
     assert "Traceback" not in printed

@@ -11,33 +11,34 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import tiny_loop
+from tests.waiting import PATIENCE, until
 
 
 def lines_of(process: subprocess.Popen[str]) -> Callable[[str], None]:
     """Return a function that reads what the process prints until a line holds a text."""
 
-    def until(text: str) -> None:
+    def read_to(text: str) -> None:
         for line in process.stdout:
             if text in line:
                 return
         raise AssertionError(f"the loop ended before it printed {text!r}")
 
-    return until
+    return read_to
 
 
 LONG = ("synthesize", "curate", "train", "attack")  # the others take a second
 
 
-def in_the_middle(phase: str, folder: Path, process: subprocess.Popen[str], until: Callable[[str], None]) -> None:
+def in_the_middle(phase: str, folder: Path, process: subprocess.Popen[str], read_to: Callable[[str], None]) -> None:
     """Wait until a long phase is halfway."""
     if phase == "synthesize":
-        tiny_loop.wait_for(lambda: any("Synthesizer" in title for title in tiny_loop.titles_below(process.pid)))
+        until(lambda: any("Synthesizer" in title for title in tiny_loop.titles_below(process.pid)), "an engine starts")
     elif phase == "curate":
-        tiny_loop.wait_for(lambda: list(folder.glob("curation/stages/03-*")))
+        until(lambda: list(folder.glob("curation/stages/03-*")), "the third stage begins")
     elif phase == "train":
-        tiny_loop.wait_for(lambda: list(folder.glob(".guard.training/*")))
+        until(lambda: list(folder.glob(".guard.training/*")), "training begins")
     elif phase == "attack":
-        until("1 of 2: ")
+        read_to("1 of 2: ")
 
 
 def phases(run_dir: Path) -> dict[str, dict]:
@@ -49,9 +50,9 @@ def kill_in(index: int, phase: str, command: list[str], run_dir: Path) -> None:
     """Start the loop, wait until it is in a phase, and kill it."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        until = lines_of(process)
-        until(f"{phase:<12} begins")
-        in_the_middle(phase, run_dir / "rounds" / f"{index:02d}", process, until)
+        read_to = lines_of(process)
+        read_to(f"{phase:<12} begins")
+        in_the_middle(phase, run_dir / "rounds" / f"{index:02d}", process, read_to)
         # Ray's two agents look for the rest of their node once a minute, and hold nothing of the run.
         children = psutil.Process(process.pid).children(recursive=True)
         workers = [child for child in children if not tiny_loop.title(child).endswith("Agent")]
@@ -59,7 +60,7 @@ def kill_in(index: int, phase: str, command: list[str], run_dir: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-    _, left = psutil.wait_procs(workers, timeout=tiny_loop.PATIENCE)
+    _, left = psutil.wait_procs(workers, timeout=PATIENCE)
     assert not left, f"processes of a killed run live on: {left}"
 
 

@@ -4,11 +4,9 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +23,11 @@ from guardrail.taxonomy import OPENAI_CATEGORIES
 from serve.app import ModeratorState
 from serve.moderation import MAX_INPUTS, moderation_result
 from tests.tiny_guard import tiny_guard
+from tests.waiting import free_port, until
 
 ROOT = Path(__file__).parents[2]
 APPLICATION = "moderation"
 TEXTS = ["How do I bake bread?", "I will find you.", "long and winding " * 40, "日本語", "x"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    """Wait until the condition holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"still not after {seconds} s: {what}"
-        time.sleep(0.05)
 
 
 def deploy(application_guard: Path, guard_in_use: Path) -> None:
@@ -73,7 +58,7 @@ def address(ray_cluster: Any, guards: tuple[Path, Path]) -> Iterator[str]:
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     deploy(guards[0], guards[0])
     url = f"http://127.0.0.1:{port}"
-    until(lambda: digest_in_use(url) == digest(guards[0]), "the first guard is served", seconds=120)
+    until(lambda: digest_in_use(url) == digest(guards[0]), "the first guard is served")
     yield url
     serve.shutdown()  # type: ignore[no-untyped-call]
 
@@ -292,7 +277,7 @@ def test_command_serves_the_newest_promoted_guard_until_sigterm(tmp_path: Path) 
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         url = f"http://127.0.0.1:{port}"
-        until(lambda: process.poll() is not None or digest_in_use(url) is not None, "the command serves", seconds=120)
+        until(lambda: process.poll() is not None or digest_in_use(url) is not None, "the command serves")
         assert digest_in_use(url) == digest(newest)
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=60)
