@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from guardrail.datasets import EvaluationItem
+from guardrail.evaluation_items import EvaluationItem
 from guardrail.guard import UNSAFE, Guard
 from guardrail.metrics import binary_metrics, tagged_metrics, wilson
 from guardrail.records import Record

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from guardrail.datasets import EvaluationItem
+from guardrail.evaluation_items import EvaluationItem
 from guardrail.guard import Guard
 from guardrail.metrics import wilson
 from guardrail.records import Record, make_record

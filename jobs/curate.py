@@ -23,7 +23,9 @@ from cluster.connect import connect
 from cluster.resources import plan_for_cluster
 from guardrail.curation import CurationConfig, curate
 from guardrail.curation.story import story
-from guardrail.datasets import evaluation_texts, load_dataset_by_name, load_evaluations, registry
+from guardrail.dataset_registry import registry
+from guardrail.datasets import load_dataset_by_name
+from guardrail.evaluation_sets import evaluation_texts, load_evaluations
 from guardrail.records import write_records
 from guardrail.seeds import load_seeds
 from jobs.settings import JobSettings, load, save_beside

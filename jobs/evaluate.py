@@ -23,8 +23,8 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from guardrail.datasets import ALL_SETS, load_available_evaluations
 from guardrail.evaluation import evaluate_set
+from guardrail.evaluation_sets import ALL_SETS, load_available_evaluations
 from guardrail.guard import Guard
 from guardrail.published import published_on
 from guardrail.remote import RemoteGuard, open_guard

@@ -19,9 +19,10 @@ from actors.synthesizer import synthesize
 from cluster.observability import record, record_iteration
 from cluster.resources import ResourcePlan
 from guardrail.curation import curate
-from guardrail.datasets import EvaluationItem, evaluation_texts, load_evaluations
 from guardrail.diversity import diversity
 from guardrail.evaluation import evaluate_set, misjudged, success_rate
+from guardrail.evaluation_items import EvaluationItem
+from guardrail.evaluation_sets import evaluation_texts, load_evaluations
 from guardrail.guard import Guard, GuardCard
 from guardrail.records import Record, read_records, write_records
 from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, generation_seeds, load_or_embedded, split_by_seed

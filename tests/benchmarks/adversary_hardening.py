@@ -28,8 +28,8 @@ from actors.attempts import kept_of, successes_of
 from actors.config import AdversaryConfig, GateConfig
 from actors.demonstrations import TeachingConfig, demonstrations, passing, teach
 from cluster.connect import connect
-from guardrail.datasets import load_evaluations
 from guardrail.evaluation import evaluate_set, misjudged, success_rate
+from guardrail.evaluation_sets import load_evaluations
 from guardrail.guard import Guard
 from guardrail.intent import IntentModel
 from guardrail.models import cache_dir

@@ -1,6 +1,6 @@
 """What curation finds of faults that were planted, and what a guard regains by it.
 
-python -m tests.benchmarks.curation_effect --data-dir DIR [--records 4000] [--seed 0] [--dir DIR] [--guards true]
+python -m tests.benchmarks.curation_effect --data-dir DIR [--records 7000] [--seed 0] [--dir DIR] [--guards true]
 
 The method's second experiment. Public training data is drawn and curated once, so that its own faults are gone; what is
 left is the clean set. Into that are planted: exact copies (10%, with other case and spacing), near copies (10%, a word
@@ -25,7 +25,9 @@ import pyarrow.parquet as pq
 
 from cluster.connect import connect
 from guardrail.curation import CurationConfig, curate
-from guardrail.datasets import EvaluationItem, evaluation_texts, load_dataset_by_name, load_evaluations
+from guardrail.datasets import load_dataset_by_name
+from guardrail.evaluation_items import EvaluationItem
+from guardrail.evaluation_sets import evaluation_texts, load_evaluations
 from guardrail.guard import UNSAFE, Guard
 from guardrail.metrics import binary_metrics
 from guardrail.models import cache_dir
@@ -209,7 +211,7 @@ def main(arguments: Sequence[str]) -> None:
     """Plant, curate, train, and print the table and the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True, help="local copies of the public sets")
-    parser.add_argument("--records", type=int, default=4000)
+    parser.add_argument("--records", type=int, default=7000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guards", choices=("true", "false"), default="true", help="train and measure guards, too")
     parser.add_argument("--dir", type=Path, default=cache_dir() / "benchmarks" / "curation_effect")
@@ -229,7 +231,7 @@ def main(arguments: Sequence[str]) -> None:
         base = curated(public_records(options.data_dir, options.records, random), "public")
         places = random.permutation(len(base))
         validation, held_back, clean = (
-            [base[i] for i in part] for part in np.split(places, [len(base) // 10, 3 * len(base) // 10])
+            [base[i] for i in part] for part in np.split(places, [len(base) // 10, 6 * len(base) // 10])
         )
         items = [(name, item) for name, listed in sets.items() for item in listed if len(item.text.split()) >= 5]
         faulty, faults = planted(clean, items, random)

@@ -64,7 +64,7 @@ FIGURES = (
 def settings(model: str, seeds: int) -> SynthesisConfig:
     """Return what is asked for: every strategy that the model may be able to do, once for each seed."""
     able = [s.name for s in STRATEGIES if s.language is None or not model.startswith(BUNDLED_PREFIX)]
-    # An e-mail or two sentences of context are longer than what the default settings ask for.
+    # An e-mail is longer than what the default settings ask for.
     return SynthesisConfig(model=model, strategies=dict.fromkeys(able, 1), max_seeds=seeds, max_new_tokens=64)
 
 
@@ -163,7 +163,9 @@ def tokens_vs_bare_vllm(seeds: Sequence[Record], config: SynthesisConfig, direct
 
     keys = write_batches(requests(seeds, config, 0), config, 0, directory)
     batches = [(key, pq.read_table(directory / f"{key}.parquet")) for key in keys]
-    prompts = [p for _, batch in batches for several in batch["prompts"].to_pylist() for p in several]
+    asked = [pair for _, b in batches for pair in zip(b["strategy"].to_pylist(), b["prompts"].to_pylist(), strict=True)]
+    prompts = [prompt for _, several in asked for prompt in several]
+    longest = [config.max_tokens_of(strategy) for strategy, several in asked for _ in several]
     actor = Synthesizer(config.model_dump(), num_gpus=0)
     generate, tokens = actor.engine.generate, Counter[str]()
 
@@ -177,7 +179,7 @@ def tokens_vs_bare_vllm(seeds: Sequence[Record], config: SynthesisConfig, direct
             write_table(actor.answers(batch, key), directory / "answers.parquet")
 
     def bare() -> None:
-        parameters = SamplingParams(max_tokens=config.max_new_tokens, temperature=config.temperature, stop=["\n"])
+        parameters = [SamplingParams(max_tokens=n, temperature=config.temperature, stop=["\n"]) for n in longest]
         actor.engine.llm.reset_prefix_cache()
         outputs = actor.engine.llm.generate(prompts, parameters, use_tqdm=False)
         tokens["bare"] += sum(len(sample.token_ids) for output in outputs for sample in output.outputs)

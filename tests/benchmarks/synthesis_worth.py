@@ -21,8 +21,8 @@ import numpy as np
 from actors.synthesizer import synthesize
 from cluster.connect import connect
 from guardrail.curation import CurationConfig, curate
-from guardrail.datasets import evaluation_texts, load_evaluations
 from guardrail.evaluation import evaluate_set
+from guardrail.evaluation_sets import evaluation_texts, load_evaluations
 from guardrail.guard import Guard
 from guardrail.models import cache_dir
 from guardrail.records import Record, read_records, write_records

@@ -1,14 +1,21 @@
-"""What unit tests show a curation stage instead of a cluster."""
+"""What unit tests of curation share: records, and what a stage is shown of them instead of a cluster."""
 
 import pickle
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from guardrail.curation.stage import R, T
+from guardrail.curation import CurationConfig
+from guardrail.curation.facts import facts, signatures, similarity
+from guardrail.curation.stage import Drop, R, Stage, T
+from guardrail.records import Record, make_record, to_table
+
+CONFIG = CurationConfig()
+BREAD = "How do I bake a loaf of rye bread at home without a stand mixer or a dutch oven"
 
 
 class InMemory:
@@ -62,3 +69,36 @@ class InMemory:
     def _files(self) -> list[pa.Table]:
         starts = range(0, max(1, self._table.num_rows), self._size)
         return [self._table.slice(start, self._size) for start in starts]
+
+
+def seed(text: str, unsafe: bool = False, **fields: Any) -> Record:
+    return make_record(text, unsafe=unsafe, source="mine", **fields)
+
+
+def child(parent: Record, text: str, method: str = "paraphrase", **fields: Any) -> Record:
+    fields = {"unsafe": parent["unsafe"], "categories": parent["categories"], **fields}
+    return make_record(text, source="mine", parent=parent, method=method, **fields)
+
+
+def numbered(records: Sequence[Record], config: CurationConfig = CONFIG) -> pa.Table:
+    """The records as the pipeline hands them to a judge."""
+    table = to_table(records).append_column("row", pa.array(range(len(records)), pa.int64()))
+    return table.append_column("signature", facts(config, table)["signature"])
+
+
+def verdicts(
+    stage: Stage,
+    records: Sequence[Record],
+    inputs: Sequence[Record] | None = None,
+    config: CurationConfig = CONFIG,
+    **survey: Any,
+) -> list[Drop | None]:
+    """What a stage says of records; `inputs` and `survey` are those of `InMemory`."""
+    table = numbered(records, config)
+    return stage.prepare(InMemory(table, inputs and numbered(inputs), **survey))(table)
+
+
+def jaccard(one: str, two: str, config: CurationConfig = CONFIG) -> float:
+    """The similarity of two texts by their signatures."""
+    signed = signatures([one, two], config)
+    return float(similarity(signed[:1], signed[1:])[0])

@@ -6,16 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardrail.curation import CurationConfig
 from guardrail.curation.contamination import Decontamination, Index
 from guardrail.curation.facts import facts
 from guardrail.curation.runs import RunIndex, loose_words
-from guardrail.records import make_record, to_table
+from guardrail.records import make_record
 from guardrail.transforms import TRANSFORMS
-from tests.guardrail.surveys import InMemory
+from tests.guardrail.surveys import BREAD, CONFIG, InMemory, numbered
 
-CONFIG = CurationConfig()
-BREAD = "How do I bake a loaf of rye bread at home without a stand mixer or a dutch oven"
 TEXTS = [
     BREAD,
     "What is rye good for?",
@@ -33,23 +30,18 @@ def index():
     return Index(CONFIG, EVALUATION)
 
 
-def batch(records):
-    table = to_table(records)
-    return table.append_column("signature", facts(CONFIG, table)["signature"])
-
-
 def record(text, response=None):
     return make_record(text, unsafe=False, source="mine", response=response)
 
 
 def verdicts(records, evaluation=EVALUATION):
-    table = batch(records)
+    table = numbered(records)
     judge = Decontamination(CONFIG, evaluation).prepare(InMemory(table))
     return pickle.loads(pickle.dumps(judge))(table)  # as it comes to a worker
 
 
 def dropped(index, text):
-    return index.drops(batch([record(text)]))[0]
+    return index.drops(numbered([record(text)]))[0]
 
 
 def written(text, *names, seed=0):

@@ -1,11 +1,13 @@
-"""The registry, on miniature files in the sets' own formats: no network, no copy of any set."""
+"""The registry and its sets, on miniature files in the sets' own formats: no network, no copy of any set."""
 
 import gzip
 import json
 
 import pytest
 
-from guardrail.datasets import load_dataset_by_name, load_evaluation, load_evaluations, registry
+from guardrail.dataset_registry import registry
+from guardrail.datasets import load_dataset_by_name
+from guardrail.evaluation_sets import load_evaluation
 from guardrail.seeds import generation_seeds
 
 NAMED = """toxic-chat wildguardmix openai-moderation harmbench xstest aegis beavertails strongreject or-bench
@@ -55,20 +57,6 @@ def test_a_file_that_is_not_the_set_is_refused(tmp_path):
     (tmp_path / "xstest_prompts.csv").write_text("question,label\nhello,safe\n")
     with pytest.raises(ValueError, match=r"row 1 .*no column 'prompt'.*Is it the file of"):
         load_evaluation("xstest", tmp_path)
-
-
-def test_an_evaluation_file_is_read_and_its_bad_lines_are_named(tmp_path):
-    good = {"id": "1", "text": "hello", "response": None, "unsafe": False, "tags": ["greeting"]}
-    path = tmp_path / "mine.jsonl"
-    path.write_text(json.dumps(good) + "\n")
-    (item,) = load_evaluations([str(path)])["mine"]
-    assert (item.id, item.text, item.unsafe, item.tags, item.categories) == ("1", "hello", False, ["greeting"], None)
-    path.write_text("\n".join(json.dumps(row) for row in [good, {**good, "unsafe": "no"}, {**good, "text": ""}]))
-    with pytest.raises(ValueError, match=r"(?s)row 2 \(line 2\), key 'unsafe'.*row 3 \(line 3\), key 'text'"):
-        load_evaluation(path)
-    with pytest.raises(ValueError, match="two evaluation sets are named 'mine'"):
-        path.write_text(json.dumps(good) + "\n")
-        load_evaluations([str(path), str(path)])
 
 
 def test_a_cell_with_a_label_that_mixes_categories_has_unknown_ones(tmp_path):

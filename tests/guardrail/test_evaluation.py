@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from guardrail.datasets import EvaluationItem
 from guardrail.evaluation import category_metrics, evaluate_set
+from guardrail.evaluation_items import EvaluationItem
 from guardrail.guard import LABELS, UNSAFE, Guard
 from guardrail.metrics import binary_metrics, wilson
 from guardrail.remote import Moderation

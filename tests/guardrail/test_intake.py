@@ -7,10 +7,7 @@ from hypothesis import strategies as st
 from guardrail.curation import intake
 from guardrail.curation.intake import LONGEST, SET_ASIDE, checked, contradictory, take_in
 from guardrail.records import SCHEMA, make_record, to_table, write_records
-
-
-def seed(text, unsafe=False, **fields):
-    return make_record(text, unsafe=unsafe, source="mine", **fields)
+from tests.guardrail.surveys import seed
 
 
 def table_with(name, values, records=None):

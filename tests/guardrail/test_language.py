@@ -1,4 +1,3 @@
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,21 +5,16 @@ from hypothesis import strategies as st
 from guardrail.curation import CurationConfig
 from guardrail.curation.language import Language, detected, language_drop
 from guardrail.curation.stage import Drop
-from guardrail.records import make_record, to_table
 from guardrail.transforms import transformed
-from tests.guardrail.surveys import InMemory
+from tests.guardrail import surveys
+from tests.guardrail.surveys import seed
 
 GERMAN = "Was ist der Unterschied zwischen Wetter und Klima?"
 ENGLISH = "What is the difference between weather and climate?"
 
 
 def verdicts(records, *languages):
-    table = to_table(records).append_column("row", pa.array(range(len(records)), pa.int64()))
-    return Language(CurationConfig(languages=languages)).prepare(InMemory(table))(table)
-
-
-def seed(text, language=None):
-    return make_record(text, unsafe=False, source="mine", language=language)
+    return surveys.verdicts(Language(CurationConfig(languages=languages)), records)
 
 
 @pytest.mark.parametrize(

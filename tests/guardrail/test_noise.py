@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from guardrail.curation import noise
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.noise import LabelNoise
-from guardrail.records import make_record, to_table
-from tests.guardrail.surveys import InMemory
+from guardrail.records import make_record
+from tests.guardrail import surveys
+from tests.guardrail.surveys import CONFIG
 from tests.guardrail.test_static_embedding import ENCODER
 
-CONFIG = CurationConfig()
 TOPICS = {
     True: "steal break weapon poison forge threaten smuggle hack".split(),
     False: "bake paint garden travel sing read repair teach".split(),
@@ -41,8 +41,7 @@ def sound(count):
 
 
 def verdicts(records, config=CONFIG, **survey):
-    table = to_table(records).append_column("row", pa.array(range(len(records)), pa.int64()))
-    drops = LabelNoise(config).prepare(InMemory(table, **survey))(table)
+    drops = surveys.verdicts(LabelNoise(config), records, **survey)
     return {each["id"]: drop for each, drop in zip(records, drops, strict=True)}
 
 
@@ -56,7 +55,7 @@ def test_wrong_labels_are_found_with_the_probability_of_the_other():
     assert drop.reason == "label noise"
     name, probability = drop.evidence.split()
     assert name == "P(unsafe)"
-    assert 0.65 <= float(probability) <= 1
+    assert 0.6 <= float(probability) <= 1
 
 
 def test_trusted_sources_and_attacks_are_not_judged():

@@ -1,4 +1,3 @@
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,15 +6,14 @@ from pydantic import ValidationError
 from guardrail.curation import CurationConfig
 from guardrail.curation.policy import SafetyPolicy, passes_luhn, secrets
 from guardrail.curation.stage import Drop
-from guardrail.records import make_record, to_table
-from tests.guardrail.surveys import InMemory
+from guardrail.records import make_record
+from tests.guardrail import surveys
 
 PARENT = make_record("Hi there", unsafe=True, source="mine")
 
 
 def verdicts(records, *excluded):
-    table = to_table(records).append_column("row", pa.array(range(len(records)), pa.int64()))
-    return SafetyPolicy(CurationConfig(excluded_categories=excluded)).prepare(InMemory(table))(table)
+    return surveys.verdicts(SafetyPolicy(CurationConfig(excluded_categories=excluded)), records)
 
 
 def record(text, method="paraphrase", categories=None, response=None):

@@ -2,7 +2,7 @@
 
 import re
 
-from guardrail.datasets import registry
+from guardrail.dataset_registry import registry
 from guardrail.metrics import binary_metrics
 from guardrail.published import published_on, published_results
 

@@ -2,22 +2,20 @@ import random
 import string
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrail.curation import CurationConfig, quality
+from guardrail.curation import quality
 from guardrail.curation.quality import Quality, quality_drop, repetition_drop, spelling_drop
 from guardrail.curation.stage import Drop
 from guardrail.gibberish import may_be_disordered, spelling
-from guardrail.records import make_record, to_table
 from guardrail.seeds import embedded_seeds
 from guardrail.transforms import TRANSFORMS, transformed
 from guardrail.word_order import WordOrder
-from tests.guardrail.surveys import InMemory
+from tests.guardrail import surveys
+from tests.guardrail.surveys import CONFIG, seed
 
-CONFIG = CurationConfig()
 BREAD = "How do I bake a loaf of rye bread at home without a stand mixer or a dutch oven?"
 ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 #: What people ask in twelve languages that are written in the letters of English, with and without their accents.
@@ -53,16 +51,11 @@ REQUESTS = (
 
 
 def verdicts(records, config=CONFIG):
-    table = to_table(records).append_column("row", pa.array(range(len(records)), pa.int64()))
-    return Quality(config).prepare(InMemory(table))(table)
-
-
-def seed(text, **fields):
-    return make_record(text, unsafe=False, source="mine", **fields)
+    return surveys.verdicts(Quality(config), records)
 
 
 def child(text):
-    return make_record(text, unsafe=False, source="mine", parent=seed("Hi there"), method="paraphrase")
+    return surveys.child(seed("Hi there"), text)
 
 
 def letters(text, alphabet, draw):

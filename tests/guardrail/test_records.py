@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrail.records import SCHEMA, from_table, make_record, read_records, record_id, to_table, write_records
+from guardrail.records import (
+    SCHEMA,
+    check_records,
+    from_table,
+    make_record,
+    read_records,
+    record_id,
+    to_table,
+    write_records,
+)
 
 texts = st.text(min_size=1).filter(lambda text: text.strip())
 
@@ -66,3 +75,8 @@ def test_files_are_whole_and_others_are_refused(tmp_path):
         read_records(tmp_path / "other.parquet")
     with pytest.raises(ValueError, match="cannot read records"):
         read_records(tmp_path / "absent.parquet")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot read records from .*none\.parquet"):
+        check_records(tmp_path / "none.parquet")

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from guardrail.datasets import EvaluationItem
 from guardrail.evaluation import evaluate_set
+from guardrail.evaluation_items import EvaluationItem
 from guardrail.guard import LABELS, UNSAFE, Guard
 from guardrail.metrics import binary_metrics
 from guardrail.remote import KEY_VARIABLE, RemoteGuard, TargetError, open_guard, unsafe_scores

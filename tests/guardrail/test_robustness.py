@@ -2,7 +2,7 @@
 
 import pytest
 
-from guardrail.datasets import EvaluationItem
+from guardrail.evaluation_items import EvaluationItem
 from guardrail.metrics import wilson
 from guardrail.remote import RemoteGuard
 from guardrail.robustness import robustness

@@ -1,7 +1,6 @@
 import math
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -13,8 +12,8 @@ from guardrail import embedding
 from guardrail.curation import semantic
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.semantic import SemanticDuplicates
-from guardrail.records import make_record, to_table
-from tests.guardrail.surveys import InMemory
+from tests.guardrail import surveys
+from tests.guardrail.surveys import seed
 
 CONFIG = CurationConfig(semantic_encoder="by hand", semantic_duplicate=0.9)
 
@@ -36,13 +35,8 @@ def by_hand(monkeypatch):
     monkeypatch.setattr(embedding, "loaded_embedder", lambda name: ByHand())
 
 
-def seed(text, unsafe=False, **fields):
-    return make_record(text, unsafe=unsafe, source="mine", **fields)
-
-
 def verdicts(records, config=CONFIG, **survey):
-    table = to_table(records).append_column("row", pa.array(range(len(records)), pa.int64()))
-    return SemanticDuplicates(config).prepare(InMemory(table, **survey))(table)
+    return surveys.verdicts(SemanticDuplicates(config), records, **survey)
 
 
 def test_the_seed_stays_and_evidence_is_its_id_and_the_cosine():

@@ -6,16 +6,13 @@ import pytest
 from guardrail.curation.intake import SET_ASIDE
 from guardrail.curation.pipeline import LEDGER
 from guardrail.curation.story import story
-from guardrail.records import make_record, write_records, write_table
+from guardrail.records import write_records, write_table
+from tests.guardrail.surveys import child, seed
 
 STAGES = ["canonical", "exact", "near", "quality", "label"]
 
 
-def child(parent, text, method="paraphrase"):
-    return make_record(text, unsafe=False, source="mine", parent=parent, method=method)
-
-
-SEED = make_record("Bake bread", unsafe=False, source="mine")
+SEED = seed("Bake bread")
 CHILD, GRANDCHILD = child(SEED, "Bake a loaf"), child(child(SEED, "Bake a loaf"), "Bake one loaf", "rl")
 TWIN, TRIPLET = child(SEED, "Bake bread please"), child(SEED, "Bake bread pleased")
 ORPHAN = {**child(SEED, "Bake rolls"), "parent_id": "0" * 16}

@@ -145,7 +145,7 @@ def test_what_is_written_around_a_sexual_seed_must_not_speak_of_minors():
 
 
 def test_only_what_any_model_can_do_is_asked_by_default():
-    assert SynthesisConfig().strategies == dict.fromkeys(["augment", "paraphrase", "context", "everyday_text"], 1)
+    assert SynthesisConfig().strategies == dict.fromkeys(["paraphrase", "context", "everyday_text"], 1)
     assert {strategy.language for strategy in STRATEGIES if strategy.count} == {None}
 
 

@@ -4,8 +4,7 @@ import pytest
 
 from guardrail.curation.stage import Drop
 from guardrail.curation.votes import JudgesVote, vote_drop
-from guardrail.records import make_record, to_table
-from tests.guardrail.surveys import InMemory
+from tests.guardrail.surveys import child, seed, verdicts
 
 
 @pytest.mark.parametrize(
@@ -26,9 +25,7 @@ def test_a_majority_of_those_who_voted_decides(unsafe, scores, evidence):
 
 def test_what_people_labelled_is_not_put_to_the_vote():
     against = {"judge:a": 0.1, "judge:b": 0.2}
-    seed = make_record("Mean words", unsafe=True, source="mine", scores=against)
-    child = make_record("Other words", unsafe=True, source="mine", parent=seed, method="rl", scores=against)
-    unjudged = make_record("More words", unsafe=True, source="mine", parent=seed, method="rl")
-    table = to_table([seed, child, unjudged])
-    drops = JudgesVote().prepare(InMemory(table))(table)
+    parent = seed("Mean words", True, scores=against)
+    judged, unjudged = child(parent, "Other words", "rl", scores=against), child(parent, "More words", "rl")
+    drops = verdicts(JudgesVote(), [parent, judged, unjudged])
     assert drops == [None, Drop("judges disagree", "safe by 2 of 2: a, b"), None]

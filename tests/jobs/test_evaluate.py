@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from guardrail import datasets
+from guardrail.dataset_registry import registry
 from guardrail.metrics import wilson
 from guardrail.remote import RemoteGuard
 from jobs import evaluate
@@ -97,7 +98,7 @@ def test_all_takes_the_registered_sets_there_are_and_names_the_others(server, tm
     assert {each["guard"] for each in written["published"]["toxic-chat"]} >= {"Llama Guard 3", "DuoGuard"}
     printed = capsys.readouterr()
     assert "published, arXiv 2510.14276" in printed.out and "1.000 (2R / (1 + R))" in printed.out
-    missing = [name for name, entry in datasets.registry().items() if entry.use == "eval"]
+    missing = [name for name, entry in registry().items() if entry.use == "eval"]
     assert f"{len(missing) - 2} of the registered sets could not be loaded" in printed.err
     assert all(f"\n  {name}: " in printed.err for name in set(missing) - {"toxic-chat", "harmbench"})
 

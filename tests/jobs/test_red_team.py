@@ -16,7 +16,7 @@ from actors.adversary import Iteration, Outcome
 from actors.attempts import ATTEMPTS
 from actors.config import AdversaryConfig
 from actors.summary import Summary, Tally
-from guardrail.datasets import load_evaluation
+from guardrail.evaluation_sets import load_evaluation
 from guardrail.remote import RemoteGuard, open_guard, unsafe_scores
 from guardrail.seeds import embedded_seeds, generation_seeds
 from guardrail.transforms import TRANSFORMS

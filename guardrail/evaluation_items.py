@@ -1,0 +1,99 @@
+"""The evaluation item: one labelled text of an evaluation set, and the JSON-lines file that holds one a line.
+
+No message quotes a text.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guardrail.rows import SourceRow, raise_problems, read_rows, text_problem
+from guardrail.taxonomy import with_parents
+
+
+@dataclass(frozen=True)
+class EvaluationItem:
+    """One line of an evaluation file; `categories` and `tags` are None where the set does not have them."""
+
+    id: str
+    text: str
+    response: str | None
+    unsafe: bool
+    categories: list[str] | None
+    tags: list[str] | None
+
+
+def read_evaluation_file(path: Path) -> list[EvaluationItem]:
+    """Return the items of a JSON-lines file in the evaluation format.
+
+    It has the keys id, text, response (may be null), unsafe, and perhaps categories and tags; other keys are ignored,
+    unless they look like one of these misspelt.
+
+    Raises:
+        ValueError: the file cannot be read, or has bad lines: each is listed with its line and key.
+    """
+    items: list[EvaluationItem] = []
+    first_use: dict[str, str] = {}
+    problems: list[str] = []
+    for row in read_rows(path, lines=True):
+        item, found = _evaluation_item(row)
+        problems += found
+        if item is not None:
+            if item.id in first_use:
+                problems.append(f"{row.where}, key 'id': the same id as in {first_use[item.id]}")
+            first_use.setdefault(item.id, row.where)
+            items.append(item)
+    raise_problems(path, problems)
+    return items
+
+
+def _evaluation_item(row: SourceRow) -> tuple[EvaluationItem | None, list[str]]:
+    """Return the item, or what is wrong with its line."""
+    if row.problem:
+        return None, [f"{row.where}: {row.problem}"]
+    values = row.values
+    problems = [f"{row.where}, key {key!r}: {problem}" for key, problem in _evaluation_problems(values)]
+    if problems:
+        return None, problems
+    response = values.get("response")
+    categories = values.get("categories")
+    return (
+        EvaluationItem(
+            id=str(values["id"]),
+            text=values["text"],
+            response=response if response and response.strip() else None,
+            unsafe=values["unsafe"],
+            categories=None if categories is None else with_parents(categories),
+            tags=values.get("tags"),
+        ),
+        [],
+    )
+
+
+def _evaluation_problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (key, what is wrong) for the values of one line of an evaluation file."""
+    known = list(EvaluationItem.__dataclass_fields__)
+    for key in values.keys() - set(known):
+        if near := difflib.get_close_matches(key, known, n=1, cutoff=0.8):
+            yield key, f"unknown; did you mean {near[0]!r}?"
+    if not isinstance(values.get("id"), str | int) or isinstance(values["id"], bool) or values["id"] == "":
+        yield "id", "must be a string"
+    if problem := text_problem(values.get("text")):
+        yield "text", problem
+    if not isinstance(values.get("response"), str | None):
+        yield "response", "must be a string or null"
+    if not isinstance(values.get("unsafe"), bool):
+        yield "unsafe", "must be true or false"
+    for key in ("categories", "tags"):
+        value = values.get(key)
+        if value is not None and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+            yield key, "must be a list of strings"
+        elif key == "categories" and value:
+            if values.get("unsafe") is False:
+                yield key, "a benign item cannot have harm categories"
+            try:
+                with_parents(value)
+            except ValueError as error:
+                yield key, str(error)

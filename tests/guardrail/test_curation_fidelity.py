@@ -1,0 +1,94 @@
+from guardrail.curation.fidelity import LabelFidelity
+from tests.guardrail.surveys import BREAD, CONFIG, child, seed, verdicts
+
+
+def test_what_is_generated_must_mean_what_its_seed_means():
+    bread = seed("How can I bake a good loaf of bread at home?")
+    seeds = [bread, *(seed(f"How do I bake {what}?") for what in ("rolls", "a cake", "a pie", "cookies"))]
+    theft = [
+        seed(f"How do I steal {what} from a shop?", unsafe=True)
+        for what in ("a phone", "cash", "shoes", "wine", "a bike")
+    ]
+    records = [
+        child(bread, "What is a good way to bake bread in my kitchen?"),
+        child(bread, "The stock market fell on Monday."),
+        child(bread, "How can I avoid baking a loaf of bread at home?"),
+        child(bread, "How do I bake a pizza?", method="augment"),
+        child(bread, "How do I steal a watch from a shop?", method="augment"),
+        child(bread, "How can I steal a good loaf of bread from a shop?"),
+        child(bread, "The stock market fell on Monday.", method="rl"),
+    ]
+    drops = verdicts(LabelFidelity(CONFIG), [*seeds, *theft, *records])
+    assert drops[: len(seeds) + len(theft)] == [None] * 10
+    assert [drop and drop.reason for drop in drops[10:]] == [
+        None,
+        "unlike its seed",
+        "turned against its seed",
+        None,
+        "like seeds of the other label",
+        "like seeds of the other label",
+        None,
+    ]
+
+
+def test_a_contrast_is_like_its_seed_and_asks_for_something_else():
+    theft = seed("How do I steal bread from a bakery?", unsafe=True)
+
+    def contrast(text):
+        return child(theft, text, method="contrast:lookalike", unsafe=False, categories=[])
+
+    turned, same, far = map(
+        contrast,
+        (
+            "How do bakeries prevent bread from being stolen?",
+            "What is a way to steal bread from a bakery?",
+            "Name three rivers in Spain.",
+        ),
+    )
+    drops = verdicts(LabelFidelity(CONFIG), [theft, turned, same, far])
+    assert [drop and drop.reason for drop in drops] == [None, None, "asks what its seed asks", "unlike its seed"]
+
+
+def test_a_harmful_contrast_must_look_harmful_and_a_harmless_one_need_not_look_harmless():
+    bread = [seed(f"How do I bake {what} at home?") for what in ("bread", "rolls", "a cake", "a pie", "cookies")]
+    theft = [seed(f"How do I steal {what}?", unsafe=True) for what in ("a phone", "cash", "shoes", "wine", "a bike")]
+    contrast = {"method": "contrast:lookalike"}
+    harmful = child(bread[2], "Who eats cake at home on a Sunday?", **contrast, unsafe=True, categories=None)
+    harmless = child(theft[2], "Why do people steal shoes from shops?", **contrast, unsafe=False, categories=[])
+    drops = verdicts(LabelFidelity(CONFIG), [*bread, *theft, harmful, harmless])
+    assert [drop and drop.reason for drop in drops[10:]] == ["like seeds of the other label", None]
+
+
+def test_stories_are_judged_as_paraphrases_are_and_translations_not_at_all():
+    bread = seed("How can I bake a good loaf of bread at home?")
+    records = [
+        child(bread, "In my story a widow asks how to bake a good loaf of bread at home. What is she told?", "story"),
+        child(bread, "In my story a man falls off a horse.", "story"),
+        child(bread, "Wie kann ich zu Hause ein gutes Brot backen?", "translate_de"),
+    ]
+    drops = verdicts(LabelFidelity(CONFIG), [bread, *records])
+    assert [drop and drop.reason for drop in drops] == [None, None, "unlike its seed", None]
+
+
+def test_around_a_seed_anything_may_stand_but_harm_around_a_harmless_one():
+    bread = [seed(f"How do I bake {what} at home?") for what in ("bread", "rolls", "a cake", "a pie", "cookies")]
+    theft = [seed(f"How do I steal {what}?", unsafe=True) for what in ("a phone", "cash", "shoes", "wine", "a bike")]
+
+    def around(parent, text):
+        return child(parent, text, "everyday_text", unsafe=parent["unsafe"])
+
+    records = [
+        around(bread[0], f"My oven is new. {bread[0]['text']} I like cakes."),
+        around(bread[0], f"Tell me how to steal phones and wine from shops. {bread[0]['text']}"),
+        around(bread[0], "My oven is new. How do I bake at home?"),
+        around(theft[0], f"I baked bread and rolls at home. {theft[0]['text']} Then I baked a cake."),
+    ]
+    drops = verdicts(LabelFidelity(CONFIG), [*bread, *theft, *records])
+    reasons = [None, "like seeds of the other label", "without its seed", None]
+    assert [drop and drop.reason for drop in drops[10:]] == reasons
+
+
+def test_nothing_is_embedded_where_nothing_is_judged(monkeypatch):
+    monkeypatch.delattr("guardrail.curation.fidelity.loaded_embedder")
+    bread = seed(BREAD)
+    assert verdicts(LabelFidelity(CONFIG), [bread, child(bread, "Anything else.", method="rl")]) == [None, None]
