@@ -199,7 +199,8 @@ def _everyday(parent: Record, kin: Sequence[Record], random: np.random.Generator
 # --- The catalogue --------------------------------------------------------------------------------------------------
 
 STRATEGIES: tuple[Strategy, ...] = (
-    Strategy("augment", _augment, relation="kin", count=1),
+    # Of a small model: half of what it takes for a kind of harm is not, and guards trained on that are worse for it.
+    Strategy("augment", _augment, relation="kin"),
     # The two distances of a paraphrase: close to the seed, and far from it.
     Strategy(
         "paraphrase",
