@@ -17,6 +17,8 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # else other tests, in the pr
 # Jobs and workers that tests start in folders of their own import from here.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
 
+_WITHOUT_ENGINES = ("test_serve.py", "test_curation.py")  # of the tests that start clusters
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what lies under tests/integration and tests/chaos; what takes longest comes first, for several workers."""
@@ -29,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep all tests that start clusters and engines with one worker, and the other tests of a file together.
+    """Keep all tests that start engines with one worker, and the other tests of a file together.
 
     Engines compute on all cores: two of them at once take longer than one after the other.
     """
@@ -38,7 +40,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduler(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = str(super()._split_scope(nodeid))
-            return "cluster" if {"integration", "chaos"}.intersection(file.split("/")) else file
+            engines = {"integration", "chaos"}.intersection(file.split("/")) and not file.endswith(_WITHOUT_ENGINES)
+            return "engines" if engines else file
 
     return Scheduler(config, log)
 

@@ -1,5 +1,7 @@
 """The whole loop on real engines at tiny size, in a process of its own, as its users run it."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +72,17 @@ def run(run_dir: Path, inputs: Path, *more: str) -> subprocess.CompletedProcess[
     return subprocess.run(
         command(run_dir, inputs, *more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
     )
+
+
+def copied_up_to(first: str, finished: Path, run_dir: Path) -> Path:
+    """Copy a finished run without a phase (ROUND/NAME) and those after it: the next call begins there."""
+    shutil.copytree(finished, run_dir, symlinks=True)
+    path = run_dir / "manifest.json"
+    manifest = json.loads(path.read_text())
+    keys = list(manifest["phases"])
+    manifest["phases"] = {key: manifest["phases"][key] for key in keys[: keys.index(first)]}
+    path.write_text(json.dumps(manifest))
+    return run_dir
 
 
 def title(process: psutil.Process) -> str:

@@ -1,7 +1,6 @@
 """Ctrl-C in a phase that a library runs: the loop ends in order, says how to go on, and does."""
 
 import json
-import shutil
 import signal
 import subprocess
 
@@ -11,20 +10,9 @@ from tests import tiny_loop
 from tests.waiting import PATIENCE, until
 
 
-def without(run_dir, first):
-    """Take the phases from one on out of a run's manifest: the next call begins there."""
-    path = run_dir / "manifest.json"
-    manifest = json.loads(path.read_text())
-    keys = list(manifest["phases"])
-    manifest["phases"] = {key: manifest["phases"][key] for key in keys[: keys.index(first)]}
-    path.write_text(json.dumps(manifest))
-
-
 @pytest.mark.parametrize(("first", "sign"), [("00/train", "TrainController"), ("01/attack", "VLLMEnvRunner")])
 def test_an_interrupted_loop_says_how_to_go_on(finished_loop, loop_inputs, tmp_path, first, sign):
-    run_dir = tmp_path / "tiny"
-    shutil.copytree(finished_loop, run_dir, symlinks=True)
-    without(run_dir, first)
+    run_dir = tiny_loop.copied_up_to(first, finished_loop, tmp_path / "tiny")
     process = subprocess.Popen(
         tiny_loop.command(run_dir, loop_inputs), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
