@@ -73,6 +73,7 @@ def submitted(inputs: Path, cache: Path) -> SubmittedLoop:
             time.sleep(1)
         assert submission.stdout is not None
         printed = submission.stdout.read()
+        assert submission.returncode == 0, printed
         (of_job,) = [each for each in list_jobs(address=dashboard) if each.submission_id == SUBMISSION]
     return SubmittedLoop(
         cache / "runs" / "tiny", printed, of_job.status, of_job.entrypoint, {name for name in actors if name}, gauges
@@ -83,7 +84,7 @@ def submitted(inputs: Path, cache: Path) -> SubmittedLoop:
 def running_cluster(cache: Path) -> Iterator[tuple[str, str]]:
     """Start a cluster as `ray start --head` makes it; yields the dashboard's URL and the metrics' URL."""
     temp = tempfile.mkdtemp(prefix="rg-", dir="/tmp")  # sockets lie in it: pytest's folders have too long names
-    port, dashboard, metrics = free_port(), free_port(), free_port()
+    port, dashboard, metrics, agent = (free_port() for _ in range(4))
     # `python` in the entry point is the one that runs these tests.
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environment["RAYGUARD_CACHE"] = str(cache)
@@ -91,14 +92,16 @@ def running_cluster(cache: Path) -> Iterator[tuple[str, str]]:
         [
             *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"),
             *(f"--port={port}", f"--dashboard-port={dashboard}", f"--metrics-export-port={metrics}"),
-            *(f"--temp-dir={temp}", "--disable-usage-stats"),
+            # Jobs are started by an agent, whose usual port the cluster of another test may have.
+            *(f"--dashboard-agent-listen-port={agent}", f"--temp-dir={temp}", "--disable-usage-stats"),
         ],
         env=environment,
         stdout=subprocess.DEVNULL,
     )
     urls = f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}"
+    awaited = f"{urls[0]}/api/version", urls[1], f"http://127.0.0.1:{agent}/api/local_raylet_healthz"
     try:
-        until(lambda: _answers(f"{urls[0]}/api/version") and _answers(urls[1]), "the dashboard answers")
+        until(lambda: all(map(_answers, awaited)), "dashboard and agent answer")
         yield urls
     finally:
         head.send_signal(signal.SIGTERM)

@@ -177,13 +177,12 @@ def test_nothing_is_found_in_no_evaluation_texts():
 # --- Whatever the texts ---------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(before=any_text, after=any_text)
 def test_what_stands_around_does_not_matter(index, before, after):
     assert dropped(index, f"{before} {BREAD} {after}".encode("utf-8", "replace").decode())
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(any_text, st.none() | any_text), max_size=4))
 def test_any_text_gets_a_verdict_and_one_by_one_the_same(index, texts):
     table = pa.table(
@@ -201,7 +200,6 @@ def test_any_text_gets_a_verdict_and_one_by_one_the_same(index, texts):
 words = st.lists(st.text("abcdef", min_size=2, max_size=6), min_size=9, max_size=14)
 
 
-@settings(deadline=None)
 @given(words, st.integers(0, 5), st.sampled_from(["reverse_words", "pig_latin", "char_swap", "char_drop"]))
 def test_a_run_is_found_in_whatever_way_it_is_written(listed, start, name):
     run = " ".join(listed[start : start + 8])

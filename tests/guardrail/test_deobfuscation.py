@@ -36,7 +36,7 @@ def seeds():
 # --- readings -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.one_of(any_text, pieces))
 def test_any_text_has_readings_itself_first(text):
     found = readings(text)

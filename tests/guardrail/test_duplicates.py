@@ -105,7 +105,7 @@ record_sets = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     drawn=record_sets,
     order=st.randoms(use_true_random=False),

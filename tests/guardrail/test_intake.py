@@ -112,7 +112,7 @@ def test_a_column_of_another_kind_is_refused():
         checked(table_with("text", pa.array([{"a": 1}])))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.sampled_from([b"plain text", "é ü".encode(), b"\xc3", b"\xff\xff", b"  "]), max_size=40),
     st.integers(0, 3),

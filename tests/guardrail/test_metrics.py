@@ -36,7 +36,7 @@ def test_the_interval_is_narrower_with_more_of_the_same(successes, trials, times
     assert many[1] - many[0] < few[1] - few[0]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(items, st.integers(0, 3))
 def test_intervals_hold_their_metrics_and_are_absent_where_these_are(rows, seed):
     unsafe, scores, flagged = map(np.array, zip(*rows, strict=True))
@@ -51,7 +51,7 @@ def test_intervals_hold_their_metrics_and_are_absent_where_these_are(rows, seed)
     assert intervals == metric_intervals(unsafe, scores, flagged, seed)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(items)
 def test_what_is_resampled_is_what_scikit_learn_measures(rows):
     unsafe, scores, flagged = map(np.array, zip(*rows, strict=True))

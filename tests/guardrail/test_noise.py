@@ -102,7 +102,7 @@ def expected():
         return verdicts(RECORDS)
 
 
-@settings(deadline=None, max_examples=4)
+@settings(max_examples=4)
 @given(order=st.randoms(use_true_random=False), rows_per_file=st.integers(15, 200))
 def test_neither_order_nor_files_matter(expected, order, rows_per_file):
     assert any(expected.values())

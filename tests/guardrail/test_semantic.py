@@ -90,7 +90,7 @@ def test_nothing_to_judge():
     assert verdicts([seed("5 of 0: " + "word " * 400)]) == [None]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     texts=st.lists(st.tuples(st.integers(0, 359), st.integers(0, 3), st.booleans(), st.booleans()), max_size=40),
     order=st.randoms(use_true_random=False),

@@ -201,7 +201,7 @@ def test_a_limit_is_spread_over_topics():
     assert sorted(request.parent["source"] for request in asked) == ["a"] * 5 + ["b"] * 5
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 5), st.booleans()), min_size=1, max_size=6),
     names=st.lists(st.sampled_from(sorted(set(ALL) - {"augment"})), min_size=1, max_size=6, unique=True),
