@@ -34,7 +34,7 @@ class CurationConfig(BaseModel):
     paraphrase_similarity: float = Field(0.55, ge=-1, le=1, description="cosine to its seed that a rewording needs")
     augment_similarity: float = Field(0.35, ge=-1, le=1, description="cosine to a seed that a new request needs")
     label_noise: float = Field(
-        0.6, ge=0.5, le=1, description="probability of the other label that a label taken for wrong must have"
+        0.65, ge=0.5, le=1, description="probability of the other label that a label taken for wrong must have"
     )
     trusted_sources: tuple[str, ...] = Field(
         ("rayguard-seeds:",),

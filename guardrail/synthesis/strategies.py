@@ -199,7 +199,7 @@ def _everyday(parent: Record, kin: Sequence[Record], random: np.random.Generator
 # --- The catalogue --------------------------------------------------------------------------------------------------
 
 STRATEGIES: tuple[Strategy, ...] = (
-    # Of a small model: half of what it takes for a kind of harm is not, and guards trained on that are worse for it.
+    # Not by default: with 223 records of it by a 135M model, a guard's AUPRC on XSTest was 0.71, without them 0.75.
     Strategy("augment", _augment, relation="kin"),
     # The two distances of a paraphrase: close to the seed, and far from it.
     Strategy(

@@ -65,7 +65,8 @@ def kill_in(key: str, command: list[str], run_dir: Path) -> None:
 @pytest.mark.timeout(1200)  # three starts of the loop
 def test_a_round_that_is_killed_twice_ends_as_one_that_was_not(finished_loop, loop_inputs, tmp_path):
     run_dir = tiny_loop.copied_up_to("01/attack", finished_loop, tmp_path / "tiny")
-    shutil.rmtree(run_dir / "rounds" / "01")
+    for made in ("rounds/01", "attacker"):
+        shutil.rmtree(run_dir / made)
     keys = list(phases(finished_loop))
     for key in ("01/attack", "01/train"):
         before = phases(run_dir)

@@ -24,7 +24,13 @@ def seeds(count=24):
 def test_synthesis_keeps_label_and_lineage(ray_cluster, tmp_path):
     model = str(tiny_llama(tmp_path / "llama"))
     config = SynthesisConfig(
-        model=model, max_seeds=8, max_prompt_tokens=700, max_new_tokens=64, temperature=1.0, batch_size=4
+        model=model,
+        strategies={"paraphrase": 1, "context": 1},
+        max_seeds=8,
+        max_prompt_tokens=700,
+        max_new_tokens=64,
+        temperature=1.0,
+        batch_size=4,
     )
     long = make_record("Where is the shop? " * 200, unsafe=False, source="long", categories=[])
     counts = [
@@ -38,7 +44,7 @@ def test_synthesis_keeps_label_and_lineage(ray_cluster, tmp_path):
     for record in records:
         parent = known[record["parent_id"]]
         assert record["unsafe"] == parent["unsafe"] and record["categories"] == parent["categories"]
-        assert record["method"] in ("augment", "paraphrase") and record["licence"] == "MIT"
+        assert record["method"] in ("paraphrase", "context") and record["licence"] == "MIT"
     assert records == read_records(tmp_path / "b.parquet")  # the same seed, the same records
     assert not list(tmp_path.glob("*.parts"))
 
