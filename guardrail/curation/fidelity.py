@@ -33,8 +33,7 @@ class LabelFidelity:
     and ask for something else. All but harmless contrasts, which look harmful on purpose, must have their label by a
     classifier of the other seeds, too: what a small model makes of a harmful request is often just odd. Around a seed
     it is the other words that may do no harm where the seed does none; around a harmful one they may say anything.
-    Records of other methods are not judged: attacks have passed the adversary's
-    gate.
+    Records of other methods are not judged: attacks have passed the adversary's gate.
     """
 
     name = "fidelity"

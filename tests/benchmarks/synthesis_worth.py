@@ -28,6 +28,7 @@ from guardrail.models import cache_dir
 from guardrail.records import Record, read_records, write_records
 from guardrail.seeds import TRAIN, VALIDATION, embedded_seeds, split_by_seed
 from guardrail.synthesis import SynthesisConfig
+from guardrail.text import digest
 from tests.benchmarks.adversary_learning import plan, train
 from tests.benchmarks.curation_effect import EVALUATION, MEASURED
 
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str]) -> None:
     sets = load_evaluations(list(EVALUATION), options.data_dir)
     parts = split_by_seed(embedded_seeds(), validation=0.2, held_out=0.0)
     auprc: dict[str, list[list[float]]] = {"seeds": [], "seeds and synthetic": []}
-    directory = options.dir / f"{options.model.replace('/', '_')}-{options.seeds}"  # another model, other data
+    # Other settings make other data.
+    directory = options.dir / digest(config.model_dump_json(), CurationConfig().model_dump_json())
     directory.mkdir(parents=True, exist_ok=True)
     with connect():
         kept = made(parts[TRAIN], config, directory, evaluation_texts(sets))
