@@ -91,8 +91,10 @@ class AdversaryConfig(_Settings):
     learning_rate: float = Field(3e-5, gt=0, description="AdamW")
     warmup_iterations: int = Field(1, ge=0, description="over which the learning rate rises from a tenth")
     grad_clip: float = Field(1.0, gt=0, description="global norm")
-    minibatch: int = Field(4, ge=1, description="groups that are computed at once, by all learners together")
-    accumulate: int = Field(1, ge=1, description="minibatches per optimiser step")
+    minibatch: int = Field(4, ge=1, description="groups per optimiser step, of all learners together")
+    microbatch: int | None = Field(
+        None, ge=1, description="groups that a learner computes at once; None: as many of them as its memory holds"
+    )
     generate_ahead: bool = Field(
         False, description="generate while learners update, with weights one version old (but after a restore)"
     )

@@ -4,7 +4,6 @@ One iteration reads top to bottom in `GRPO.training_step`. The driver draws what
 rollouts go from the runners to reward workers, batches from there to the learners.
 """
 
-import contextlib
 import dataclasses
 import logging
 import time
@@ -57,7 +56,7 @@ class GRPOConfig(AlgorithmConfig):
         self.objective = self.adversary.objective
         self.warmup_samples = 0
         self.rows = 1
-        self.accumulate = 1
+        self.microbatch: int | None = None
         self.group_size = 2
         self.max_new_tokens = 1
         self.scorer_cpus = 1.0
@@ -71,7 +70,7 @@ class GRPOConfig(AlgorithmConfig):
         config.objective = adversary.objective
         samples = adversary.groups * adversary.group_size
         config.warmup_samples = adversary.warmup_iterations * samples
-        config.rows, config.accumulate = adversary.minibatch // max(1, adversary.learners), adversary.accumulate
+        config.rows, config.microbatch = adversary.minibatch // max(1, adversary.learners), adversary.microbatch
         config.group_size = adversary.group_size
         config.max_new_tokens = adversary.max_new_tokens
         config.scorer_cpus = plan.scorer_cpus
@@ -251,8 +250,11 @@ class GRPO(Algorithm):
     def _timed(self, phase: str, call: Any) -> Any:
         start = time.monotonic()
         result = call()
-        self.phase_seconds[phase] = self.phase_seconds.get(phase, 0.0) + time.monotonic() - start
+        self._add_seconds(phase, time.monotonic() - start)
         return result
+
+    def _add_seconds(self, phase: str, seconds: float) -> None:
+        self.phase_seconds[phase] = self.phase_seconds.get(phase, 0.0) + seconds
 
     def _ask(self) -> "_Asked":
         """Draw this iteration's tasks and have the runners generate, each its share."""
@@ -279,7 +281,7 @@ class GRPO(Algorithm):
         return _Asked(list(tasks), seed, started)
 
     def _gather(self, asked: "_Asked") -> tuple[Summary, list[ray.ObjectRef]]:
-        """Have each runner's rollouts scored as they come, and return the iteration's summary and batches.
+        """Have what the runners make scored, and return the iteration's summary and batches.
 
         A runner that dies takes its share with it, unless it was all there was: then that is asked again. A reward
         worker that dies is restarted by Ray, and scores again what it was at.
@@ -289,8 +291,7 @@ class GRPO(Algorithm):
         """
         for _ in range(_TRIES):
             try:
-                scoring = self._timed("generate", lambda asked=asked: self._as_they_come(asked))
-                scored = self._timed("score", lambda scoring=scoring: self._scored(scoring))
+                scored = self._scored_as_they_come(asked)
                 if scored:
                     return self._timed("score", lambda scored=scored: self._finish(scored))
             except ObjectLostError as error:
@@ -300,45 +301,52 @@ class GRPO(Algorithm):
             asked = self._send_tasks(asked.tasks, asked.seed)
         raise RuntimeError(f"actors died {_TRIES} times in a row; see their logs in the dashboard")
 
-    def _as_they_come(self, asked: "_Asked") -> list[tuple[int, ray.ObjectRef, ray.ObjectRef]]:
-        """Send each runner's rollouts to a reward worker when they are there; return runner, receipt and share."""
-        waiting = {ref: runner for runner, (_, ref) in asked.shares.items()}
-        scoring: list[tuple[int, ray.ObjectRef, ray.ObjectRef]] = []
-        deadline = time.monotonic() + _RUNNER_TIMEOUT_SECONDS
-        while waiting:
-            ready, _ = ray.wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()), fetch_local=False)
-            if not ready:
-                raise RuntimeError(
-                    f"attackers took longer than {_RUNNER_TIMEOUT_SECONDS:.0f} s to generate; "
-                    "ask for less at once: adversary.groups, adversary.group_size or adversary.max_new_tokens"
-                )
-            runner = waiting.pop(ready[0])
-            tasks, rollouts = asked.shares[runner]
-            worker = self._workers[len(scoring) % len(self._workers)]
-            place = list(asked.shares).index(runner)
-            receipt, share = worker.score.options(num_returns=2).remote(
-                self._setup, self._iteration_in_round, place, tasks, rollouts, self._archived
-            )
-            scoring.append((runner, receipt, share))
-        return scoring
+    def _scored_as_they_come(self, asked: "_Asked") -> list[ray.ObjectRef]:
+        """Return what reward workers make of the rollouts, once an engine is there for the next iteration.
 
-    def _scored(self, scoring: Sequence[tuple[int, ray.ObjectRef, ray.ObjectRef]]) -> list[ray.ObjectRef]:
-        """Wait for the shares; return those whose runner lived, once an engine is there for the next iteration."""
-        scored, dead = [], []
-        for runner, receipt, share in scoring:
-            try:
-                ray.get(receipt)
-                scored.append(share)
-            except RayActorError:
-                dead.append(runner)  # the argument's error: workers are restarted, the rollouts never came to be
-                with contextlib.suppress(RayActorError):
-                    ray.get(share)  # an error that nobody looks at is shown to the user
+        A worker that is free takes its part of all that waits: the models get what several runners made at once, and
+        the runners that are still at work do not wait for it.
+        """
+        generating = {rollouts: runner for runner, (_, rollouts) in asked.shares.items()}
+        places = {runner: place for place, runner in enumerate(asked.shares)}
+        waiting: list[int] = []
+        scoring: dict[ray.ObjectRef, tuple[list[int], Any, ray.ObjectRef]] = {}
+        free, scored, dead = list(self._workers), list[ray.ObjectRef](), list[int]()
+        begun = generated = time.monotonic()
+        while generating or scoring:
+            left = begun + _RUNNER_TIMEOUT_SECONDS - time.monotonic()
+            for ref in _ready([*generating, *scoring], max(0.0, left) if generating else None):
+                if ref in generating:
+                    waiting.append(generating.pop(ref))
+                    generated = time.monotonic()
+                else:
+                    runners, worker, share = scoring.pop(ref)
+                    free.append(worker)
+                    lost = ray.get(ref)
+                    dead += [runners[i] for i in lost]
+                    if len(lost) < len(runners):
+                        scored.append(share)
+            while waiting and free:
+                count = -(-len(waiting) // len(free))
+                part, waiting = sorted(waiting[:count], key=places.__getitem__), waiting[count:]
+                worker = free.pop(0)
+                receipt, share = self._have_scored(worker, [(places[runner], *asked.shares[runner]) for runner in part])
+                scoring[receipt] = part, worker, share
+        self._add_seconds("generate", generated - begun)
+        self._add_seconds("score", time.monotonic() - generated)
         if dead:
-            logger.warning("%d of %d attackers died; their tasks are lost", len(dead), len(scoring))
+            logger.warning("%d of %d attackers died; their tasks are lost", len(dead), len(asked.shares))
             for runner in dead:
                 self.env_runner_group._worker_manager.set_actor_state(runner, healthy=False)
             self.weight_sync.recover()
         return scored
+
+    def _have_scored(
+        self, worker: Any, shares: Sequence[tuple[int, Sequence[Task], ray.ObjectRef]]
+    ) -> tuple[ray.ObjectRef, ray.ObjectRef]:
+        """Have a worker score runners' shares; return references of which were lost, and of what came of the rest."""
+        score = worker.score.options(num_returns=2)
+        return score.remote(self._setup, self._iteration_in_round, shares, self._archived)
 
     def _finish(self, shares: Sequence[ray.ObjectRef]) -> tuple[Summary, list[ray.ObjectRef]]:
         learners = max(1, self.config.adversary.learners)
@@ -404,6 +412,20 @@ class _Asked:
     tasks: list[Task]
     seed: int
     shares: dict[int, tuple[list[Task], ray.ObjectRef]]
+
+
+def _ready(refs: Sequence[ray.ObjectRef], timeout: float | None) -> list[ray.ObjectRef]:
+    """Wait until one of some references is there; return all that are.
+
+    Raises:
+        RuntimeError: none is in `timeout` seconds, which only engines can be the cause of.
+    """
+    if not ray.wait(refs, timeout=timeout, fetch_local=False)[0]:
+        raise RuntimeError(
+            f"attackers took longer than {_RUNNER_TIMEOUT_SECONDS:.0f} s to generate; "
+            "ask for less at once: adversary.groups, adversary.group_size or adversary.max_new_tokens"
+        )
+    return ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[0]
 
 
 def _died(actor: Any) -> bool:

@@ -1,15 +1,21 @@
-"""The update: RLlib's torch learner with the loss of actors/loss.py, gradient accumulation and a warm-up."""
+"""The update: RLlib's torch learner with the loss of actors/loss.py, a warm-up, and minibatches cut to the memory."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from ray._private.utils import estimate_available_memory
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 
 from actors.loss import balanced_advantages, policy_loss
 from actors.module import ADVANTAGES, ENGINE_LOGPROBS, INPUT_IDS, OLD_LOGPROBS, SEGMENTS, completion_lengths
+
+#: Of the free memory, what autograd may keep: the backward pass needs as much again, and engines live here, too.
+_SHARE_OF_MEMORY = 0.25
 
 
 class GRPOLearner(TorchLearner):
@@ -18,8 +24,8 @@ class GRPOLearner(TorchLearner):
     def build(self) -> None:
         """Build module and optimizer."""
         super().build()
-        self._accumulated: dict[Any, torch.Tensor] = {}
-        self._minibatches = 0
+        self._token_bytes: float | None = None
+        self._tokens_at_once = 0.0
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Register one fused AdamW over the trainable parameters; its rate rises over the warm-up's samples."""
@@ -32,47 +38,72 @@ class GRPOLearner(TorchLearner):
     def _make_batch_if_necessary(self, training_data: Any) -> Any:
         """Return the batch as tensors, with the learner's own log-probabilities where they correct the engine's."""
         batch = super()._make_batch_if_necessary(training_data)
+        self._look_at_memory(batch[DEFAULT_MODULE_ID])
         if self.config.objective.importance_cap is not None:
             rows = batch[DEFAULT_MODULE_ID]
-            parts = [
-                self._own_logprobs(rows[INPUT_IDS][i : i + self.config.rows], rows[SEGMENTS][i : i + self.config.rows])
-                for i in range(0, len(rows[INPUT_IDS]), self.config.rows)
-            ]
-            rows[OLD_LOGPROBS] = torch.cat(parts)
+            parts = [self._own_logprobs(part) for part in self._microbatches(rows)]
+            rows[OLD_LOGPROBS] = torch.cat([F.pad(p, (0, rows[SEGMENTS].shape[1] - p.shape[1])) for p in parts])
         return batch
 
     @torch.no_grad()
-    def _own_logprobs(self, input_ids: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+    def _own_logprobs(self, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
         module = self.module[DEFAULT_MODULE_ID].unwrapped()
-        return module.logprobs(input_ids, segments, module.temperature)["logprobs"]
+        return module.logprobs(rows[INPUT_IDS], rows[SEGMENTS], module.temperature)["logprobs"]
 
-    def _uncompiled_update(self, batch: dict[str, Any], **kwargs: Any) -> Any:
-        # The batch is as wide as its longest row; a minibatch of short rows need not be. Empty rows have done their
-        # part once minibatches are cut; one stays if there is nothing else: other learners wait for a gradient.
-        for module_batch in batch.values():
-            lengths = (module_batch[SEGMENTS] >= 0).sum(1)
-            rows = lengths > 0 if lengths.any() else torch.arange(len(lengths), device=lengths.device) == 0
-            for key, value in module_batch.items():
-                if value.ndim == 2:
-                    module_batch[key] = value[rows, : max(1, int(lengths.max()))]
-        return super()._uncompiled_update(batch, **kwargs)
+    def _uncompiled_update(self, batch: dict[str, Any], **_: Any) -> Any:
+        """Take an optimiser step; what does not fit the memory at once is computed in parts, whose gradients add up."""
+        for optimizer in self._optimizer_parameters:
+            optimizer.zero_grad(set_to_none=True)
+        rows = batch[DEFAULT_MODULE_ID]
+        # Empty rows have done their part once minibatches are cut. One stays if there is nothing else: other learners
+        # wait for a gradient.
+        full = (rows[SEGMENTS] >= 0).any(1)
+        full[0] |= ~full.any()
+        parts = list(self._microbatches({key: value[full] for key, value in rows.items() if value.ndim == 2}))
+        loss: Any = 0.0
+        for number, part in enumerate(parts, 1):
+            with contextlib.nullcontext() if number == len(parts) else self._alone():
+                of_part = {DEFAULT_MODULE_ID: part}
+                result = self.module.forward_train(of_part)
+                part_loss = self.compute_losses(fwd_out=result, batch=of_part)[DEFAULT_MODULE_ID]
+                part_loss.backward()
+            loss = loss + part_loss.detach()
+        gradients = {name: parameter.grad for name, parameter in self._params.items()}
+        self.apply_gradients(self.postprocess_gradients(gradients))
+        return result, {DEFAULT_MODULE_ID: loss}, {}
 
-    def apply_gradients(self, gradients_dict: dict[Any, torch.Tensor]) -> None:
-        """Step the optimizer with the sum of the gradients of `accumulate` minibatches."""
-        self._minibatches += 1
-        wanted = self.config.accumulate
-        if wanted > 1:
-            for name, gradient in gradients_dict.items():
-                total = self._accumulated.get(name)
-                self._accumulated[name] = gradient.clone() if total is None else total.add_(gradient)
-            if self._minibatches % wanted:
-                return
-            gradients_dict, self._accumulated = self._accumulated, {}
-        super().apply_gradients(super().postprocess_gradients(gradients_dict))
+    def _alone(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which gradients stay with this learner."""
+        module = self.module[DEFAULT_MODULE_ID]
+        return module.no_sync() if self.config.num_learners > 1 else contextlib.nullcontext()
 
-    def postprocess_gradients(self, gradients_dict: dict[Any, torch.Tensor]) -> dict[Any, torch.Tensor]:
-        """Leave a minibatch's gradients as they are: it is their sum that is clipped."""
-        return gradients_dict
+    def _microbatches(self, rows: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield parts of a batch that the memory holds, each as wide as its longest row."""
+        lengths = (rows[SEGMENTS] >= 0).sum(1).tolist()
+        start = 0
+        while start < len(lengths):
+            end = start + 1
+            while end < len(lengths) and self._fits(end + 1 - start, max(lengths[start : end + 1])):
+                end += 1
+            width = max(1, *lengths[start:end])
+            yield {key: value[start:end, :width] for key, value in rows.items()}
+            start = end
+
+    def _fits(self, rows: int, width: int) -> bool:
+        return rows <= self.config.microbatch if self.config.microbatch else rows * width <= self._tokens_at_once
+
+    def _look_at_memory(self, rows: Mapping[str, torch.Tensor]) -> None:
+        """Set how many tokens, padding included, are computed at once, by what one long row has autograd keep."""
+        lengths = (rows[SEGMENTS] >= 0).sum(1)
+        width = int(lengths.max())
+        if self.config.microbatch or not width:
+            return
+        if self._token_bytes is None:
+            longest = int(lengths.argmax())
+            row = {key: rows[key][longest : longest + 1, :width] for key in (INPUT_IDS, SEGMENTS)}
+            module = self.module[DEFAULT_MODULE_ID].unwrapped()
+            self._token_bytes = bytes_kept(lambda: module.forward_train(row), module) / width
+        self._tokens_at_once = _SHARE_OF_MEMORY * free_memory(self._device) / self._token_bytes
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: Mapping[str, torch.Tensor]
@@ -91,7 +122,7 @@ class GRPOLearner(TorchLearner):
             advantages,
             mask,
             completion_lengths(batch[SEGMENTS]),
-            completions=config.rows * config.accumulate * config.group_size,
+            completions=config.rows * config.group_size,
             max_new_tokens=config.max_new_tokens,
             objective=config.objective,
         )
@@ -115,3 +146,27 @@ class GRPOLearner(TorchLearner):
             result = module.logprobs(ids, segments, temperature=1.0)
             logprobs.append(result["logprobs"][0, 1:].double().cpu().numpy())
         return logprobs, module.distance_from_reference()
+
+
+def bytes_kept(forward: Callable[[], Any], module: torch.nn.Module) -> int:
+    """Return the bytes that autograd keeps of a forward pass for the backward pass, the module's own weights aside."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = forward()  # while it lives, no two of what is kept have one address
+    del result
+    return sum(size for address, size in kept.items() if address not in weights)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that are free on a device: an accelerator, or the CPU within its container's limit."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
+    return int(estimate_available_memory())

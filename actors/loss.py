@@ -48,10 +48,10 @@ def policy_loss(
     max_new_tokens: int,
     objective: ObjectiveConfig,
 ) -> LossTerms:
-    """Return the loss of a minibatch, a part of an optimiser step of `completions` completions.
+    """Return the loss of a microbatch, a part of an optimiser step of `completions` completions.
 
     Tokens are summed and divided by constants, so that neither padding, nor empty rows, nor over how many learners and
-    minibatches a step is spread changes what a token weighs. The KL is the k3 estimator, as in GRPO.
+    microbatches a step is spread changes what a token weighs. The KL is the k3 estimator, as in GRPO.
 
     Args:
         logprobs: of the policy, with gradient; [batch, tokens] as the next five.

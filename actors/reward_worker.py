@@ -8,12 +8,13 @@ Every attempt is on disk before the learners see it.
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
+from ray.exceptions import RayActorError
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.policy.sample_batch import MultiAgentBatch
 
@@ -32,6 +33,8 @@ from guardrail.records import Record, record_id, to_table
 from guardrail.seeds import may_sexualise_minors
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +60,11 @@ class RoundSetup:
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
-    """A runner's part of an iteration, scored: for the learners (by group), for the archive, and in numbers."""
+class Scored:
+    """A part of an iteration: for the learners and for the archive, both by group, and in numbers."""
 
     rows: dict[int, Row]
-    finds: list[Find]
+    finds: dict[int, list[Find]]
     tally: Tally
 
 
@@ -117,24 +120,42 @@ class RewardWorker:
         self,
         setup: Sequence[ray.ObjectRef],
         iteration: int,
-        share: int,
-        tasks: Sequence[Task],
-        rollouts: Sequence[Rollout],
+        shares: Sequence[tuple[int, Sequence[Task], ray.ObjectRef]],
         archived: np.ndarray,
-    ) -> tuple[int, Share]:
-        """Score, reward and write down the rollouts of some tasks; return their number and what the rest needs of them.
+    ) -> tuple[list[int], Scored]:
+        """Score, reward and write down the rollouts of some runners; return who died, and what the rest needs of them.
 
         What costs most comes last, and only for what has passed so far: fluency, judges, the target itself.
 
         Args:
             setup: the round's, as a reference in a list.
             iteration: within the round.
-            share: which of the iteration's.
-            tasks: what was asked of the runner.
-            rollouts: those of a task in a row.
+            shares: for each runner which of the iteration's shares it has, what was asked of it, and a reference of
+                its rollouts, those of a task in a row.
             archived: embeddings of earlier successes, for novelty.
         """
-        round_, size = self._round(setup), self.config.group_size
+        made: list[tuple[int, Sequence[Task], Sequence[Rollout]]] = []
+        dead = []
+        for index, (place, tasks, rollouts) in enumerate(shares):
+            try:
+                made.append((place, tasks, self._read(rollouts)))
+            except RayActorError:
+                dead.append(index)
+        return dead, self._score(self._round(setup), iteration, made, archived) if made else Scored({}, {}, Tally())
+
+    def _read(self, rollouts: ray.ObjectRef) -> Sequence[Rollout]:
+        return ray.get(rollouts)
+
+    def _score(
+        self,
+        round_: RoundSetup,
+        iteration: int,
+        shares: Sequence[tuple[int, Sequence[Task], Sequence[Rollout]]],
+        archived: np.ndarray,
+    ) -> Scored:
+        size = self.config.group_size
+        tasks = [task for _, of_share, _ in shares for task in of_share]
+        rollouts = [rollout for _, _, of_share in shares for rollout in of_share]
         styles = [STYLE[task.style] for task in tasks for _ in range(size)]
         goals = [round_.goals[task.goal] for task in tasks for _ in range(size)]
         texts = [goal["text"] for goal in goals]
@@ -194,7 +215,10 @@ class RewardWorker:
         }
         places = [task.goal for task in tasks for _ in range(size)]
         table = attempts_table(self._goals, places, columns, measured)
-        write_attempts(table, Path(round_.directory), iteration, share)
+        first = 0
+        for place, _, of_share in shares:
+            write_attempts(table.slice(first, len(of_share)), Path(round_.directory), iteration, place)
+            first += len(of_share)
         groups = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
         advantages = self._advantages(round_.index, iteration, reward.reshape(-1, size), parts.kept.reshape(-1, size))
         rows = {
@@ -206,11 +230,11 @@ class RewardWorker:
             )
             for task, group, of_group in zip(tasks, groups, advantages, strict=True)
         }
-        finds = [
-            Find(ids[i], category_of(goals[i]), styles[i].name, attacks[i], meaning.embeddings[i])
-            for i in np.flatnonzero(success)
-        ]
-        return len(tasks), Share(rows, finds, _tally(tasks, goals, rollouts, reasons, parts, fluency, reward, success))
+        finds: dict[int, list[Find]] = {}
+        for i in np.flatnonzero(success):
+            found = Find(ids[i], category_of(goals[i]), styles[i].name, attacks[i], meaning.embeddings[i])
+            finds.setdefault(tasks[i // size].group, []).append(found)
+        return Scored(rows, finds, _tally(tasks, goals, rollouts, reasons, parts, fluency, reward, success))
 
     def _gated(self, attempts: Sequence[Attempt], withheld: Sequence[bool]) -> list[str | None]:
         gate, model = self.config.gate, self.scorer.intent
@@ -278,7 +302,7 @@ class RewardWorker:
         return group_advantages(reward, self.config.objective.advantage)
 
     def finish(
-        self, setup: Sequence[ray.ObjectRef], iteration: int, learners: int, weights_version: int, *shares: Share
+        self, setup: Sequence[ray.ObjectRef], iteration: int, learners: int, weights_version: int, *parts: Scored
     ) -> Any:
         """End an iteration: write the archive, and return a summary, `archived` and a batch for each learner.
 
@@ -287,24 +311,24 @@ class RewardWorker:
             iteration: within the round.
             learners: how many batches are wanted; each is None where there is nothing to learn from.
             weights_version: the learner's, that the samplers' are compared with.
-            shares: of the iteration.
+            parts: of the iteration, in any order.
         """
         round_ = self._round(setup)
         archive = self._archive_after(round_, iteration)
-        archive.add(find for share in shares for find in share.finds)
+        finds = _by_group(part.finds for part in parts)
+        archive.add(find for of_group in finds for find in of_group)
         archive.save(_archive_file(round_, iteration + 1))
         self._archive = (round_.directory, iteration + 1), archive
         # A round that is killed before this iteration's checkpoint goes on with the archive before it.
         _archive_file(round_, iteration - 1).unlink(missing_ok=True)
-        rows = {group: row for share in shares for group, row in share.rows.items()}
         batches = train_batches(
-            [rows[group] for group in sorted(rows)],
+            _by_group(part.rows for part in parts),
             learners=learners,
-            multiple=self.config.minibatch // learners * self.config.accumulate,
+            multiple=self.config.minibatch // learners,
         )
         categories = sorted({category_of(goal) for goal in round_.goals})
         summary = Summary.of(
-            [share.tally for share in shares],
+            [part.tally for part in parts],
             archive=len(archive),
             coverage=archive.coverage(categories, [style.name for style in chosen(self.config.styles)]),
             weights_version=weights_version,
@@ -318,6 +342,12 @@ class RewardWorker:
 
 def _archive_file(setup: RoundSetup, iterations: int) -> Path:
     return Path(setup.directory) / f"archive-{iterations:04d}.parquet"
+
+
+def _by_group(parts: Iterable[Mapping[int, _T]]) -> list[_T]:
+    """Return what parts of an iteration have of its groups in the groups' order, however they were dealt out."""
+    together = {group: value for part in parts for group, value in part.items()}
+    return [together[group] for group in sorted(together)]
 
 
 def _passed(reasons: Sequence[str | None]) -> list[int]:

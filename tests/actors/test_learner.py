@@ -1,14 +1,19 @@
 """The learner on a real two-layer Llama, without a cluster: what a step is, however it is cut and corrected."""
 
 import numpy as np
+import psutil
+import pytest
+import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.policy.sample_batch import MultiAgentBatch
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
+from actors import learner
 from actors.config import AdversaryConfig, ObjectiveConfig
 from actors.env_runner import SPACE
 from actors.grpo import GRPOConfig
 from actors.loss import Row, train_batches
+from actors.module import CausalLMModule
 from cluster.resources import plan
 
 GROUPS = [
@@ -25,16 +30,16 @@ def updated(model, **settings):
         model=str(model), trainable_layers=1, group_size=2, max_new_tokens=4, **{"learning_rate": 1e-3, **settings}
     )
     resources = plan(2, 0, num_env_runners=1, num_learners=0, num_guard_workers=1)
-    learner = GRPOConfig.of(config, resources, seed=0).build_learner(spaces={DEFAULT_MODULE_ID: (SPACE, SPACE)})
-    learner.build()
-    (batch,) = train_batches(GROUPS, learners=1, multiple=config.minibatch * config.accumulate)
-    learner.update(
+    built = GRPOConfig.of(config, resources, seed=0).build_learner(spaces={DEFAULT_MODULE_ID: (SPACE, SPACE)})
+    built.build()
+    (batch,) = train_batches(GROUPS, learners=1, multiple=config.minibatch)
+    built.update(
         batch=MultiAgentBatch({DEFAULT_MODULE_ID: batch}, env_steps=len(batch)),
         timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 8},
         num_epochs=1,
         minibatch_size=config.minibatch,
     )
-    return learner.module[DEFAULT_MODULE_ID].get_state()
+    return built.module[DEFAULT_MODULE_ID].get_state()
 
 
 def distance(one, other):
@@ -45,13 +50,42 @@ def mean_distance(one, other):
     return np.mean(np.concatenate([np.abs(one[name] - other[name]).ravel() for name in one]))
 
 
-def test_accumulated_minibatches_are_one_step(tiny_model):
-    whole = updated(tiny_model, minibatch=4, accumulate=1)
-    accumulated, stepped = (updated(tiny_model, minibatch=1, accumulate=count) for count in (4, 1))
+@pytest.mark.parametrize("objective", [ObjectiveConfig(), ObjectiveConfig(importance_cap=2.0)])
+def test_a_step_in_parts_is_one_step(tiny_model, objective):
+    whole, in_parts = (updated(tiny_model, minibatch=4, microbatch=count, objective=objective) for count in (None, 1))
+    stepped = updated(tiny_model, minibatch=1, objective=objective)
     # The mean, not the largest: Adam's first step divides a gradient by its size, and where that is next to nothing
     # rounding alone moves a weight.
-    assert mean_distance(whole, accumulated) < 1e-6
+    assert mean_distance(whole, in_parts) < 1e-6
     assert mean_distance(whole, stepped) > 1e-5  # four steps are not one
+
+
+def rows_at_once(model, monkeypatch, **settings):
+    """How many rows are computed at once in an update."""
+    seen = []
+    forward = CausalLMModule.logprobs
+
+    def seeing(self, input_ids, *arguments):
+        seen.append(len(input_ids))
+        return forward(self, input_ids, *arguments)
+
+    monkeypatch.setattr(CausalLMModule, "logprobs", seeing)
+    updated(model, minibatch=4, **settings)
+    return seen
+
+
+def test_the_memory_says_how_much_is_computed_at_once(tiny_model, monkeypatch):
+    monkeypatch.setattr(learner, "free_memory", lambda device: 2**40)
+    assert rows_at_once(tiny_model, monkeypatch) == [1, 4]  # the first looks at what a row needs
+    monkeypatch.setattr(learner, "free_memory", lambda device: 1)
+    assert rows_at_once(tiny_model, monkeypatch) == [1, 1, 1, 1, 1]
+    assert rows_at_once(tiny_model, monkeypatch, microbatch=2) == [2, 2]
+
+
+def test_what_autograd_keeps_is_counted_without_weights():
+    layer, x = torch.nn.Linear(8, 4), torch.randn(5, 8, requires_grad=True)
+    assert learner.bytes_kept(lambda: layer(x).exp(), layer) == 4 * (5 * 8 + 5 * 4)
+    assert 0 < learner.free_memory(torch.device("cpu")) <= psutil.virtual_memory().total
 
 
 def test_the_importance_cap_bounds_what_the_engine_is_off_by(tiny_model):

@@ -153,7 +153,7 @@ def group(prompt, *completions):
     return Row.of(prompt, ids, logprobs, np.array([advantage for _, advantage in completions]))
 
 
-def test_spread_over_minibatches_a_step_has_the_gradient_of_one():
+def test_spread_over_microbatches_a_step_has_the_gradient_of_one():
     rows = np.random.default_rng(0).normal(size=(3, 4, 2)) - 2
     advantages, mask = [1.0, -0.5, 0.3, 2.0], [[1, 1], [1, 0], [1, 1], [1, 1]]
 

@@ -128,7 +128,8 @@ class TimedModels:
         intent, similarity = self.random.random((2, count))
         embeddings = self.random.standard_normal((count, EMBEDDING), dtype=np.float32)
         embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-        time.sleep(max(0.0, SECONDS["score"] - (time.monotonic() - begun)))
+        runners = count / (GROUPS * GROUP_SIZE)
+        time.sleep(max(0.0, SECONDS["score"] * runners - (time.monotonic() - begun)))
         return Meaning(intent, similarity, embeddings)
 
     def fluency(self, texts: Sequence[str]) -> np.ndarray:
@@ -147,12 +148,11 @@ class TimedRewardWorker(RewardWorker):
         self.scorer: Any = TimedModels()
         self._setup = self._archive = None
 
-    def score(self, setup: Any, iteration: int, share: int, tasks: Any, rollouts: Any, archived: Any) -> Any:
-        real = [
+    def _read(self, rollouts: Any) -> Sequence[Rollout]:
+        return [
             Rollout(prompt, Completion(tokens, logprobs, text, finished=True), weights_version=0)
-            for prompt, tokens, logprobs, text in rollouts
+            for prompt, tokens, logprobs, text in ray.get(rollouts)
         ]
-        return super().score(setup, iteration, share, tasks, real, archived)
 
 
 class TimedLearner:
@@ -186,8 +186,13 @@ class TimedLearner:
 
 
 @contextmanager
-def started(runners: int) -> Iterator[GRPO]:
-    """Have the algorithm with a stand-in in every place, ready for its first iteration."""
+def started(runners: int, resources: Mapping[str, float] | None = None) -> Iterator[GRPO]:
+    """Have the algorithm with a stand-in in every place, ready for its first iteration.
+
+    Args:
+        runners: how many.
+        resources: custom ones that a runner takes.
+    """
     adversary = AdversaryConfig(
         env_runners=runners,
         learners=1,
@@ -199,7 +204,8 @@ def started(runners: int) -> Iterator[GRPO]:
     tiny = ResourcePlan(**{field.name: 0.001 for field in dataclasses.fields(ResourcePlan)})
     tiny = dataclasses.replace(tiny, env_runner_gpus=0.0, learner_gpus=0.0, guard_worker_gpus=0.0)
     config = GRPOConfig.of(adversary, tiny, seed=0)
-    config = config.env_runners(env_runner_cls=TimedRunner).training(learner_class=TimedLearner)
+    config = config.env_runners(env_runner_cls=TimedRunner, custom_resources_per_env_runner=dict(resources or {}))
+    config = config.training(learner_class=TimedLearner)
     register_serializer(GRPOConfig, serializer=lambda _: {}, deserializer=lambda _: SimpleNamespace())
     register_serializer(Task, serializer=dataclasses.asdict, deserializer=lambda fields: SimpleNamespace(**fields))
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(grpo, "RewardWorker", TimedRewardWorker):

@@ -161,6 +161,15 @@ def test_a_round_that_only_measures_changes_nothing(adversary, attack, outcome):
     assert adversary.algorithm.curriculum.get_state() == counts
 
 
+def test_generating_ahead_is_one_version_behind_and_says_so(adversary, attack, outcome, monkeypatch):
+    ahead = adversary.algorithm.config.adversary.model_copy(update={"generate_ahead": True})
+    monkeypatch.setitem(vars(adversary.algorithm.config), "adversary", ahead)
+    iterations = attack(2, updates=3).iterations
+    assert [each.summary.staleness for each in iterations] == [0, 1, 1]
+    assert all(each.sync["probe_max_abs_logprob_diff"] < 1e-3 for each in iterations)
+    assert len({each.sync["weight_distance"] for each in iterations}) == 3
+
+
 def difference_without_sending(adversary):
     """What the probe finds of the weights that the engines have as it is."""
     with pytest.MonkeyPatch.context() as patch:
@@ -183,7 +192,6 @@ def kill_attacker(adversary):
 
 
 def test_a_killed_attacker_comes_back_with_the_learners_weights(adversary, attack, outcome, config):
-    kill_attacker(adversary)
     after = attack(2, after=lambda done, iteration: kill_attacker(adversary))
     assert after.attempts.num_rows == config.iterations * config.groups * config.group_size
     assert all(syncs(after))
@@ -198,15 +206,15 @@ def process_of(worker):
 def test_a_killed_scorer_is_restarted_and_loses_nothing(adversary, attack, outcome, config, monkeypatch, tmp_path):
     undisturbed = attack(3, learn=False, updates=1)
     (worker,) = adversary.algorithm._workers
-    before, as_they_come = process_of(worker), adversary.algorithm._as_they_come
+    before, have_scored = process_of(worker), adversary.algorithm._have_scored
 
-    def killed(asked):
-        scoring = as_they_come(asked)
-        before.send_signal(signal.SIGKILL)  # it has been asked to score
-        return scoring
+    def killed(*arguments):
+        asked = have_scored(*arguments)
+        before.send_signal(signal.SIGKILL)
+        return asked
 
     with monkeypatch.context() as patch:
-        patch.setattr(adversary.algorithm, "_as_they_come", killed)
+        patch.setattr(adversary.algorithm, "_have_scored", killed)
         after = attack(3, learn=False, updates=1, directory=tmp_path / "killed")
     assert process_of(worker).pid != before.pid
     assert after.attempts.equals(undisturbed.attempts)
