@@ -2,13 +2,15 @@
 
 Confident learning (Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR
 2021; by cleanlab): classifiers that have seen neither a record nor any other that grew from its seed give probabilities
-of which the share of wrong labels, and then the records that have them, are estimated. It cannot tell a wrong label
+of which the share of wrong labels, and then the records that have them, are estimated. All records are read fast, by
+words and token vectors; what is doubtful then is read again, by an encoder's middle layer. It cannot tell a wrong label
 from a text that the classifiers do not understand. So it is kept from texts that are made to be misunderstood, and says
 nothing where the classifiers understand too little.
 """
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,15 +35,17 @@ from guardrail.curation.stage import (
     folds_of,
     keep_all,
 )
-from guardrail.embedding import SharedEmbedder, shared_encoder
+from guardrail.embedding import SharedEmbedder, loaded_middle_layer, shared_encoder
 from guardrail.static_embedding import StaticEncoder
 from guardrail.text import canonical, joined
 
 _LEARNED = 30_000  # records that the classifiers learn from, at most
+_LEARNED_AGAIN = 10_000  # the same of the second reading
+_DOUBTFUL = (
+    0.4  # probability of the other label from which a record is read again: one in four, but nearly all wrong ones
+)
 _FEWEST = 200  # judged records; of fewer nothing can be said
 _LONGEST = 4000  # characters of a text that count
-_STRENGTH = 3.0  # inverse regularisation
-_EMBEDDED = 0.5  # length of the embedding beside that of the words, which is 1
 _WORDS = HashingVectorizer(
     preprocessor=canonical,
     token_pattern=r"\w+",
@@ -65,7 +69,7 @@ class LabelNoise:
     def __init__(self, config: CurationConfig) -> None:
         self.config = config
         self.settings: Mapping[str, Any] = config.model_dump(
-            mode="json", include={"label_noise", "trusted_sources", "semantic_encoder"}
+            mode="json", include={"label_noise", "trusted_sources", "semantic_encoder", "embedder"}
         )
 
     def prepare(self, survey: Survey) -> Judge:
@@ -78,14 +82,30 @@ class LabelNoise:
         # Ids are hashes: the smallest ones are as good as drawn by lot.
         rows = records["row"].take(pc.sort_indices(records["id"])[:_LEARNED])
         sample = survey.computed(functools.partial(_learned_from, rows)).sort_by("id")
+        scored = self._read(survey, sample, _Words(shared_encoder(self.config.semantic_encoder)), None)
+        if scored is None:
+            return keep_all
+        doubtful = scored["row"].filter(pa.array(_other(scored) >= _DOUBTFUL))
+        sample = sample.slice(0, _LEARNED_AGAIN)
+        states = _States.of(self.config.embedder, sample["text"].to_pylist())
+        again = self._read(survey, sample, states, doubtful)
+        return _dropping(scored if again is None else _replaced(scored, again), self.config.label_noise)
+
+    def _read(
+        self, survey: Survey, sample: pa.Table, features: "_Words | _States", rows: pa.ChunkedArray | None
+    ) -> pa.Table | None:
+        """Fit a classifier for each fold to a sample; return what `_scored` makes of all records, or of `rows`.
+
+        None where a fold's classifier would know one label alone.
+        """
         labels, folds = sample["unsafe"].to_numpy(), folds_of(sample["seed_id"].to_pylist())
         if any(len(np.unique(labels[folds != fold])) < 2 for fold in range(FOLDS)):
-            return keep_all
-        encoder = shared_encoder(self.config.semantic_encoder)
-        features = _features(encoder, sample["text"].to_pylist())
-        weights = np.stack(survey.each(functools.partial(_fitted, features, labels, folds), range(FOLDS)))
-        scored = survey.computed(functools.partial(_scored, encoder, weights, trusted)).sort_by("id")
-        return _dropping(scored, self.config.label_noise)
+            return None
+        matrix = features(sample["text"].to_pylist())
+        fit = functools.partial(_fitted, matrix, labels, folds, features.strength)
+        weights = np.stack(survey.each(fit, range(FOLDS)))
+        trusted = self.config.trusted_sources
+        return survey.computed(functools.partial(_scored, features, weights, trusted, rows)).sort_by("id")
 
 
 def _judged(records: pa.Table, trusted: Sequence[str]) -> NDArray[np.bool_]:
@@ -102,35 +122,93 @@ def _texts(batch: pa.Table) -> list[str]:
     return [text[:_LONGEST] for text in texts]
 
 
-def _features(encoder: StaticEncoder | SharedEmbedder, texts: Sequence[str]) -> csr_array:
-    """Return hashed words and pairs of words, and the embedding [texts, features]."""
-    words = _WORDS.transform([*texts, ""])[: len(texts)]  # it refuses to transform nothing
-    return csr_array(hstack([words, csr_array(encoder.encode(texts) * _EMBEDDED)]))
+@dataclass(frozen=True)
+class _Words:
+    """Features of the first reading: hashed words and pairs of words, and the static embedding at half their length."""
+
+    encoder: StaticEncoder | SharedEmbedder
+    strength = 3.0  # inverse regularisation
+
+    def __call__(self, texts: Sequence[str]) -> csr_array:
+        """Return [texts, features]."""
+        return csr_array(hstack([_words(texts), csr_array(self.encoder.encode(texts) * 0.5)]))
 
 
-def _fitted(features: csr_array, labels: NDArray[np.bool_], folds: NDArray[np.int64], fold: int) -> NDArray[np.float64]:
+@dataclass(frozen=True)
+class _States:
+    """Features of the second reading: the same words, and the middle layer's states, at equal length on average.
+
+    Attributes:
+        encoder: whose layer it is, as `guardrail.models.resolve` takes it.
+        mean, deviation: of the states' numbers over a sample [2 d].
+    """
+
+    encoder: str
+    mean: NDArray[np.float32]
+    deviation: NDArray[np.float32]
+    strength = 1.0
+
+    @classmethod
+    def of(cls, encoder: str, texts: Sequence[str]) -> "_States":
+        """Return the features that these texts scale."""
+        states = loaded_middle_layer(encoder).encode(texts)
+        return cls(encoder, states.mean(axis=0), states.std(axis=0) + 1e-6)
+
+    def __call__(self, texts: Sequence[str]) -> csr_array:
+        """Return [texts, features]."""
+        states = (loaded_middle_layer(self.encoder).encode(texts) - self.mean) / self.deviation
+        return csr_array(hstack([_words(texts), csr_array(states / np.sqrt(states.shape[1]))]))
+
+
+def _words(texts: Sequence[str]) -> csr_array:
+    return _WORDS.transform([*texts, ""])[: len(texts)]  # it refuses to transform nothing
+
+
+def _fitted(
+    features: csr_array, labels: NDArray[np.bool_], folds: NDArray[np.int64], strength: float, fold: int
+) -> NDArray[np.float64]:
     """Return the weights of the features, and the bias, of a classifier that has not seen this fold."""
     learned = np.flatnonzero(folds != fold)
     with threadpool_limits(1):  # several threads add in another order, which shows in the last digits
-        model = LogisticRegression(C=_STRENGTH, max_iter=300).fit(features[learned], labels[learned])
+        model = LogisticRegression(C=strength, max_iter=300).fit(features[learned], labels[learned])
     return np.append(model.coef_[0], model.intercept_)
 
 
 def _scored(
-    encoder: StaticEncoder | SharedEmbedder, weights: NDArray[np.float64], trusted: Sequence[str], batch: pa.Table
+    features: _Words | _States,
+    weights: NDArray[np.float64],
+    trusted: Sequence[str],
+    rows: pa.ChunkedArray | None,
+    batch: pa.Table,
 ) -> pa.Table:
     """Return row, id, unsafe and probability of being unsafe of the records that are judged.
 
     Args:
-        encoder: the one that the classifiers learned with.
+        features: those that the classifiers learned with.
         weights: of the classifier that has not seen the fold, for each fold [folds, features + 1].
         trusted: starts of sources.
+        rows: of the records that are wanted; None: all.
         batch: any records.
     """
     batch = batch.filter(pa.array(_judged(batch, trusted)))
-    logits = _features(encoder, _texts(batch)) @ weights[:, :-1].T + weights[:, -1]
+    if rows is not None:
+        batch = batch.filter(pc.is_in(batch["row"], value_set=rows.combine_chunks()))
+    logits = features(_texts(batch)) @ weights[:, :-1].T + weights[:, -1]
     unseen = logits[np.arange(len(batch)), folds_of(batch["seed_id"].to_pylist())]
     return batch.select(["row", "id", "unsafe"]).append_column("probability", pa.array(expit(unseen), pa.float64()))
+
+
+def _other(scored: pa.Table) -> NDArray[np.float64]:
+    """Return the probability of the label that a record does not have."""
+    unsafe = scored["probability"].to_numpy()
+    return np.where(scored["unsafe"].to_numpy(), 1 - unsafe, unsafe)
+
+
+def _replaced(scored: pa.Table, again: pa.Table) -> pa.Table:
+    """Return the first table with the probabilities of the second where it has the record."""
+    probability = scored["probability"].to_numpy().copy()
+    probability[pc.index_in(again["row"], value_set=scored["row"].combine_chunks()).to_numpy()] = again["probability"]
+    return scored.set_column(scored.column_names.index("probability"), "probability", pa.array(probability))
 
 
 def _dropping(scored: pa.Table, least: float) -> Judge:
@@ -146,7 +224,7 @@ def _dropping(scored: pa.Table, least: float) -> Judge:
     if len(np.unique(labels)) < 2 or np.mean((unsafe > 0.5) == labels) < UNDERSTOOD:
         return keep_all
     issues = find_label_issues(labels, np.stack([1 - unsafe, unsafe], axis=1), n_jobs=1)
-    other = np.where(labels == 1, 1 - unsafe, unsafe)
+    other = _other(scored)
     dropped = np.flatnonzero(issues & (other >= least))
     evidence = [f"P({'safe' if labels[i] else 'unsafe'}) {other[i]:.2f}" for i in dropped]
     return _judge(scored["row"].take(pa.array(dropped)), evidence)

@@ -54,9 +54,7 @@ class ClusterSurvey:
 
     def each(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """Apply a function to each item."""
-        shared = ray.put(function)  # once, with all the arrays that it holds
-        task = ray.remote(num_cpus=self.num_cpus)(_called)
-        return ray.get([task.remote(shared, item) for item in items])
+        return _as_tasks(function, items, self.num_cpus)
 
 
 def cluster_cpus() -> int:
@@ -65,12 +63,12 @@ def cluster_cpus() -> int:
 
 
 def over_parts(function: Callable[[Part], R], parts: Sequence[Part], num_cpus: float) -> list[R]:
-    """Apply a function to each part, on Ray Data, in tasks that reserve `num_cpus`; return results in the parts' order.
+    """Apply a function to each part, in tasks that reserve `num_cpus`; return results in the parts' order.
 
-    Results come to the driver: they must be small.
+    On Ray Data where there are more parts than CPUs. Results come to the driver: they must be small.
     """
-    if not parts:
-        return []
+    if len(parts) <= cluster_cpus():  # nothing waits for its turn, and a pipeline takes a second to begin
+        return _as_tasks(function, parts, num_cpus)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     with ray.data.DataContext.current(context):
@@ -86,6 +84,12 @@ def over_parts(function: Callable[[Part], R], parts: Sequence[Part], num_cpus: f
         )
         results = {row["number"]: row["result"] for row in done.iter_rows()}
     return [pickle.loads(results[number]) for number in range(len(parts))]
+
+
+def _as_tasks(function: Callable[[T], R], items: Sequence[T], num_cpus: float) -> list[R]:
+    shared = ray.put(function)  # once, with all the arrays that it holds
+    task = ray.remote(num_cpus=num_cpus)(_called)
+    return ray.get([task.remote(shared, item) for item in items])
 
 
 def _of_block(function: Callable[[Part], R], parts: Sequence[Part], block: pa.Table) -> pa.Table:

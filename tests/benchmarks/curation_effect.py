@@ -1,15 +1,15 @@
 """What curation finds of faults that were planted, and what a guard regains by it.
 
-python -m tests.benchmarks.curation_effect --data-dir DIR [--records 7000] [--seed 0] [--dir DIR] [--guards true]
+python -m tests.benchmarks.curation_effect --data-dir DIR [--records 7000] [--seed 0] [--dir DIR] [--guards 2]
 
 The method's second experiment. Public training data is drawn and curated once, so that its own faults are gone; what is
 left is the clean set. Into that are planted: exact copies (10%, with other case and spacing), near copies (10%, a word
 cut, left out or doubled, or one more), evaluation texts written by transforms (2%), gibberish (5%: random letters,
 keyboard mash, shuffled letters, shuffled words), flipped labels (10%). The result is curated. A pair of copies is found
 if one of the two is dropped as the other's; precision counts what a stage drops that is none of its faults. Shuffled
-words are gibberish and a copy: dropped as either, they are found. Guards are trained on the clean set, on the faulty
-and on the curated one, and measured on requests held back from the clean set; also, for the record, on the evaluation
-sets but for the texts that were planted. They read each id once, so that exact copies cost them nothing.
+words are gibberish and a copy: dropped as either, they are found. Guards (`--guards` random seeds) are trained on the
+clean set, on the faulty and on the curated one, and measured on requests held back from the clean set; also, for the
+record, on the evaluation sets but for the texts that were planted. They read each id once: exact copies cost nothing.
 """
 
 import argparse
@@ -213,7 +213,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--data-dir", type=Path, required=True, help="local copies of the public sets")
     parser.add_argument("--records", type=int, default=7000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--guards", choices=("true", "false"), default="true", help="train and measure guards, too")
+    parser.add_argument("--guards", type=int, default=2, help="guards that are trained on each set")
     parser.add_argument("--dir", type=Path, default=cache_dir() / "benchmarks" / "curation_effect")
     options = parser.parse_args(arguments)
     random = np.random.default_rng(options.seed)
@@ -250,7 +250,7 @@ def main(arguments: Sequence[str]) -> None:
         for entry in json.loads((directory / "curated" / "funnel.json").read_text()):
             hit = sum(row["stage"] == entry["stage"] and row["id"] in planted_ids for row in ledger)
             print(f"{entry['stage']:16} {entry['in']:6d} {entry['in'] - entry['kept']:8d} {hit:8d}  {entry['reasons']}")
-        if options.guards == "true":
+        if options.guards:
             leaked = set(faults["contaminated"].values())
             measured = {"held back": [(record["text"], record["unsafe"]) for record in held_back]} | {
                 name: [(item.text, item.unsafe) for item in sets[name] if f"{name}/{item.id}" not in leaked]
@@ -258,8 +258,13 @@ def main(arguments: Sequence[str]) -> None:
             }
             found_f1: dict[str, dict[str, float]] = {}
             for name, records in (("clean", clean), ("faulty", faulty), ("curated", kept)):
-                guard = Guard.from_pretrained(train(records, validation, directory / f"guard-{name}"))
-                found_f1[name] = {each: f1(guard, texts) for each, texts in measured.items()}
+                trained = [
+                    Guard.from_pretrained(train(records, validation, directory / f"guard-{name}-{seed}", seed=seed))
+                    for seed in range(options.guards)
+                ]
+                found_f1[name] = {
+                    each: float(np.mean([f1(guard, texts) for guard in trained])) for each, texts in measured.items()
+                }
                 print(f"F1, {name}: {', '.join(f'{each} {value:.3f}' for each, value in found_f1[name].items())}")
             of_clean, of_faulty, of_curated = (found_f1[name]["held back"] for name in ("clean", "faulty", "curated"))
             regained = (of_curated - of_faulty) / (of_clean - of_faulty) if of_clean != of_faulty else None

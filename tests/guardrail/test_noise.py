@@ -21,9 +21,28 @@ TOPICS = {
 COMMON = "how to with my the a in of friend house today quickly please".split()
 
 
-@pytest.fixture(autouse=True)
-def tiny_encoder(monkeypatch):
+class States:
+    """In the place of an encoder's middle layer; notes what it reads."""
+
+    def __init__(self):
+        self.read = set()
+
+    def encode(self, texts):
+        self.read.update(texts)
+        counts = [[sum(word in TOPICS[about] for word in text.split()) for about in (True, False)] for text in texts]
+        return np.array(counts, dtype=np.float32).reshape(len(texts), 2)
+
+
+def with_tiny_encoders(monkeypatch):
+    states = States()
     monkeypatch.setattr(noise, "shared_encoder", lambda name: ENCODER)
+    monkeypatch.setattr(noise, "loaded_middle_layer", lambda name: states)
+    return states
+
+
+@pytest.fixture(autouse=True)
+def states(monkeypatch):
+    return with_tiny_encoders(monkeypatch)
 
 
 def request(about, number):
@@ -97,7 +116,7 @@ RECORDS += [record(True, number, source="rayguard-seeds:fraud") for number in ra
 @pytest.fixture(scope="module")
 def expected():
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(noise, "shared_encoder", lambda name: ENCODER)
+        with_tiny_encoders(patched)
         patched.setattr(noise, "_LEARNED", 250)
         return verdicts(RECORDS)
 
@@ -116,9 +135,26 @@ def test_a_long_text_counts_by_its_start():
     assert [len(text) for text in noise._texts(texts)] == [noise._LONGEST, len("a\n\nb")]
 
 
+def test_what_is_doubtful_is_read_again(states, monkeypatch):
+    monkeypatch.setattr(noise, "_LEARNED_AGAIN", 60)
+    wrong = [record(number % 2 == 0, number, number % 2 == 1) for number in range(1000, 1020)]
+    records = sound(300) + wrong
+    found = verdicts(records)
+    assert {each["text"] for each in wrong} <= states.read and len(states.read) < 160
+    monkeypatch.setattr(States, "encode", lambda self, texts: np.zeros((len(texts), 2)))
+    assert verdicts(records) != found
+
+
 def test_features_are_words_pairs_and_the_embedding():
-    features = noise._features(ENCODER, ["Bake BREAD", "bake bread, bake", "б"])
+    features = noise._Words(ENCODER)(["Bake BREAD", "bake bread, bake", "б"])
     assert features.shape == (3, 2**16 + 16)
     lengths = np.sqrt(np.asarray(features.multiply(features).sum(axis=1)).ravel())
     assert lengths.tolist() == pytest.approx([1.25**0.5, 1.25**0.5, 1])
-    assert noise._features(ENCODER, []).shape == (0, 2**16 + 16)
+    assert noise._Words(ENCODER)([]).shape == (0, 2**16 + 16)
+
+
+def test_features_of_the_second_reading_are_words_and_scaled_states():
+    texts = [request(number % 2 == 0, number) for number in range(50)]
+    features = noise._States.of("tiny", texts)(texts)
+    states = features[:, 2**16 :].toarray() * 2**0.5
+    assert states.mean(axis=0) == pytest.approx(0, abs=1e-5) and states.std(axis=0) == pytest.approx(1, abs=1e-3)
