@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-# One runs what starts clusters and engines, which leaves a core idle for much of the time; the other all the rest.
+# One runs most of what starts engines, which leaves a core idle for much of the time; the other all the rest.
 WORKERS := -n 2 --no-loadscope-reorder
 
 .PHONY: help setup loop serve test test-unit lint lock clean

@@ -24,6 +24,7 @@ hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
 
 _WITHOUT_ENGINES = ("test_serve.py", "test_curation.py", "test_lost_node.py")  # of the tests that start clusters
+_LAST = ("test_judges.py", "test_red_team.py", "test_jobs.py", "test_synthesis_and_training.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,22 +33,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name in ("integration", "chaos"):
             if name in item.path.relative_to(Path(__file__).parent).parts:
                 item.add_marker(name)
-    items.sort(key=lambda item: (*(item.get_closest_marker(name) is None for name in ("chaos", "integration")),))
+    slow = ("chaos", "integration")
+    items.sort(key=lambda i: (i.path.name in _LAST, *(i.get_closest_marker(name) is None for name in slow)))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep all tests that start engines with one worker, and the other tests of a file together.
+    """Keep most tests that start engines with one worker, and the other tests of a file together.
 
-    Engines compute on all cores: two of them at once take longer than one after the other.
+    Engines compute on all cores: two of them at once take as long as one after the other. The last files are for the
+    worker that is done first, which would be idle.
     """
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduler(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = str(super()._split_scope(nodeid))
-            engines = {"integration", "chaos"}.intersection(file.split("/")) and not file.endswith(_WITHOUT_ENGINES)
-            return "engines" if engines else file
+            starts_cluster = {"integration", "chaos"}.intersection(file.split("/"))
+            return "engines" if starts_cluster and not file.endswith((*_WITHOUT_ENGINES, *_LAST)) else file
 
     return Scheduler(config, log)
 

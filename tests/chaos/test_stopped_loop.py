@@ -1,4 +1,5 @@
-"""The loop is killed while it attacks and while it trains; the same command goes on, and ends like one never killed.
+"""The loop is killed while it attacks, and interrupted while it trains; the same command goes on, and ends like one
+that nobody stopped.
 
 That synthesis and curation go on where they were is tested with them.
 """
@@ -7,7 +8,6 @@ import json
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -18,63 +18,69 @@ from tests import tiny_loop
 from tests.waiting import PATIENCE, until
 
 
-def lines_of(process: subprocess.Popen[str]) -> Callable[[str], None]:
-    """Return a function that reads what the process prints until a line holds a text."""
-
-    def read_to(text: str) -> None:
-        for line in process.stdout:
-            if text in line:
-                return
-        raise AssertionError(f"the loop ended before it printed {text!r}")
-
-    return read_to
+def started(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def in_the_middle(phase: str, folder: Path, process: subprocess.Popen[str], read_to: Callable[[str], None]) -> None:
-    """Wait until a phase is halfway."""
-    if phase == "train":
-        until(lambda: list(folder.glob(".guard.training/*")), "training begins")
-    elif phase == "attack":
-        read_to("1 of 2: ")
+def read_to(process: subprocess.Popen[str], text: str) -> None:
+    """Read what a process prints until a line holds a text."""
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"the loop ended before it printed {text!r}")
 
 
 def phases(run_dir: Path) -> dict[str, dict]:
-    path = run_dir / "manifest.json"
-    return json.loads(path.read_text())["phases"] if path.exists() else {}
+    return json.loads((run_dir / "manifest.json").read_text())["phases"]
 
 
-def kill_in(key: str, command: list[str], run_dir: Path) -> None:
-    """Start the loop, wait until it is in a phase (ROUND/NAME), and kill it."""
-    index, phase = key.split("/")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def killed_as_it_attacks(process: subprocess.Popen[str]) -> None:
+    """Kill the loop after an iteration, and see that nothing of it lives on."""
     try:
-        read_to = lines_of(process)
-        read_to(f"{phase:<12} begins")
-        in_the_middle(phase, run_dir / "rounds" / index, process, read_to)
+        read_to(process, f"{'attack':<12} begins")
+        read_to(process, "1 of 2: ")
         # Ray's two agents look for the rest of their node once a minute, and hold nothing of the run.
         children = psutil.Process(process.pid).children(recursive=True)
         workers = [child for child in children if not tiny_loop.title(child).endswith("Agent")]
     finally:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
         process.stdout.close()
     _, left = psutil.wait_procs(workers, timeout=PATIENCE)
     assert not left, f"processes of a killed run live on: {left}"
 
 
+def interrupted_as_it_trains(process: subprocess.Popen[str], run_dir: Path) -> None:
+    """Send the loop Ctrl-C while Ray Train, which would handle that itself, is at work; it says how to go on."""
+    try:
+        read_to(process, f"{'train':<12} begins")
+        sign = "TrainController"
+        until(lambda: any(sign in title for title in tiny_loop.titles_below(process.pid)), f"{sign} is there")
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert process.returncode == 130, printed
+    assert f"interrupted; the same command goes on in {run_dir}" in " ".join(printed.split())
+    assert "Traceback" not in printed
+
+
 @pytest.mark.timeout(1200)  # three starts of the loop
-def test_a_round_that_is_killed_twice_ends_as_one_that_was_not(finished_loop, loop_inputs, tmp_path):
+def test_a_round_that_is_killed_and_interrupted_ends_as_one_that_was_not(finished_loop, loop_inputs, tmp_path):
     run_dir = tiny_loop.copied_up_to("01/attack", finished_loop, tmp_path / "tiny")
     for made in ("rounds/01", "attacker"):
         shutil.rmtree(run_dir / made)
-    keys = list(phases(finished_loop))
-    for key in ("01/attack", "01/train"):
-        before = phases(run_dir)
-        kill_in(key, tiny_loop.command(run_dir, loop_inputs), run_dir)
-        after = phases(run_dir)
-        assert {name: after[name] for name in before} == before  # what was done was not done again
-        # The phase killed is not there, unless it outran the signal.
-        assert list(after) in (keys[: keys.index(key)], keys[: keys.index(key) + 1])
+    command = tiny_loop.command(run_dir, loop_inputs)
+    whole = phases(finished_loop)
+    before = phases(run_dir)
+
+    killed_as_it_attacks(started(command))
+    assert phases(run_dir) == before
+    interrupted_as_it_trains(started(command), run_dir)
+    after = phases(run_dir)
+    assert {name: after[name] for name in before} == before  # what was done was not done again
+    assert list(after) == list(whole)[: list(whole).index("01/train")]
+
     ended = tiny_loop.run(run_dir, loop_inputs)
     assert ended.returncode == 0, ended.stdout
     for name in ("attacks", "curated"):
