@@ -296,13 +296,15 @@ class GRPO(Algorithm):
                     return self._timed("score", lambda scored=scored: self._finish(scored))
             except ObjectLostError as error:
                 logger.warning("a node died with what it held (%s); the iteration is run again", error)
+                ray.get([worker.__ray_ready__.remote() for worker in self._workers])  # what they are at is written then
+                self.weight_sync.recover()
                 forget_attempts(self._directory, self._iteration_in_round)  # shares may be dealt out otherwise
                 self._archived = self._workers[0].archived.remote(self._setup, self._iteration_in_round)
             asked = self._send_tasks(asked.tasks, asked.seed)
         raise RuntimeError(f"actors died {_TRIES} times in a row; see their logs in the dashboard")
 
     def _scored_as_they_come(self, asked: "_Asked") -> list[ray.ObjectRef]:
-        """Return what reward workers make of the rollouts, once an engine is there for the next iteration.
+        """Return references of what reward workers make of rollouts, once an engine is there for the next iteration.
 
         A worker that is free takes its part of all that waits: the models get what several runners made at once, and
         the runners that are still at work do not wait for it.
@@ -320,18 +322,20 @@ class GRPO(Algorithm):
                     waiting.append(generating.pop(ref))
                     generated = time.monotonic()
                 else:
-                    runners, worker, share = scoring.pop(ref)
+                    runners, worker, result = scoring.pop(ref)
                     free.append(worker)
                     lost = ray.get(ref)
                     dead += [runners[i] for i in lost]
                     if len(lost) < len(runners):
-                        scored.append(share)
+                        scored.append(result)
             while waiting and free:
                 count = -(-len(waiting) // len(free))
                 part, waiting = sorted(waiting[:count], key=places.__getitem__), waiting[count:]
                 worker = free.pop(0)
-                receipt, share = self._have_scored(worker, [(places[runner], *asked.shares[runner]) for runner in part])
-                scoring[receipt] = part, worker, share
+                receipt, result = self._have_scored(
+                    worker, [(places[runner], *asked.shares[runner]) for runner in part]
+                )
+                scoring[receipt] = part, worker, result
         self._add_seconds("generate", generated - begun)
         self._add_seconds("score", time.monotonic() - generated)
         if dead:
@@ -348,11 +352,11 @@ class GRPO(Algorithm):
         score = worker.score.options(num_returns=2)
         return score.remote(self._setup, self._iteration_in_round, shares, self._archived)
 
-    def _finish(self, shares: Sequence[ray.ObjectRef]) -> tuple[Summary, list[ray.ObjectRef]]:
+    def _finish(self, parts: Sequence[ray.ObjectRef]) -> tuple[Summary, list[ray.ObjectRef]]:
         learners = max(1, self.config.adversary.learners)
         method = self._workers[0].finish.options(num_returns=2 + learners)
         summary, self._archived, *batches = method.remote(
-            self._setup, self._iteration_in_round, learners, self._weights_version, *shares
+            self._setup, self._iteration_in_round, learners, self._weights_version, *parts
         )
         return ray.get(summary), batches
 

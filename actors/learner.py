@@ -36,7 +36,10 @@ class GRPOLearner(TorchLearner):
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=parameters, lr_or_lr_schedule=schedule)
 
     def _make_batch_if_necessary(self, training_data: Any) -> Any:
-        """Return the batch as tensors, with the learner's own log-probabilities where they correct the engine's."""
+        """Return the batch as tensors, with the learner's own log-probabilities where they correct the engine's.
+
+        How much is computed at once is settled here, for all of its minibatches.
+        """
         batch = super()._make_batch_if_necessary(training_data)
         self._look_at_memory(batch[DEFAULT_MODULE_ID])
         if self.config.objective.importance_cap is not None:
@@ -103,12 +106,17 @@ class GRPOLearner(TorchLearner):
             row = {key: rows[key][longest : longest + 1, :width] for key in (INPUT_IDS, SEGMENTS)}
             module = self.module[DEFAULT_MODULE_ID].unwrapped()
             self._token_bytes = bytes_kept(lambda: module.forward_train(row), module) / width
-        self._tokens_at_once = _SHARE_OF_MEMORY * free_memory(self._device) / self._token_bytes
+        free = free_memory(self._device)
+        if not any(optimizer.state for optimizer in self._optimizer_parameters):  # gradients and moments are to come
+            free -= 3 * sum(p.untyped_storage().nbytes() for p in self._params.values())
+        if self._device.type == "cpu":  # the learners may all be on this machine
+            free //= max(1, self.config.num_learners)
+        self._tokens_at_once = _SHARE_OF_MEMORY * free / self._token_bytes
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
-        """Return the loss of a minibatch and log its terms."""
+        """Return the loss of a microbatch and log its terms, each microbatch counting the same in their means."""
         mask = batch[SEGMENTS] > 0
         engine, advantages = batch[ENGINE_LOGPROBS], batch[ADVANTAGES]
         if config.objective.hold == "balance":

@@ -40,7 +40,7 @@ class MiddleLayer:
     """What an encoder's middle layer makes of texts.
 
     The upper layers of a sentence encoder are trained to tell what a text is about; whether it asks for harm shows
-    better halfway, and costs half.
+    better halfway, and costs half. (An encoder that normalises its last layer's states does so with these.)
 
     Args:
         model: directory or hub id of an encoder.

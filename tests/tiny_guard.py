@@ -1,4 +1,4 @@
-"""A guard directory of a few kilobytes: a randomly initialised one-layer BERT with a character tokenizer."""
+"""A guard directory of a few kilobytes: a randomly initialised BERT of one layer with a character tokenizer."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 _WINDOW = 48  # tokens: short, so that a paragraph already takes several windows
 
 
-def tiny_guard(directory: Path, seed: int = 0) -> Path:
+def tiny_guard(directory: Path, seed: int = 0, layers: int = 1) -> Path:
     """Write a guard "tiny-SEED" to `directory` and return it; its opinions are random, fixed by the seed."""
     characters = [chr(code) for code in range(33, 127)]
     tokens = [*_SPECIAL, *characters, *(f"##{character}" for character in characters)]
@@ -31,7 +31,7 @@ def tiny_guard(directory: Path, seed: int = 0) -> Path:
         vocab_size=len(tokens),
         hidden_size=16,
         intermediate_size=32,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=64,
         initializer_range=0.5,  # wide enough that texts differ in score, and guards in opinion

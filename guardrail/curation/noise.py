@@ -82,27 +82,41 @@ class LabelNoise:
         # Ids are hashes: the smallest ones are as good as drawn by lot.
         rows = records["row"].take(pc.sort_indices(records["id"])[:_LEARNED])
         sample = survey.computed(functools.partial(_learned_from, rows)).sort_by("id")
-        scored = self._read(survey, sample, _Words(shared_encoder(self.config.semantic_encoder)), None)
+        words, texts = _Words(shared_encoder(self.config.semantic_encoder)), sample["text"].to_pylist()
+        scored = self._read(survey, sample, words, words(texts), None)
         if scored is None:
             return keep_all
         doubtful = scored["row"].filter(pa.array(_other(scored) >= _DOUBTFUL))
-        sample = sample.slice(0, _LEARNED_AGAIN)
-        states = _States.of(self.config.embedder, sample["text"].to_pylist())
-        again = self._read(survey, sample, states, doubtful)
-        return _dropping(scored if again is None else _replaced(scored, again), self.config.label_noise)
+        if len(doubtful):
+            sample, texts = sample.slice(0, _LEARNED_AGAIN), texts[:_LEARNED_AGAIN]
+            states, found = _States.scaled_to(texts, self.config.embedder)
+            again = self._read(survey, sample, states, found, doubtful)
+            scored = scored if again is None else _replaced(scored, again)
+        return _dropping(scored, self.config.label_noise)
 
     def _read(
-        self, survey: Survey, sample: pa.Table, features: "_Words | _States", rows: pa.ChunkedArray | None
+        self,
+        survey: Survey,
+        sample: pa.Table,
+        features: "_Words | _States",
+        found: csr_array,
+        rows: pa.ChunkedArray | None,
     ) -> pa.Table | None:
         """Fit a classifier for each fold to a sample; return what `_scored` makes of all records, or of `rows`.
 
         None where a fold's classifier would know one label alone.
+
+        Args:
+            survey: of all records.
+            sample: what the classifiers learn from.
+            features: that they know records by.
+            found: those of the sample.
+            rows: of the records that are wanted; None: all.
         """
         labels, folds = sample["unsafe"].to_numpy(), folds_of(sample["seed_id"].to_pylist())
         if any(len(np.unique(labels[folds != fold])) < 2 for fold in range(FOLDS)):
             return None
-        matrix = features(sample["text"].to_pylist())
-        fit = functools.partial(_fitted, matrix, labels, folds, features.strength)
+        fit = functools.partial(_fitted, found, labels, folds, features.strength)
         weights = np.stack(survey.each(fit, range(FOLDS)))
         trusted = self.config.trusted_sources
         return survey.computed(functools.partial(_scored, features, weights, trusted, rows)).sort_by("id")
@@ -149,15 +163,19 @@ class _States:
     strength = 1.0
 
     @classmethod
-    def of(cls, encoder: str, texts: Sequence[str]) -> "_States":
-        """Return the features that these texts scale."""
+    def scaled_to(cls, texts: Sequence[str], encoder: str) -> tuple["_States", csr_array]:
+        """Return the features that some texts scale, and those of these texts."""
         states = loaded_middle_layer(encoder).encode(texts)
-        return cls(encoder, states.mean(axis=0), states.std(axis=0) + 1e-6)
+        features = cls(encoder, states.mean(axis=0), states.std(axis=0) + 1e-6)
+        return features, features._beside_words(texts, states)
 
     def __call__(self, texts: Sequence[str]) -> csr_array:
-        """Return [texts, features]."""
-        states = (loaded_middle_layer(self.encoder).encode(texts) - self.mean) / self.deviation
-        return csr_array(hstack([_words(texts), csr_array(states / np.sqrt(states.shape[1]))]))
+        """Return [texts, features]; their last bits hang on the texts beside them."""
+        return self._beside_words(texts, loaded_middle_layer(self.encoder).encode(texts))
+
+    def _beside_words(self, texts: Sequence[str], states: NDArray[np.float32]) -> csr_array:
+        scaled = (states - self.mean) / (self.deviation * np.sqrt(len(self.mean)))
+        return csr_array(hstack([_words(texts), csr_array(scaled)]))
 
 
 def _words(texts: Sequence[str]) -> csr_array:

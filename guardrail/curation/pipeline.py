@@ -93,7 +93,8 @@ def curate(
     """Curate record files; write kept.parquet, ledger.parquet, funnel.json and set_aside.parquet into `out_dir`.
 
     A call that is killed goes on at the stage it was in when it is made again; where inputs or settings have changed
-    since, at the first stage that they bear upon. What is kept does not hang on the order of the inputs.
+    since, at the first stage that they bear upon. What is kept does not hang on the order of the inputs,
+    but where a score lies within rounding of its threshold.
 
     Args:
         paths: parquet files of records.

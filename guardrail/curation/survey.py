@@ -1,4 +1,4 @@
-"""What a stage may learn of all records, on Ray Data: files are what is distributed, one block for each.
+"""What a stage may learn of all records, on Ray: files are what is distributed, on Ray Data one block for each.
 
 Ray's own parquet readers list files and fetch their metadata in tasks that want a whole CPU, which may never be free,
 and keep neither the order nor the schema of empty results: so a block names a file, which is read and written where the

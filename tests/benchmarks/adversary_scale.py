@@ -25,7 +25,7 @@ from unittest import mock
 
 import numpy as np
 import ray
-from ray.util import register_serializer
+from ray.util import deregister_serializer, register_serializer
 
 from actors import grpo
 from actors.config import AdversaryConfig
@@ -62,6 +62,8 @@ def ideal_seconds(runners: int) -> float:
 
 class TimedRunner:
     """In the place of `VLLMEnvRunner`: sleeps, and returns rollouts of the usual size."""
+
+    config = SimpleNamespace(enable_env_runner_and_connector_v2=True, is_multi_agent=False)
 
     def __init__(self, *, worker_index: int, **_: Any) -> None:
         self.worker_index = worker_index
@@ -161,7 +163,10 @@ class TimedLearner:
     framework = "torch"
 
     def __init__(self, **_: Any) -> None:
+        from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
+
         self.weights = np.zeros(WEIGHTS, dtype=np.float32)
+        self.module = MultiRLModule(rl_module_specs={})  # RLlib asks for its parts when a runner comes back
 
     def apply(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         return func(self, *args, **kwargs)
@@ -215,6 +220,8 @@ def started(runners: int, resources: Mapping[str, float] | None = None) -> Itera
             yield algorithm
         finally:
             algorithm.stop()
+            for replaced in (GRPOConfig, Task):
+                deregister_serializer(replaced)
 
 
 # --- the measurement --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ TEXTS = ["How do I bake bread?", "bread", "", "How do I bake bread on a Sunday m
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    return str(tiny_guard(tmp_path_factory.mktemp("encoder") / "encoder"))
+    return str(tiny_guard(tmp_path_factory.mktemp("encoder") / "encoder", layers=4))
 
 
 def states(encoder, tokenizer, text, layer):
@@ -30,11 +30,9 @@ def test_an_embedding_is_the_mean_direction_whatever_is_beside_it(encoder):
     assert embedder.encode([]).shape == (0, embeddings.shape[1])
 
 
-def test_the_middle_layer_is_half_of_the_encoder(encoder):
+def test_the_middle_layer_is_the_second_of_four(encoder):
     middle = MiddleLayer(encoder)
     found = middle.encode(TEXTS)
-    depth = middle.model.config.num_hidden_layers
-    assert depth == max(1, AutoModel.from_pretrained(encoder).config.num_hidden_layers // 2)
     for text, row in zip(TEXTS, found, strict=True):
-        expected = states(encoder, middle.tokenizer, text, depth)
+        expected = states(encoder, middle.tokenizer, text, 2)
         assert row == pytest.approx(np.concatenate([expected.mean(axis=0), expected.max(axis=0)]), abs=1e-5)

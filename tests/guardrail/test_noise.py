@@ -155,6 +155,12 @@ def test_features_are_words_pairs_and_the_embedding():
 
 def test_features_of_the_second_reading_are_words_and_scaled_states():
     texts = [request(number % 2 == 0, number) for number in range(50)]
-    features = noise._States.of("tiny", texts)(texts)
-    states = features[:, 2**16 :].toarray() * 2**0.5
+    features, found = noise._States.scaled_to(texts, "tiny")
+    assert (found != features(texts)).nnz == 0
+    states = found[:, 2**16 :].toarray() * 2**0.5
     assert states.mean(axis=0) == pytest.approx(0, abs=1e-5) and states.std(axis=0) == pytest.approx(1, abs=1e-3)
+
+
+def test_where_nothing_is_doubtful_nothing_is_read_again(states, monkeypatch):
+    monkeypatch.setattr(noise, "_DOUBTFUL", 1.0)
+    assert any(verdicts(RECORDS).values()) and not states.read

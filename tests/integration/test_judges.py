@@ -32,17 +32,16 @@ def test_a_judge_that_talks_garbage_does_not_vote(ray_cluster, tiny_model):
     assert ray.get(judge.votes.remote([])) == []
 
 
-class Says:
-    """A judge of one opinion."""
-
-    def __init__(self, vote):
-        self.vote = vote
-
-    def votes(self, texts):
-        return [self.vote] * len(texts)
-
-
 def test_what_the_judges_do_not_vouch_for_is_rejected(ray_cluster):
+    class Says:  # in here it is pickled whole: its processes need not import what this module does
+        """A judge of one opinion."""
+
+        def __init__(self, vote):
+            self.vote = vote
+
+        def votes(self, texts):
+            return [self.vote] * len(texts)
+
     def rejected(*votes):
         worker = object.__new__(RewardWorker)
         worker.judges = [ray.remote(num_cpus=0)(Says).remote(vote) for vote in votes]
