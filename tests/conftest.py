@@ -41,8 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep most tests that start engines with one worker, and the other tests of a file together.
 
-    Engines compute on all cores: two of them at once take as long as one after the other. The last files are for the
-    worker that is done first, which would be idle.
+    Engines compute on all cores. The last files are for the worker that is done first, which would be idle.
     """
     from xdist.scheduler import LoadFileScheduling
 

@@ -1,4 +1,4 @@
-"""A guard directory of a few kilobytes: a randomly initialised BERT of one layer with a character tokenizer."""
+"""A guard directory of a few kilobytes: a randomly initialised BERT, of one layer by default, that reads characters."""
 
 from pathlib import Path
 

@@ -32,6 +32,7 @@ from guardrail.guard import UNSAFE, Guard
 from guardrail.metrics import binary_metrics
 from guardrail.models import cache_dir
 from guardrail.records import Record, make_record, read_records, write_records
+from guardrail.text import digest
 from guardrail.transforms import TRANSFORMS
 from tests.benchmarks.adversary_learning import train
 
@@ -258,8 +259,9 @@ def main(arguments: Sequence[str]) -> None:
             }
             found_f1: dict[str, dict[str, float]] = {}
             for name, records in (("clean", clean), ("faulty", faulty), ("curated", kept)):
+                data = digest(*(f"{record['id']} {record['unsafe']}" for record in records))  # other data, other guards
                 trained = [
-                    Guard.from_pretrained(train(records, validation, directory / f"guard-{name}-{seed}", seed=seed))
+                    Guard.from_pretrained(train(records, validation, directory / f"guard-{data}-{seed}", seed=seed))
                     for seed in range(options.guards)
                 ]
                 found_f1[name] = {

@@ -192,6 +192,7 @@ def kill_attacker(adversary):
 
 
 def test_a_killed_attacker_comes_back_with_the_learners_weights(adversary, attack, outcome, config):
+    kill_attacker(adversary)
     after = attack(2, after=lambda done, iteration: kill_attacker(adversary))
     assert after.attempts.num_rows == config.iterations * config.groups * config.group_size
     assert all(syncs(after))

@@ -1,4 +1,4 @@
-"""Several learners, and one that is killed."""
+"""Several learners: they stay the same, share an update, and are replaced when one is killed."""
 
 import os
 import signal
@@ -70,7 +70,7 @@ def kill_learner(adversary):
     psutil.Process(next(iter(pids)).get()).send_signal(signal.SIGKILL)
 
 
-def test_killed_learners_are_replaced_and_their_iteration_runs_again(attack, undisturbed, caplog):
+def test_killed_learners_are_replaced_and_their_iterations_run_again(attack, undisturbed, caplog):
     def disturb(adversary):
         save, saved = adversary._save, []
 
@@ -81,10 +81,11 @@ def test_killed_learners_are_replaced_and_their_iteration_runs_again(attack, und
             save(directory, iterations)
 
         adversary._save = killed_before_its_checkpoint
-        return lambda done, iteration: None
+        # ... and one before the second update.
+        return lambda done, iteration: kill_learner(adversary) if done == 1 else None
 
     outcome, (first, second) = attack(disturb)
-    assert caplog.text.count("a learner died") == 1
+    assert caplog.text.count("a learner died") == 2
     assert len(outcome.iterations) == 3 and outcome.attempts.equals(undisturbed[0].attempts)
     assert equal(first, second) and equal(first, undisturbed[1][0], tolerance=1e-6)
 
