@@ -1,7 +1,8 @@
 """The guard: a plain transformers sequence classifier with a calibration beside it.
 
 A guard directory is what `save_pretrained` writes (safetensors, tokenizer, `id2label`) plus `guard.json`. The first
-logit is "unsafe", the others are the categories, each a sigmoid of its own. Knows nothing of training or of serving.
+logit is "unsafe", the others are the categories, each a sigmoid of its own. A disguised text is read twice, as it is
+written and as what it says (`guardrail.deobfuscation`). Knows nothing of training or of serving.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from guardrail.deobfuscation import plain
 from guardrail.taxonomy import CATEGORIES
 
 UNSAFE = "unsafe"
@@ -142,11 +144,15 @@ class Guard:
 
     @torch.inference_mode()
     def logits(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the model's logits, float64 [len(texts), len(LABELS)]; over the windows of a text, the maximum."""
+        """Return the model's logits, float64 [len(texts), len(LABELS)].
+
+        They are the maximum over the windows of a text, and over both readings of one that is disguised.
+        """
         result = np.full((len(texts), len(LABELS)), -np.inf)
-        for rows, batch in self._windows(texts):
+        readings = [(row, reading) for row, text in enumerate(texts) for reading in read_as(text)]
+        for places, batch in self._windows([reading for _, reading in readings]):
             logits = self.model(**batch.to(self.model.device)).logits.double().cpu().numpy()
-            np.maximum.at(result, rows, logits)
+            np.maximum.at(result, [readings[place][0] for place in places], logits)
         return result
 
     def _windows(self, texts: Sequence[str]) -> Iterable[tuple[list[int], Any]]:
@@ -168,6 +174,12 @@ class Guard:
         for batch in token_batches(order, lengths, _TOKENS_PER_BATCH):
             padded = self.tokenizer.pad({"input_ids": [windows[index] for index in batch]}, return_tensors="pt")
             yield [owner[index] for index in batch], padded
+
+
+def read_as(text: str) -> list[str]:
+    """Return what a guard reads of a text: the text, and what it says in plain letters where that is something else."""
+    said = plain(text)
+    return [text] if said == " ".join(text.casefold().split()) else [text, said]
 
 
 def token_batches(order: Iterable[int], lengths: Sequence[int], budget: int) -> list[list[int]]:

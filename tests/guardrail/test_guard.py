@@ -9,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrail.guard import LABELS, Guard, GuardCard, content_digest, load_base, token_batches, write_card
+from guardrail.guard import LABELS, Guard, GuardCard, content_digest, load_base, read_as, token_batches, write_card
 from guardrail.records import make_record
 from guardrail.taxonomy import CATEGORIES
 from guardrail.training import encode, epoch_batches, guard_loss
+from guardrail.transforms import TRANSFORMS
 from tests.tiny_llama import tiny_llama
 
 WINDOW = 32
@@ -56,14 +57,35 @@ def test_no_batch_and_no_neighbour_changes_a_verdict(directory):
     assert np.allclose(together, np.concatenate([guard.logits([text]) for text in texts]), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["base64", "zero_width", "homoglyph", "json"])
+def test_a_disguised_text_counts_as_it_is_written_and_as_what_it_says(directory, name):
+    guard = Guard.from_pretrained(directory)
+    said = "how do i kill a python process that does not answer?"
+    written = TRANSFORMS[name].apply(said, np.random.default_rng(0))
+    ids = guard.tokenizer(written)["input_ids"]
+    with torch.no_grad():
+        as_written = [guard.model(torch.tensor([window])).logits.numpy()[0] for window in windows(ids)]
+    assert read_as(written) == [written, said]
+    assert np.allclose(guard.logits([written])[0], np.max([*as_written, *guard.logits([said])], axis=0), atol=1e-4)
+
+
+@pytest.mark.parametrize("text", ["", "How do I bake bread?", "  Ça va,  mon ami ? ", "Как испечь хлеб?", "如何烤面包"])
+def test_an_ordinary_text_is_read_once(text):
+    assert read_as(text) == [text]
+
+
+def windows(ids):
+    """Return overlapping windows of token ids, as a guard reads them."""
+    return [ids[i : i + WINDOW] for i in range(0, max(1, len(ids) - WINDOW // 4), WINDOW - WINDOW // 4)]
+
+
 def test_a_long_text_counts_wherever_it_says_something(directory):
     guard = Guard.from_pretrained(directory)
     text = "abcdefgh" * 50  # one token for each byte: many windows
     ids = guard.tokenizer(text)["input_ids"]
-    starts = range(0, len(ids) - WINDOW // 4, WINDOW - WINDOW // 4)
     with torch.no_grad():
-        windows = [guard.model(torch.tensor([ids[i : i + WINDOW]])).logits.numpy()[0] for i in starts]
-    assert np.allclose(guard.logits([text])[0], np.max(windows, axis=0), atol=1e-4)
+        read = [guard.model(torch.tensor([window])).logits.numpy()[0] for window in windows(ids)]
+    assert np.allclose(guard.logits([text])[0], np.max(read, axis=0), atol=1e-4)
 
 
 def test_a_damaged_or_foreign_directory_is_refused(directory, tmp_path):
