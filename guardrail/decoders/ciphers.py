@@ -100,7 +100,7 @@ def reversed_words(view: View) -> Iterator[str]:
     count = len(view.words)
     if count < 4 or view.known < 0.2 or english().order.get(("", view.words[0]), 0.0) > 1:
         return
-    if backwards(canonical(view.raw)) > max(3, 0.3 * count):
+    if backwards(canonical(view.raw)) > max(5, 0.3 * count):
         yield "".join(reversed(re.split(r"(\s+)", view.surface)))
 
 
