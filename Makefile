@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # One runs most of what starts engines, which leaves a core idle for much of the time; the other all the rest.
 WORKERS := -n 2 --no-loadscope-reorder
 
-.PHONY: help setup loop serve test test-unit lint lock clean
+.PHONY: help setup loop guard serve test test-unit lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,6 +15,10 @@ setup:  ## create .venv and install the lock into it
 
 loop: setup  ## run the adversarial loop on the embedded default; ARGS="--dotted.key value" overrides settings
 	$(RUN) jobs/adversarial_loop.py --config jobs/configs/laptop.yaml $(ARGS)
+
+guard: setup  ## train guards/default on the shipped seeds and public sets; DATA=FOLDER with local copies of the sets
+	$(RUN) jobs/curate.py --config jobs/configs/guard/curate.yaml $(if $(DATA),--data-dir $(DATA))
+	$(RUN) jobs/train_guard.py --config jobs/configs/guard/train.yaml $(ARGS)
 
 serve: setup  ## serve the newest promoted guard; ARGS="--port 8001"
 	$(RUN) -m serve $(ARGS)

@@ -23,12 +23,14 @@ from ray.train.torch import TorchTrainer, prepare_model
 from transformers import AutoConfig, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from guardrail.calibration import choose_threshold, fit_temperature
-from guardrail.guard import GUARD_FILE, LABELS, UNSAFE, Guard, GuardCard, load_base, token_batches, write_card
+from guardrail.guard import GUARD_FILE, LABELS, UNSAFE, Guard, GuardCard, load_base, read_as, token_batches, write_card
 from guardrail.metrics import binary_metrics
 from guardrail.models import resolve
 from guardrail.records import Record, read_records
+from guardrail.seeds import generation_seeds
 from guardrail.taxonomy import CATEGORY_INDEX
-from guardrail.text import digest, joined
+from guardrail.text import canonical, digest, joined
+from guardrail.transforms import TRANSFORMS, transformed
 
 #: These number a text's positions from after the padding token's id on.
 _POSITIONS_AFTER_PADDING = frozenset(
@@ -58,6 +60,9 @@ class TrainingConfig(BaseModel):
     category_weight: float = Field(2.0, ge=0, description="weight of the category loss beside the unsafe loss")
     freeze_embeddings: bool = Field(True, description="leave the token embeddings alone: their dense update costs most")
     max_fpr: float = Field(0.05, gt=0, lt=1, description="most of the benign validation records the threshold may flag")
+    augment: float = Field(
+        0.0, ge=0, le=1, description="share of the records that are trained on a second time, written by a transform"
+    )
     workers: int = Field(1, ge=0, description="DDP workers; 0 trains in the calling process")
     max_failures: int = Field(3, ge=0, description="worker deaths survived before the training gives up")
 
@@ -86,6 +91,23 @@ def encode(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, window
         for key in record["categories"] or ():
             targets[row, 1 + CATEGORY_INDEX[key]] = 1.0
     return Examples(input_ids, targets, known, truncated=sum(length > window for length in lengths))
+
+
+def augmented(records: Sequence[Record], share: float, seed: int) -> list[Record]:
+    """Return the records, and behind them a share of them as a transform drawn for each of them writes it.
+
+    What a guard can decode it reads in plain letters as well (`guardrail.guard.read_as`). As it is written it shall then
+    say nothing, so of these only benign records are written: a disguise alone is no reason to flag a text.
+    """
+    random, names, written = np.random.default_rng(seed), list(TRANSFORMS), list[Record]()
+    for record in generation_seeds(records):
+        if random.random() >= share:
+            continue
+        other = transformed(record, names[int(random.integers(len(names)))], seed)
+        decoded = read_as(other["text"])[-1] == canonical(record["text"])
+        if other["id"] != record["id"] and not (decoded and record["unsafe"]):
+            written.append(other)
+    return [*records, *written]
 
 
 def guard_loss(
@@ -127,7 +149,8 @@ def train_loop(settings: dict[str, Any]) -> None:
     checkpoint = ray.train.get_checkpoint()
     start = checkpoint.to_directory() if checkpoint else settings["start"]
     model, tokenizer = load_base(start)
-    data = encode(read_records(Path(settings["data"])), tokenizer, config.window)
+    records = augmented(read_records(Path(settings["data"])), config.augment, settings["seed"])
+    data = encode(records, tokenizer, config.window)
     if config.freeze_embeddings:
         model.get_input_embeddings().weight.requires_grad_(False)
     model = prepare_model(model)

@@ -1,16 +1,17 @@
 """Curate records: what is kept, and for each dropped record the stage, the reason and the evidence.
 
-python jobs/curate.py --input seeds.parquet grown.parquet beavertails-train --output curated/ [--evaluation xstest ...]
+python jobs/curate.py --input embedded grown.parquet beavertails-train --output curated/ [--evaluation xstest ...]
 python jobs/curate.py --explain ID --output curated/
 
-Inputs are parquet files of records, CSV or JSON-lines files of labelled rows, and public sets by name. The second form
-tells the story of one record of what the first wrote: its lineage, the stages it passed, where and why it was dropped.
+Inputs are parquet files of records, CSV or JSON-lines files of labelled rows, public sets by name, and "embedded": the
+seeds that rayguard ships. The second form tells the story of one record of what the first wrote: its lineage, the stages it passed, where and why it was dropped.
 
 Exit status: 0 if all went well; 1 if a file cannot be read or is no record file, which the message names; 2 for a
 mistake in the settings; 3 if rows were set aside because they do not fit the record schema: OUTPUT/set_aside.parquet
 has file, row and reason of each, and all the others were curated.
 """
 
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -26,18 +27,26 @@ from guardrail.curation.story import story
 from guardrail.dataset_registry import registry
 from guardrail.datasets import load_dataset_by_name
 from guardrail.evaluation_sets import evaluation_texts, load_evaluations
-from guardrail.records import write_records
-from guardrail.seeds import load_seeds
+from guardrail.records import Record, write_records
+from guardrail.seeds import embedded_seeds, load_seeds
+from guardrail.text import digest
 from jobs.settings import JobSettings, load, save_beside
 from jobs.terminal import reported_errors, show_funnel
 
 ROWS_SET_ASIDE = 3
+EMBEDDED = "embedded"
 
 
 class CurateSettings(JobSettings):
     """Settings of the curation."""
 
-    input: list[str] = Field([], description="files of records or labelled rows, and public sets to train on by name")
+    input: list[str] = Field(
+        [],
+        description="files of records or labelled rows, public sets to train on by name, embedded: the shipped seeds",
+    )
+    at_most: dict[str, int] = Field(
+        {}, description="records of a label that are taken of a public set, by its name: of its categories equally many"
+    )
     output: Path = Field(description="folder of kept.parquet, ledger.parquet, funnel.json and set_aside.parquet")
     explain: str | None = Field(None, description="id of a record whose story to tell, of what is in the output folder")
     evaluation: list[str] = Field([], description="evaluation sets to keep out, by name, or JSON-lines files")
@@ -50,21 +59,39 @@ def _records_file(name: str, number: int, settings: CurateSettings) -> Path:
     path = Path(name)
     if path.suffix in (".csv", ".jsonl", ".json"):
         records = load_seeds(path)
+    elif name == EMBEDDED:
+        records = embedded_seeds()
     elif name not in registry() or path.exists():
         return path
     elif registry()[name].use == "eval":
         raise ValueError(f"{name} is a set to evaluate on, which no guard is trained on; give it to --evaluation")
     else:
         records = load_dataset_by_name(name, settings.data_dir)
+        if name in settings.at_most:
+            records = evenly_drawn(records, settings.at_most[name], settings.seed)
     written = settings.output.with_name(f"{settings.output.name}.{number}-{path.stem}.parquet")
     written.parent.mkdir(parents=True, exist_ok=True)
     write_records(records, written)
     return written
 
 
+def evenly_drawn(records: Sequence[Record], most: int, seed: int) -> list[Record]:
+    """Return at most `most` records of each label, drawn at random, of its categories equally many as far as they reach."""
+    kinds: dict[tuple[bool, tuple[str, ...]], list[Record]] = {}
+    for record in sorted(records, key=lambda record: digest(str(seed), record["id"])):
+        kinds.setdefault((record["unsafe"], tuple(record["categories"] or ())), []).append(record)
+    result: list[Record] = []
+    for label in (True, False):
+        turns = itertools.zip_longest(*(kinds[kind] for kind in sorted(kinds) if kind[0] is label))
+        result += list(itertools.islice((record for turn in turns for record in turn if record), most))
+    return result
+
+
 def _curate(settings: CurateSettings) -> None:
     if not settings.input:
         raise ValueError("nothing to curate: --input takes files of records and names of public sets")
+    if idle := sorted(settings.at_most.keys() - ({*settings.input} & registry().keys())):
+        raise ValueError(f"at_most names {', '.join(idle)}, which --input does not name or which is no public set")
     evaluation = load_evaluations(settings.evaluation, settings.data_dir)
     inputs = [_records_file(name, number, settings) for number, name in enumerate(settings.input, 1)]
     with connect(address=settings.cluster.address):

@@ -1,6 +1,7 @@
 """What the job adds to curation: the files it takes, how it ends, and that a story needs no inputs."""
 
 import contextlib
+from collections import Counter
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pytest
 from guardrail.curation import CurationReport
 from guardrail.curation.intake import SET_ASIDE
 from guardrail.records import make_record, read_records, write_records, write_table
+from guardrail.seeds import embedded_seeds
 from jobs import curate
 
 
@@ -43,6 +45,23 @@ def test_files_of_labelled_rows_are_inputs_too(tmp_path, curated):
     assert ended(["--input", str(records), str(rows), "--output", str(tmp_path / "out")]) == 0
     assert curated.paths[0] == records
     assert [record["text"] for record in read_records(curated.paths[1])] == ["How do I bake bread?"]
+
+
+def test_the_shipped_seeds_and_a_part_of_a_public_set_are_inputs_too(tmp_path, curated):
+    rows = [("0", text) for text in "ab"] + [("1", text) for text in "cdefghij"] + [("2", text) for text in "klm"]
+    lines = [f"{number},,,,,{label},how {text}\n" for number, (label, text) in enumerate(rows)]
+    (tmp_path / "davidson.csv").write_text(",count,hate,offensive,neither,class,tweet\n" + "".join(lines))
+    arguments = ["--data-dir", str(tmp_path), "--output", str(tmp_path / "out"), "--at-most", '{"davidson": 5}']
+    assert ended(["--input", "embedded", "davidson", *arguments]) == 0
+    seeds, drawn = map(read_records, curated.paths)
+    assert len(seeds) == len(embedded_seeds())
+    kinds = Counter((record["unsafe"], *record["categories"]) for record in drawn)
+    assert kinds == {(True, "hate"): 2, (True, "harassment"): 3, (False,): 3}
+
+
+def test_a_part_of_what_is_no_input_is_refused(tmp_path, capsys):
+    assert ended(["--input", "embedded", "--at-most", '{"alpaca": 5}', "--output", str(tmp_path / "out")]) == 1
+    assert "alpaca, which --input does not name" in capsys.readouterr().err
 
 
 def test_rows_that_were_set_aside_are_told_by_the_exit_status(tmp_path, curated, capsys):

@@ -3,8 +3,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from guardrail.dataset_registry import registry
+from jobs.curate import EMBEDDED, CurateSettings
 from jobs.evaluate import EvaluateSettings
 from jobs.settings import LoopSettings, load, save_beside, to_yaml
+from jobs.train_guard import TrainGuardSettings
 
 PRESETS = sorted(Path("jobs/configs").glob("*.yaml"))
 
@@ -94,3 +97,12 @@ def test_the_presets_are_there():
 def test_a_truth_value_is_written_out(value):
     settings = load(LoopSettings, ["--training.freeze_embeddings", value], "")
     assert settings.training.freeze_embeddings is (value == "true")
+
+
+def test_the_presets_of_the_guard_are_in_order():
+    gathered = load(CurateSettings, ["--config", "jobs/configs/guard/curate.yaml"], "")
+    trained = load(TrainGuardSettings, ["--config", "jobs/configs/guard/train.yaml"], "")
+    assert trained.records == gathered.output / "kept.parquet"
+    sets = {name: registry()[name].use for name in [*gathered.input, *gathered.evaluation] if name != EMBEDDED}
+    assert {sets.pop(name) for name in gathered.evaluation} == {"eval"} and set(sets.values()) == {"train"}
+    assert gathered.at_most.keys() <= sets.keys()
