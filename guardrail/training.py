@@ -96,8 +96,8 @@ def encode(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, window
 def augmented(records: Sequence[Record], share: float, seed: int) -> list[Record]:
     """Return the records, and behind them a share of them as a transform drawn for each of them writes it.
 
-    What a guard can decode it reads in plain letters as well (`guardrail.guard.read_as`). As it is written it shall then
-    say nothing, so of these only benign records are written: a disguise alone is no reason to flag a text.
+    What a guard can decode it reads in plain letters as well (`guardrail.guard.read_as`). As it is written it shall
+    then say nothing, so of these only benign records are written: a disguise alone is no reason to flag a text.
     """
     random, names, written = np.random.default_rng(seed), list(TRANSFORMS), list[Record]()
     for record in generation_seeds(records):

@@ -4,7 +4,8 @@ python jobs/curate.py --input embedded grown.parquet beavertails-train --output 
 python jobs/curate.py --explain ID --output curated/
 
 Inputs are parquet files of records, CSV or JSON-lines files of labelled rows, public sets by name, and "embedded": the
-seeds that rayguard ships. The second form tells the story of one record of what the first wrote: its lineage, the stages it passed, where and why it was dropped.
+seeds that rayguard ships. The second form tells the story of one record of what the first wrote: its lineage, the
+stages it passed, where and why it was dropped.
 
 Exit status: 0 if all went well; 1 if a file cannot be read or is no record file, which the message names; 2 for a
 mistake in the settings; 3 if rows were set aside because they do not fit the record schema: OUTPUT/set_aside.parquet
@@ -76,7 +77,7 @@ def _records_file(name: str, number: int, settings: CurateSettings) -> Path:
 
 
 def evenly_drawn(records: Sequence[Record], most: int, seed: int) -> list[Record]:
-    """Return at most `most` records of each label, drawn at random, of its categories equally many as far as they reach."""
+    """Return at most `most` records of each label, drawn at random, of its categories as equally many as there are."""
     kinds: dict[tuple[bool, tuple[str, ...]], list[Record]] = {}
     for record in sorted(records, key=lambda record: digest(str(seed), record["id"])):
         kinds.setdefault((record["unsafe"], tuple(record["categories"] or ())), []).append(record)
