@@ -31,12 +31,38 @@ _DIGESTED = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
 
 
 @dataclasses.dataclass(frozen=True)
+class Span:
+    """A part of a text that the guard read at once and that is unsafe by itself.
+
+    Attributes:
+        start, end: characters of the text, or of what it says where it is disguised.
+        score: calibrated probability that it is unsafe.
+        disguised: whether it is a part of `Verdict.said`, not of the text as it is written.
+    """
+
+    start: int
+    end: int
+    score: float
+    disguised: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What the guard says of one text: `score` is the calibrated probability in [0, 1] that it is unsafe."""
+    """What the guard says of one text.
+
+    Attributes:
+        unsafe: its decision.
+        score: calibrated probability in [0, 1] that the text is unsafe.
+        categories: the same for each category.
+        spans: what the decision is due to, in the order of the text; empty where it is not unsafe.
+        said: what a disguised text says in plain letters, None of others.
+    """
 
     unsafe: bool
     score: float
     categories: dict[str, float]
+    spans: tuple[Span, ...] = ()
+    said: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,49 +157,96 @@ class Guard:
 
     def classify(self, texts: Sequence[str]) -> list[Verdict]:
         """Return a verdict for each text; texts of any length, none is truncated."""
-        probabilities = self.probabilities(texts)
+        windows, logits = self._read(texts)
+        alone = self._calibrated(logits)[:, 0]
         threshold = self.card.thresholds[UNSAFE]
+        spans: list[list[Span]] = [[] for _ in texts]
+        said: list[str | None] = [None] * len(texts)
+        for window, score in zip(windows, alone, strict=True):
+            if window.said is not None:
+                said[window.row] = window.said
+            if score >= threshold:
+                disguised = window.said is not None
+                spans[window.row].append(Span(window.start, window.end, float(score), disguised))
         return [
-            Verdict(unsafe=bool(row[0] >= threshold), score=float(row[0]), categories=_named(row[1:]))
-            for row in probabilities
+            Verdict(bool(row[0] >= threshold), float(row[0]), _named(row[1:]), tuple(of_text), plain_text)
+            for row, of_text, plain_text in zip(
+                self._calibrated(_highest(windows, logits, len(texts))), spans, said, strict=True
+            )
         ]
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Return calibrated probabilities, float64 [len(texts), len(LABELS)]."""
-        return 1.0 / (1.0 + np.exp(-self.logits(texts) / self.card.temperature))
+        return self._calibrated(self.logits(texts))
 
-    @torch.inference_mode()
     def logits(self, texts: Sequence[str]) -> np.ndarray:
         """Return the model's logits, float64 [len(texts), len(LABELS)].
 
         They are the maximum over the windows of a text, and over both readings of one that is disguised.
         """
-        result = np.full((len(texts), len(LABELS)), -np.inf)
-        readings = [(row, reading) for row, text in enumerate(texts) for reading in read_as(text)]
-        for places, batch in self._windows([reading for _, reading in readings]):
-            logits = self.model(**batch.to(self.model.device)).logits.double().cpu().numpy()
-            np.maximum.at(result, [readings[place][0] for place in places], logits)
-        return result
+        windows, logits = self._read(texts)
+        return _highest(windows, logits, len(texts))
 
-    def _windows(self, texts: Sequence[str]) -> Iterable[tuple[list[int], Any]]:
-        """Yield (index of each window's text, padded batch) by rising length, _TOKENS_PER_BATCH tokens at a time."""
-        if not texts:
-            return
+    def _calibrated(self, logits: np.ndarray) -> np.ndarray:
+        return 1.0 / (1.0 + np.exp(-logits / self.card.temperature))
+
+    @torch.inference_mode()
+    def _read(self, texts: Sequence[str]) -> tuple[list["_Window"], np.ndarray]:
+        """Return the windows of all readings of texts, in the texts' order, and their logits [windows, labels].
+
+        They are read by rising length, _TOKENS_PER_BATCH tokens at a time.
+        """
+        readings = [
+            (row, reading, place > 0) for row, text in enumerate(texts) for place, reading in enumerate(read_as(text))
+        ]
+        if not readings:
+            return [], np.zeros((0, len(LABELS)))
         encoded = self.tokenizer(
-            list(texts),
+            [reading for _, reading, _ in readings],
             truncation=True,
             max_length=self.card.window,
             stride=min(_OVERLAP, self.card.window // 4),
             return_overflowing_tokens=True,
         )
-        owner = encoded["overflow_to_sample_mapping"]
+        owners = encoded["overflow_to_sample_mapping"]
+        alone = np.bincount(owners) == 1
+        windows = []
+        for place, owner in enumerate(owners):
+            row, reading, disguised = readings[owner]
+            whole = 0, len(reading)
+            start, end = whole if alone[owner] else _extent(encoded.encodings[place].offsets)
+            windows.append(_Window(row, start, end, reading if disguised else None))
         # Without special tokens an empty text has no token at all, and a model cannot read nothing.
-        windows = [ids or [self.tokenizer.pad_token_id] for ids in encoded["input_ids"]]
-        lengths = [len(ids) for ids in windows]
-        order = sorted(range(len(owner)), key=lambda index: lengths[index])
-        for batch in token_batches(order, lengths, _TOKENS_PER_BATCH):
-            padded = self.tokenizer.pad({"input_ids": [windows[index] for index in batch]}, return_tensors="pt")
-            yield [owner[index] for index in batch], padded
+        ids = [row or [self.tokenizer.pad_token_id] for row in encoded["input_ids"]]
+        lengths = [len(row) for row in ids]
+        logits = np.empty((len(ids), len(LABELS)))
+        for batch in token_batches(sorted(range(len(ids)), key=lengths.__getitem__), lengths, _TOKENS_PER_BATCH):
+            padded = self.tokenizer.pad({"input_ids": [ids[place] for place in batch]}, return_tensors="pt")
+            logits[batch] = self.model(**padded.to(self.model.device)).logits.double().cpu().numpy()
+        return windows, logits
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    """Characters of a reading of the text at `row`; `said`: the reading, if it is not the text as it is written."""
+
+    row: int
+    start: int
+    end: int
+    said: str | None
+
+
+def _extent(offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Return the first and last character of tokens; special tokens have none."""
+    told = [offset for offset in offsets if offset[1]]
+    return (min(start for start, _ in told), max(end for _, end in told)) if told else (0, 0)
+
+
+def _highest(windows: Sequence[_Window], logits: np.ndarray, count: int) -> np.ndarray:
+    """Return the highest logits of each text, [count, labels]."""
+    result = np.full((count, len(LABELS)), -np.inf)
+    np.maximum.at(result, [window.row for window in windows], logits)
+    return result
 
 
 def read_as(text: str) -> list[str]:

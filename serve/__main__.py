@@ -1,6 +1,7 @@
 """`python -m serve`: the newest promoted guard behind the moderation API, until Ctrl-C or SIGTERM."""
 
 import argparse
+import ipaddress
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from ray import serve
 from cluster.connect import connect
 from guardrail.guard import GUARD_FILE, GuardCard
 from serve.app import ModeratorArgs, build, load_checked
+from serve.keys import Keys
 
 APPLICATION = "moderation"
 
@@ -30,16 +32,18 @@ def newest_guard(runs: Path) -> Path:
     return max(cards, key=lambda card: card.stat().st_mtime).parent
 
 
-def run(guard: Path, host: str, port: int) -> None:
+def run(args: ModeratorArgs, host: str, port: int) -> None:
     """Serve a guard until SIGINT or SIGTERM.
 
     Raises:
-        ValueError: the directory is no guard, or a damaged one.
+        ValueError: the directory is no guard, or a damaged one; or the keys cannot be read.
         OSError: the port is taken, or RAY_ADDRESS names a cluster that does not answer.
     """
     if "RAY_ADDRESS" not in os.environ:
         _check_free(host, port)
-    card = load_checked(guard).card  # a replica would refuse it too, but only once a cluster is up, and at length
+    if args.keys:
+        Keys(args.keys)
+    card = load_checked(args.guard).card  # a replica would refuse it too, but only once a cluster is up, and at length
     stop = threading.Event()
     with connect():
         # After connecting: Ray sets handlers of its own.
@@ -47,12 +51,20 @@ def run(guard: Path, host: str, port: int) -> None:
             signal.signal(number, lambda *_: stop.set())
         serve.start(http_options={"host": host, "port": port})
         try:
-            serve.run(build(ModeratorArgs(guard=guard)), name=APPLICATION)
+            serve.run(build(args), name=APPLICATION)
             print(_welcome(card, f"http://{host}:{port}"), flush=True)
             stop.wait()
             print("Shutting down.", flush=True)
         finally:
             _shut_down()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _check_free(host: str, port: int) -> None:
@@ -90,9 +102,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where to look for it (%(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="(%(default)s)")
+    parser.add_argument("--keys", type=Path, help="file of bearer keys, which python -m serve.keys writes")
+    parser.add_argument(
+        "--no-keys", action="store_true", help="let everybody ask who reaches an address of the network"
+    )
     options = parser.parse_args(arguments)
     try:
-        run(options.guard or newest_guard(options.runs_dir), options.host, options.port)
+        if not (options.keys or options.no_keys or is_loopback(options.host)):
+            raise ValueError(
+                f"{options.host} can be reached from other machines: name the keys that may ask with --keys FILE "
+                "(python -m serve.keys --file FILE add NAME makes one), or say --no-keys"
+            )
+        guard = options.guard or newest_guard(options.runs_dir)
+        run(ModeratorArgs(guard=guard, keys=options.keys), options.host, options.port)
     except (ValueError, OSError) as error:  # the latter: unreadable files, or an address that does not answer
         print(f"serve: {error}", file=sys.stderr)
         return 2

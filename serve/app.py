@@ -1,4 +1,4 @@
-"""The Ray Serve application: a guard behind `POST /v1/moderations`, batched, swapped while it runs.
+"""The Ray Serve application: a guard behind `POST /v1/moderations` and `/v1/guard`, batched, swapped while it runs.
 
     serve run serve.app:build guard=runs/laptop/guard
 
@@ -10,17 +10,25 @@ import dataclasses
 import logging
 import math
 from collections.abc import Sequence
+from http import HTTPStatus
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application, Deployment
+from ray.serve.config import BackpressureConfig
 
 from guardrail.guard import Guard, GuardCard, Verdict
+from serve.admission import Admission
 from serve.errors import answer_errors
+from serve.keys import Keys
+from serve.middleware import require_keys
 from serve.moderation import ErrorBody, ModerationRequest, ModerationResponse, check_model, moderation_response
+from serve.native import GuardRequest, GuardResponse, guard_response
 
 # A batch is bounded in number and in tokens at once: its size is counted in units of _CHARACTERS (about 128 tokens of
 # English), and every text counts for one at least. Counted in bare tokens, Serve would compare it with the number of
@@ -28,11 +36,16 @@ from serve.moderation import ErrorBody, ModerationRequest, ModerationResponse, c
 _BATCH_UNITS = 64
 _CHARACTERS = 512
 _BATCH_WAIT_SECONDS = 0.004  # what a lone request may be held back for company
-_MAX_ONGOING_REQUESTS = 512  # well over a batch: while one is computed, the next ones fill
+_MAX_ONGOING_REQUESTS = 1024  # well over a batch: what waits, waits in the replica, which knows for how long
+_MAX_QUEUED_REQUESTS = 256  # on their way to it
+_STALLED_SECONDS = 60.0  # a batch takes a second or a few
+_ERRORS = (400, 401, 413, 429, 500, 503)  # what may be answered instead
+_PAGE = resources.files("serve").joinpath("page.html").read_text(encoding="utf-8")
+_PAGE_MAY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 _SMOKE_TEXT = "How do I kill a Python process?"
 
 logger = logging.getLogger("ray.serve")
-api = FastAPI(title="rayguard", description="A safety guard behind OpenAI's moderation API.")
+api = FastAPI(title="rayguard", description="A safety guard behind OpenAI's moderation API and one of its own.")
 answer_errors(api)
 
 
@@ -45,6 +58,12 @@ class ModeratorArgs(BaseModel):
     num_replicas: int = Field(default=1, ge=1)
     num_cpus: float = Field(default=1.0, gt=0, description="per replica; also the threads the model computes with")
     num_gpus: float = Field(default=0.0, ge=0, description="per replica")
+    keys: Path | None = Field(default=None, description="file of bearer keys (serve/keys.py); none: everybody may ask")
+    deadline_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        description="in which a request is answered; what would take longer is refused at once (429)",
+    )
 
 
 class ModeratorConfig(BaseModel):
@@ -53,6 +72,8 @@ class ModeratorConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     guard: Path
+    keys: Path | None = None
+    deadline_seconds: float = Field(default=30.0, gt=0)
 
 
 class Health(BaseModel):
@@ -73,10 +94,15 @@ class ModeratorState:
     refused: str | None
 
 
+def work_units(texts: Sequence[str]) -> int:
+    """Return how much work texts are, in the same units."""
+    return sum(1 + (len(text) - 1) // _CHARACTERS for text in texts)
+
+
 def batch_units(requests: Sequence[Sequence[str]]) -> int:
     """Return the size of a batch of requests, each a list of texts."""
     # A request larger than a batch is one of its own: Serve fails a request whose size alone is over the maximum.
-    return sum(min(sum(1 + (len(text) - 1) // _CHARACTERS for text in texts), _BATCH_UNITS) for texts in requests)
+    return sum(min(work_units(texts), _BATCH_UNITS) for texts in requests)
 
 
 def load_checked(directory: Path) -> Guard:
@@ -100,7 +126,11 @@ def load_checked(directory: Path) -> Guard:
 
 
 # Serve pickles this class where it stands, by value: all it uses, routes and handlers included, must be above it.
-@serve.deployment(max_ongoing_requests=_MAX_ONGOING_REQUESTS)
+@serve.deployment(
+    max_ongoing_requests=_MAX_ONGOING_REQUESTS,
+    max_queued_requests=_MAX_QUEUED_REQUESTS,
+    backpressure_config=BackpressureConfig(status_code=HTTPStatus.TOO_MANY_REQUESTS, retry_after_s=1),
+)
 @serve.ingress(api)
 class Moderator:
     """One replica: one guard in use, and the HTTP routes that ask it."""
@@ -108,6 +138,7 @@ class Moderator:
     def __init__(self) -> None:
         self._guard: Guard | None = None  # until Serve hands over the first `user_config`, before any request
         self._refused: str | None = None
+        self._admission = Admission(ModeratorConfig.model_fields["deadline_seconds"].default)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load a guard beside the one in use, try it, and swap; requests are answered by the old one until then.
@@ -119,10 +150,12 @@ class Moderator:
             user_config: the fields of `ModeratorConfig`.
 
         Raises:
-            ValueError, OSError: the first guard is no good; the deployment fails with the reason.
+            ValueError, OSError: the first guard is no good, or the keys; the deployment fails with the reason.
         """
         try:
-            guard = await asyncio.to_thread(load_checked, ModeratorConfig.model_validate(user_config).guard)
+            config = ModeratorConfig.model_validate(user_config)
+            keys = Keys(config.keys) if config.keys else None
+            guard = await asyncio.to_thread(load_checked, config.guard)
         except Exception as error:
             if self._guard is None:
                 raise
@@ -130,6 +163,8 @@ class Moderator:
             logger.error("New guard refused, %s stays in use. %s", self._guard.card.version, self._refused)
             return
         self._guard, self._refused = guard, None
+        self._admission.deadline = config.deadline_seconds
+        require_keys(keys)
         logger.info("Guard in use: %s (digest %s).", guard.card.version, guard.card.digest)
 
     def state(self) -> ModeratorState:
@@ -138,14 +173,46 @@ class Moderator:
         replica = serve.get_replica_context().replica_id.unique_id
         return ModeratorState(replica=replica, guard=card.version, digest=card.digest, refused=self._refused)
 
-    @api.post("/v1/moderations", responses={400: {"model": ErrorBody}, 500: {"model": ErrorBody}})
+    @api.post("/v1/moderations", responses={status: {"model": ErrorBody} for status in _ERRORS})
     async def moderations(self, request: ModerationRequest) -> ModerationResponse:
         """Classify text by OpenAI's 13 categories."""
         check_model(request.model, self._in_use().card.version)
         texts = request.texts()
-        card, verdicts = await self._classify(texts)
+        card, verdicts = await self._answered(texts)
         logger.info("Moderated %d texts, %d flagged, by %s.", len(texts), sum(v.unsafe for v in verdicts), card.version)
         return moderation_response(verdicts, card.thresholds, card.version)
+
+    @api.post("/v1/guard", responses={status: {"model": ErrorBody} for status in _ERRORS})
+    async def guard(self, request: GuardRequest) -> GuardResponse:
+        """Say all that the guard says of a prompt, a prompt with its response, or a conversation."""
+        read = request.read()
+        card, verdicts = await self._answered([each.text for each in read])
+        answer = guard_response(read, verdicts, card)
+        logger.info("Judged %d texts: %s, by %s.", len(read), answer.action, card.version)
+        return answer
+
+    @api.get("/", include_in_schema=False)
+    async def page(self) -> HTMLResponse:
+        """Return the page on which people try the guard; it loads nothing from elsewhere."""
+        return HTMLResponse(_PAGE, headers={"Content-Security-Policy": _PAGE_MAY})
+
+    async def _answered(self, texts: list[str]) -> tuple[GuardCard, list[Verdict]]:
+        """Return what `_classify` does of one request.
+
+        Raises:
+            Overloaded: too much is waiting.
+            TimeoutError: the deadline has passed.
+        """
+        with self._admission.admitted(work_units(texts)):
+            async with asyncio.timeout(self._admission.deadline):
+                return await self._classify(texts)
+
+    @api.get("/readyz", responses={503: {"model": ErrorBody}})
+    async def readyz(self) -> Health:
+        """Say that the model answers: not that it is idle, but that the batch it is at has not taken too long."""
+        if self._admission.computing > _STALLED_SECONDS:
+            raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "The model has not answered for a minute.")
+        return await self.healthz()
 
     @api.get("/healthz")
     async def healthz(self) -> Health:
@@ -160,7 +227,9 @@ class Moderator:
         All texts of a request are judged by one guard, whatever is swapped meanwhile.
         """
         guard = self._in_use()
-        verdicts = iter(await asyncio.to_thread(guard.classify, [text for texts in requests for text in texts]))
+        together = [text for texts in requests for text in texts]
+        with self._admission.at_work(work_units(together)):
+            verdicts = iter(await asyncio.to_thread(guard.classify, together))
         return [(guard.card, [next(verdicts) for _ in texts]) for texts in requests]
 
     def _in_use(self) -> Guard:
@@ -176,6 +245,10 @@ def build(args: ModeratorArgs) -> Application:
     deployment: Deployment = Moderator.options(  # type: ignore[attr-defined]  # the decorator hides its type
         num_replicas=args.num_replicas,
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
-        user_config={"guard": str(args.guard.resolve())},
+        user_config={
+            "guard": str(args.guard.resolve()),
+            "keys": str(args.keys.resolve()) if args.keys else None,
+            "deadline_seconds": args.deadline_seconds,
+        },
     )
     return deployment.bind()

@@ -5,10 +5,10 @@ https://platform.openai.com/docs/api-reference/moderations as the official `open
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from guardrail.guard import UNSAFE, Verdict
@@ -141,15 +141,15 @@ def invalid_body(errors: Sequence[ErrorDetails | Mapping[str, Any]]) -> ErrorBod
     param = str(where[0]) if where else None
     if kind == "json_invalid":
         return invalid_request("The body is not valid JSON.", code="invalid_json")
+    if kind in _REFUSALS:
+        return invalid_request(error["msg"], param=param, code=kind)
     if param is None:
-        message = "The body must be a JSON object with the field 'input', sent as Content-Type: application/json."
+        message = "The body must be a JSON object, sent as Content-Type: application/json."
         return invalid_request(message, code="invalid_body")
     if kind == "missing":
         return invalid_request(f"Missing required field: {param!r}.", param=param, code="missing_required_parameter")
     if kind == "extra_forbidden" and len(where) == 1:
         return invalid_request(f"Unknown field: {param!r}.", param=param, code="unknown_parameter")
-    if kind in _REFUSALS:
-        return invalid_request(error["msg"], param=param, code=kind)
     return invalid_request(f"{param!r}: {error['msg']}.", param=param, code="invalid_value")
 
 
@@ -208,7 +208,9 @@ def moderation_result(verdict: Verdict, thresholds: Mapping[str, float]) -> Mode
     )
 
 
-_REFUSALS = frozenset({"empty_input", "too_many_inputs", "invalid_type", "invalid_unicode", "image_not_supported"})
+_REFUSALS = frozenset(
+    {"empty_input", "too_many_inputs", "invalid_type", "invalid_unicode", "invalid_form", "image_not_supported"}
+)
 
 
 def _refuse(code: str, message: str) -> NoReturn:
@@ -221,10 +223,15 @@ def _check_text(name: str, entry: Any) -> None:
         _refuse("invalid_type", f"'{name}' must be a string.")
     if not entry:
         _refuse("empty_input", f"'{name}' is empty.")
+    _check_unicode(entry, f"'{name}'")
+
+
+def _check_unicode(text: str, name: str = "A text") -> str:
     try:
-        entry.encode()
+        text.encode()
     except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which no tokenizer can read
-        _refuse("invalid_unicode", f"'{name}' holds half a surrogate pair, which is no text.")
+        _refuse("invalid_unicode", f"{name} holds half a surrogate pair, which is no text.")
+    return text
 
 
 def _check_part(name: str, entry: Any) -> None:
@@ -234,3 +241,7 @@ def _check_part(name: str, entry: Any) -> None:
     if kind != "text":
         _refuse("invalid_type", f"'{name}' must be a part {{'type': 'text', 'text': ...}}.")
     _check_text(f"{name}.text", entry.get("text"))
+
+
+#: A string that is text.
+Text = Annotated[str, Strict(), AfterValidator(_check_unicode)]

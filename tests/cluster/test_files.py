@@ -32,6 +32,10 @@ def test_the_service_and_the_job_name_what_exists():
     application = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]
     module, name = application["import_path"].split(":")
     assert callable(getattr(importlib.import_module(module), name))
+    mounts = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    folders = {mount["mountPath"] for mount in mounts}
+    for path in application["args"].values():
+        assert any(Path(path).is_relative_to(folder) for folder in folders)
     job = yaml.safe_load((CLUSTER / "kuberay" / "rayjob.yaml").read_text())
     for word in job["spec"]["entrypoint"].split():
         assert not word.startswith("jobs/") or Path(word).exists()

@@ -1,5 +1,6 @@
 """The guard directory on a real, tiny classifier, and the pieces of its training that need no Ray."""
 
+import dataclasses
 import json
 import shutil
 
@@ -67,6 +68,33 @@ def test_a_disguised_text_counts_as_it_is_written_and_as_what_it_says(directory,
         as_written = [guard.model(torch.tensor([window])).logits.numpy()[0] for window in windows(ids)]
     assert read_as(written) == [written, said]
     assert np.allclose(guard.logits([written])[0], np.max([*as_written, *guard.logits([said])], axis=0), atol=1e-4)
+
+
+def test_a_verdict_names_the_parts_that_it_is_due_to(directory):
+    guard = Guard.from_pretrained(directory)
+    long = "".join(chr(97 + place % 26) for place in range(400))
+    disguised = TRANSFORMS["base64"].apply(
+        "how do i kill a python process that does not answer?", np.random.default_rng(0)
+    )
+    scores = [score for text in ("x", long, disguised) for reading in read_as(text) for score in alone(guard, reading)]
+    threshold = sorted(scores)[len(scores) // 2]
+    guard.card = dataclasses.replace(guard.card, thresholds={"unsafe": threshold})
+    short, whole, coded = guard.classify(["x", long, disguised])
+    for verdict, text in ((short, "x"), (whole, long), (coded, disguised)):
+        assert verdict.unsafe == bool(verdict.spans)
+        expected = [score for reading in read_as(text) for score in alone(guard, reading) if score >= threshold]
+        assert [span.score for span in verdict.spans] == pytest.approx(expected, abs=1e-4)
+    assert (short.said, whole.said, coded.said) == (None, None, read_as(disguised)[1])
+    assert all(span.end - span.start == WINDOW for span in whole.spans[:-1])  # a token for each byte
+    assert any(span.disguised for span in coded.spans)
+
+
+def alone(guard, reading):
+    """Return the calibrated scores of the windows of a reading, each read alone."""
+    with torch.no_grad():
+        ids = windows(guard.tokenizer(reading)["input_ids"])
+        logits = [guard.model(torch.tensor([each])).logits[0, 0].item() for each in ids]
+    return [1 / (1 + np.exp(-each / guard.card.temperature)) for each in logits]
 
 
 @pytest.mark.parametrize("text", ["", "How do I bake bread?", "  Ça va,  mon ami ? ", "Как испечь хлеб?", "如何烤面包"])

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from guardrail.guard import GUARD_FILE, Guard, GuardCard
 from guardrail.taxonomy import OPENAI_CATEGORIES
+from serve import keys
 from serve.app import ModeratorState
 from serve.moderation import MAX_INPUTS, moderation_result
 from tests.tiny_guard import tiny_guard
@@ -30,9 +32,9 @@ APPLICATION = "moderation"
 TEXTS = ["How do I bake bread?", "I will find you.", "long and winding " * 40, "日本語", "x"]
 
 
-def deploy(application_guard: Path, guard_in_use: Path) -> None:
+def deploy(application_guard: Path, guard_in_use: Path, **config: Any) -> None:
     """Deploy, or change in place what `serve deploy` changes in place: the `user_config`."""
-    deployment = {"name": "Moderator", "user_config": {"guard": str(guard_in_use)}}
+    deployment = {"name": "Moderator", "user_config": {"guard": str(guard_in_use), **config}}
     application = {
         "name": APPLICATION,
         "import_path": "serve.app:build",
@@ -180,6 +182,67 @@ def test_every_error_has_the_shape_of_openais(
     assert answer.status_code == status
     assert set(answer.json()) == {"error"}
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_the_native_route_says_what_the_guard_says(address: str, guards: tuple[Path, Path]) -> None:
+    messages = [{"role": "user", "content": TEXTS[1]}, {"role": "assistant", "content": TEXTS[2]}]
+    answer = httpx.post(f"{address}/v1/guard", json={"messages": messages}).raise_for_status().json()
+    verdicts = Guard.from_pretrained(guards[0]).classify([TEXTS[1], f"{TEXTS[1]}\n\n{TEXTS[2]}"])
+    assert [part["score"] for part in answer["parts"]] == pytest.approx([v.score for v in verdicts], abs=1e-5)
+    assert answer["score"] == max(part["score"] for part in answer["parts"])
+    assert (answer["model"], answer["digest"]) == ("rayguard-tiny-0", digest(guards[0]))
+    assert httpx.post(f"{address}/v1/guard", json={}).json()["error"]["code"] == "invalid_form"
+
+
+@pytest.mark.usefixtures("first_guard_again")
+def test_keys_are_wanted_once_there_are_some(
+    address: str, guards: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert keys.main(["--file", str(tmp_path / "keys"), "add", "tests"]) == 0
+    key = capsys.readouterr().out.strip()
+    deploy(guards[0], guards[0], keys=str(tmp_path / "keys"))
+
+    def status(**headers: str) -> int:
+        return httpx.post(f"{address}/v1/moderations", json={"input": "a"}, headers=headers).status_code
+
+    until(lambda: status() == 401, "a key is wanted")
+    assert status(Authorization=f"Bearer {key}") == 200
+    with (
+        openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError, match="Missing or unknown key"),
+    ):
+        client.moderations.create(input="a")
+    assert keys.main(["--file", str(tmp_path / "keys"), "remove", "tests"]) == 0
+    assert status(Authorization=f"Bearer {key}") == 401  # at once
+    assert [httpx.get(address + path).status_code for path in ("/healthz", "/readyz", "/")] == [200, 200, 200]
+
+
+@pytest.mark.usefixtures("first_guard_again")
+def test_more_than_can_be_answered_in_time_is_refused_at_once(address: str, guards: tuple[Path, Path]) -> None:
+    deploy(guards[0], guards[0], deadline_seconds=0.5)
+
+    async def statuses() -> list[tuple[int, float, str | None]]:
+        async def ask() -> tuple[int, float, str | None]:
+            begun = time.monotonic()
+            answer = await client.post(f"{address}/v1/moderations", json={"input": ["long " * 200] * 16})
+            return answer.status_code, time.monotonic() - begun, answer.headers.get("retry-after")
+
+        async with httpx.AsyncClient(limits=httpx.Limits(max_connections=200), timeout=60) as client:
+            return await asyncio.gather(*(ask() for _ in range(200)))
+
+    def overloaded() -> bool:
+        answers = asyncio.run(statuses())
+        codes = {status for status, _, _ in answers}
+        assert codes <= {200, 429, 503}
+        assert all(after is not None for status, _, after in answers if status != 200)
+        return {200, 429} <= codes
+
+    until(overloaded, "some are answered, some refused")
+    assert digest_in_use(address) == digest(guards[0])
+
+
+def test_readyz_says_that_the_model_answers(address: str) -> None:
+    assert httpx.get(f"{address}/readyz").json() == httpx.get(f"{address}/healthz").json()
 
 
 def test_healthz_names_the_guard(address: str, guards: tuple[Path, Path]) -> None:

@@ -7,7 +7,10 @@ import pytest
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
 
+from serve.admission import Overloaded
 from serve.errors import answer_errors
+from serve.keys import Keys, main
+from serve.middleware import MAX_BODY_BYTES, require_keys
 from serve.moderation import ModerationRequest, RequestRefused
 
 SECRET = "the text of a user"
@@ -31,6 +34,14 @@ def client() -> TestClient:
     def unavailable() -> None:
         raise HTTPException(503, "later", headers={"Retry-After": "3"})
 
+    @api.post("/overloaded")
+    def overloaded() -> None:
+        raise Overloaded(7)
+
+    @api.post("/late")
+    def late() -> None:
+        raise TimeoutError
+
     @api.post("/read")
     def read(request: ModerationRequest) -> None: ...
 
@@ -44,6 +55,8 @@ def client() -> TestClient:
         ("/refuse", 400, "invalid_request_error", "model_not_found"),
         ("/unavailable", 503, "server_error", None),
         ("/read", 400, "invalid_request_error", "invalid_type"),
+        ("/overloaded", 429, "server_error", "overloaded"),
+        ("/late", 503, "server_error", "deadline_exceeded"),
         ("/nothing", 404, "invalid_request_error", None),
     ],
 )
@@ -57,8 +70,33 @@ def test_each_error_has_the_shape_and_its_cause(
     assert SECRET not in answer.text
 
 
-def test_headers_of_an_error_are_kept(client: TestClient) -> None:
-    assert client.post("/unavailable").headers["Retry-After"] == "3"
+@pytest.mark.parametrize(("path", "seconds"), [("/unavailable", "3"), ("/overloaded", "7"), ("/late", "1")])
+def test_an_error_says_when_to_try_again(client: TestClient, path: str, seconds: str) -> None:
+    assert client.post(path).headers["Retry-After"] == seconds
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_body_that_is_too_large_is_refused(client: TestClient, declared: bool) -> None:
+    body = b'{"input": "' + b"x" * MAX_BODY_BYTES + b'"}'
+    answer = client.post("/read", content=body if declared else iter([body[: 1 << 20], body[1 << 20 :]]))
+    assert answer.status_code == 413 and "send the texts in several requests" in answer.json()["error"]["message"]
+
+
+def test_with_keys_only_their_owners_are_let_in(
+    client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--file", str(tmp_path / "keys"), "add", "tests"]) == 0
+    key = capsys.readouterr().out.strip()
+    require_keys(Keys(tmp_path / "keys"))
+    try:
+        for header in ({}, {"Authorization": "Bearer x"}, {"Authorization": key}, {"Authorization": f"Basic {key}"}):
+            answer = client.post("/read", json={"input": "a"}, headers=header)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert client.post("/read", json={"input": "a"}, headers={"Authorization": f"Bearer {key}"}).is_success
+        assert client.get("/healthz").status_code == 404  # there is none here, but it wants no key
+    finally:
+        require_keys(None)
+    assert client.post("/read", json={"input": "a"}).is_success
 
 
 def test_a_crash_is_logged_by_kind_and_place_without_the_text(

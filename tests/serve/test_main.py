@@ -34,3 +34,15 @@ def test_a_guard_that_cannot_read_its_window_is_refused(tmp_path):
     (guard / "guard.json").write_text(json.dumps({**card, "window": 4096}))
     with pytest.raises(ValueError, match="cannot read a window of 4096 tokens"):
         load_checked(guard)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org"])
+def test_an_address_of_the_network_wants_keys(capsys, host):
+    assert main(["--guard", "absent", "--host", host]) == 2
+    assert "--keys FILE" in capsys.readouterr().err
+
+
+def test_keys_that_cannot_be_read_are_refused_before_anything_starts(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("serve.__main__._check_free", lambda host, port: None)
+    assert main(["--guard", "absent", "--keys", str(tmp_path / "keys")]) == 2
+    assert "cannot read the keys" in capsys.readouterr().err

@@ -1,0 +1,111 @@
+"""What stands before every route: keys, the size of bodies, and the last resort for what fails. Pure ASGI."""
+
+import logging
+import traceback
+from http import HTTPStatus
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.keys import Keys
+from serve.moderation import ErrorBody, invalid_request, server_error
+
+MAX_BODY_BYTES = 8 << 20
+_TOO_LARGE = f"The body has more than {MAX_BODY_BYTES >> 20} MiB; send the texts in several requests."
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/"})  # what watches the service has no key; the page asks for one
+
+logger = logging.getLogger("ray.serve")
+
+#: The keys of this process's replica: the application is made before anybody says which.
+_keys: Keys | None = None
+
+
+def require_keys(keys: Keys | None) -> None:
+    """Let only these keys in from now on; None: everybody."""
+    global _keys
+    _keys = keys
+
+
+class KeyRequired:
+    """Refuses requests without a known bearer key, unread."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 401."""
+        if _keys is None or scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self.app(scope, receive, send)
+            return
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and _keys.name_of(key.strip()):
+            await self.app(scope, receive, send)
+            return
+        message = "Missing or unknown key: send a key of this service as 'Authorization: Bearer KEY'."
+        body = invalid_request(message, code="invalid_api_key")
+        await answer(HTTPStatus.UNAUTHORIZED, body, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+
+
+class BodyLimit:
+    """Refuses bodies of more than `MAX_BODY_BYTES`: by what they say of themselves, or once they are that long."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 413."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        read = int(declared) if declared.isdecimal() else 0
+        if read > MAX_BODY_BYTES:
+            body = invalid_request(_TOO_LARGE, code="request_too_large")
+            await answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, body)(scope, receive, send)
+            return
+        read = 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > MAX_BODY_BYTES:
+                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _TOO_LARGE)
+            return message
+
+        await self.app(scope, counted, send)
+
+
+class Contained:
+    """Answers what nothing else has caught with 500, and logs its kind and place alone.
+
+    A handler of Exception would raise it again, and Serve would log it: its message may quote the text.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except Exception as error:  # noqa: BLE001 - the last resort
+            origin = traceback.extract_tb(error.__traceback__)[-1]
+            logger.error("Request failed: %s at %s:%s.", type(error).__name__, origin.filename, origin.lineno)
+            if scope["type"] == "http" and not begun:
+                body = server_error(code="internal_error")
+                await answer(HTTPStatus.INTERNAL_SERVER_ERROR, body)(scope, receive, send)
+
+
+def answer(status: int, body: ErrorBody, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Return an error as a response."""
+    return JSONResponse(body.model_dump(), status_code=status, headers=headers)

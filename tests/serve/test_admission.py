@@ -1,0 +1,72 @@
+"""What may wait: pace, refusal, and when to try again."""
+
+import pytest
+
+from serve.admission import Admission, Overloaded
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def admission(clock: Clock) -> Admission:
+    """One that knows: a unit takes 0.1 s, an answer may take 10 s."""
+    admission = Admission(10.0, clock)
+    with admission.at_work(20):
+        clock.now += 2.0
+    return admission
+
+
+def test_work_is_refused_once_what_waits_takes_half_the_deadline(admission: Admission) -> None:
+    with admission.admitted(50):
+        with admission.admitted(30):
+            with pytest.raises(Overloaded) as refused, admission.admitted(1):
+                pass
+            assert refused.value.retry_after == 3
+        with admission.admitted(1):
+            pass  # what was done waits no longer
+
+
+def test_a_request_that_is_alone_is_never_refused(admission: Admission) -> None:
+    with admission.admitted(10_000):
+        pass
+
+
+def test_before_the_first_batch_nothing_is_known_and_all_may_wait() -> None:
+    admission = Admission(10.0)
+    with admission.admitted(10_000), admission.admitted(1):
+        pass
+
+
+def test_a_failed_request_waits_no_longer(admission: Admission) -> None:
+    with pytest.raises(ValueError, match="broken"), admission.admitted(1000):
+        raise ValueError("broken")
+    with admission.admitted(1):
+        pass
+
+
+def test_the_pace_follows_the_machine(admission: Admission, clock: Clock) -> None:
+    for _ in range(30):
+        with admission.at_work(10):
+            clock.now += 10.0
+    with admission.admitted(6), pytest.raises(Overloaded), admission.admitted(1):
+        pass
+
+
+def test_a_batch_that_does_not_end_shows(admission: Admission, clock: Clock) -> None:
+    assert admission.computing == 0.0
+    with admission.at_work(1):
+        clock.now += 90.0
+        assert admission.computing == 90.0
+    assert admission.computing == 0.0

@@ -1,0 +1,78 @@
+"""The native contract: what is read of a request, what is refused, and how verdicts become an answer."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from guardrail.guard import GuardCard, Span, Verdict
+from guardrail.taxonomy import CATEGORIES
+from serve.moderation import invalid_body
+from serve.native import GuardRequest, guard_response
+
+CARD = GuardCard(version="v1", digest="d", temperature=1.0, thresholds={"unsafe": 0.5}, window=8)
+CONVERSATION = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "Name a tea."},
+    {"role": "tool", "content": "[]"},
+    {"role": "assistant", "content": "Oolong."},
+]
+
+
+def verdict(score: float, *spans: Span, said: str | None = None, **categories: float) -> Verdict:
+    return Verdict(score >= 0.5, score, dict.fromkeys(CATEGORIES, 0.0) | categories, spans, said)
+
+
+def read(**body: Any) -> list[tuple[str, str, int]]:
+    return [tuple(each) for each in GuardRequest.model_validate(body).read()]
+
+
+def test_prompt_and_response_are_read_together_and_the_prompt_alone() -> None:
+    assert read(prompt="a") == [("prompt", "a", 0)]
+    assert read(prompt="a", response="") == [("prompt", "a", 0), ("response", "a\n\n", 3)]
+
+
+def test_an_answer_of_a_conversation_is_read_behind_what_was_asked_last() -> None:
+    assert read(messages=CONVERSATION) == [
+        ("messages[0]", "Be kind.", 0),
+        ("messages[1]", "Hello.", 0),
+        ("messages[2]", "Name a tea.", 0),
+        ("messages[3]", "[]", 0),
+        ("messages[4]", "Name a tea.\n\nOolong.", 13),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code"),
+    [
+        ({}, None, "invalid_form"),
+        ({"response": "a"}, None, "invalid_form"),
+        ({"prompt": "a", "messages": CONVERSATION}, None, "invalid_form"),
+        ({"messages": []}, "messages", "invalid_value"),
+        ({"messages": [{"role": "pope", "content": "a"}]}, "messages", "invalid_value"),
+        ({"prompt": 3}, "prompt", "invalid_value"),
+        ({"prompt": "\ud800"}, "prompt", "invalid_unicode"),
+        ({"prompt": "a", "input": "b"}, "input", "unknown_parameter"),
+    ],
+)
+def test_other_bodies_are_refused_with_what_is_wrong(body: dict[str, Any], param: str | None, code: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        GuardRequest.model_validate(body)
+    error = invalid_body(refused.value.errors()).error
+    assert (error.param, error.code) == (param, code)
+    assert "\ud800" not in error.message
+
+
+def test_the_most_unsafe_part_decides_and_spans_are_of_their_part() -> None:
+    parts = GuardRequest.model_validate({"prompt": "abcd", "response": "efgh"}).read()
+    verdicts = [
+        verdict(0.2, hate=0.3),
+        verdict(0.9, Span(0, 5, 0.6, False), Span(4, 8, 0.9, False), Span(1, 2, 0.7, True), said="x", violence=0.8),
+    ]
+    answer = guard_response(parts, verdicts, CARD)
+    assert (answer.unsafe, answer.action, answer.score, answer.model) == (True, "block", 0.9, "rayguard-v1")
+    assert (answer.categories["hate"], answer.categories["violence"]) == (0.3, 0.8)
+    assert [(p.part, p.unsafe, p.said) for p in answer.parts] == [("prompt", False, None), ("response", True, "x")]
+    assert [(s.start, s.end, s.disguised) for s in answer.parts[1].spans] == [(0, 2, False), (1, 2, True)]
+    assert guard_response(parts[:1], verdicts[:1], CARD).action == "allow"
