@@ -1,4 +1,7 @@
-"""`python -m serve`: the newest promoted guard behind the moderation API, until Ctrl-C or SIGTERM."""
+"""`python -m serve`: the newest promoted guard behind the moderation API, until Ctrl-C or SIGTERM.
+
+A guard that is promoted later takes its place, without a request being lost, once it has been loaded and tried.
+"""
 
 import argparse
 import ipaddress
@@ -7,8 +10,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ray import serve
 
@@ -18,6 +22,7 @@ from serve.app import ModeratorArgs, build, load_checked
 from serve.keys import Keys
 
 APPLICATION = "moderation"
+_LOOK_SECONDS = 2.0  # between two looks for a guard that was promoted
 
 
 def newest_guard(runs: Path) -> Path:
@@ -32,8 +37,13 @@ def newest_guard(runs: Path) -> Path:
     return max(cards, key=lambda card: card.stat().st_mtime).parent
 
 
-def run(args: ModeratorArgs, host: str, port: int) -> None:
+def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -> None:
     """Serve a guard until SIGINT or SIGTERM.
+
+    Args:
+        guard: returns the directory of the guard to serve; asked again and again.
+        args: the other fields of `ModeratorArgs`.
+        host, port: to listen on.
 
     Raises:
         ValueError: the directory is no guard, or a damaged one; or the keys cannot be read.
@@ -41,9 +51,11 @@ def run(args: ModeratorArgs, host: str, port: int) -> None:
     """
     if "RAY_ADDRESS" not in os.environ:
         _check_free(host, port)
-    if args.keys:
-        Keys(args.keys)
-    card = load_checked(args.guard).card  # a replica would refuse it too, but only once a cluster is up, and at length
+    if args.get("keys"):
+        Keys(args["keys"])
+    directory = guard()
+    card = load_checked(directory).card  # a replica would refuse it too, but only once a cluster is up, and at length
+    in_use = _state(directory)
     stop = threading.Event()
     with connect():
         # After connecting: Ray sets handlers of its own.
@@ -51,12 +63,36 @@ def run(args: ModeratorArgs, host: str, port: int) -> None:
             signal.signal(number, lambda *_: stop.set())
         serve.start(http_options={"host": host, "port": port})
         try:
-            serve.run(build(args), name=APPLICATION)
+            serve.run(build(ModeratorArgs(guard=directory, **args)), name=APPLICATION)
             print(_welcome(card, f"http://{host}:{port}"), flush=True)
-            stop.wait()
+            while not stop.wait(_LOOK_SECONDS):
+                in_use = _follow(guard, args, in_use)
             print("Shutting down.", flush=True)
         finally:
             _shut_down()
+
+
+def _state(directory: Path) -> tuple[Path, int]:
+    """Return what changes when another guard is promoted: where the link leads, and when the card was written."""
+    return directory.resolve(), (directory / GUARD_FILE).stat().st_mtime_ns
+
+
+def _follow(guard: Callable[[], Path], args: dict[str, Any], seen: tuple[Path, int]) -> tuple[Path, int]:
+    """Serve the guard that is promoted now if it is another than was seen last and is sound; return what was seen."""
+    try:
+        state = _state(guard())
+    except (ValueError, OSError):
+        return seen  # there is none at this moment
+    if state == seen:
+        return seen
+    try:
+        # Serve would have the replica refuse it, too, but would start the next replica with it.
+        card = load_checked(state[0]).card
+        serve.run(build(ModeratorArgs(guard=state[0], **args)), name=APPLICATION)
+        print(f"Guard {card.version} (digest {card.digest}) has taken its place.", flush=True)
+    except (ValueError, OSError) as error:
+        print(f"A promoted guard is not taken: {error}", file=sys.stderr, flush=True)
+    return state
 
 
 def is_loopback(host: str) -> bool:
@@ -113,8 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{options.host} can be reached from other machines: name the keys that may ask with --keys FILE "
                 "(python -m serve.keys --file FILE add NAME makes one), or say --no-keys"
             )
-        guard = options.guard or newest_guard(options.runs_dir)
-        run(ModeratorArgs(guard=guard, keys=options.keys), options.host, options.port)
+        args = {"keys": options.keys}
+        run(lambda: options.guard or newest_guard(options.runs_dir), args, options.host, options.port)
     except (ValueError, OSError) as error:  # the latter: unreadable files, or an address that does not answer
         print(f"serve: {error}", file=sys.stderr)
         return 2

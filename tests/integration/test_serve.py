@@ -328,7 +328,7 @@ def test_a_bad_guard_is_refused_and_the_old_one_stays(
     assert str(bad) in str(state().refused)
 
 
-def test_command_serves_the_newest_promoted_guard_until_sigterm(tmp_path: Path) -> None:
+def test_command_serves_the_newest_promoted_guard_and_the_next_until_sigterm(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     newest = tiny_guard(runs / "a" / "rounds" / "01" / "guard", seed=2)
     (runs / "a" / "guard").symlink_to("rounds/01/guard")  # as the loop promotes
@@ -337,11 +337,25 @@ def test_command_serves_the_newest_promoted_guard_until_sigterm(tmp_path: Path) 
     (runs / "unfinished").mkdir()
     port = free_port()
     command = [sys.executable, "-m", "serve", "--runs-dir", str(runs), "--port", str(port)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    log = tmp_path / "stderr"
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log.open("w"), text=True)
     try:
         url = f"http://127.0.0.1:{port}"
         until(lambda: process.poll() is not None or digest_in_use(url) is not None, "the command serves")
         assert digest_in_use(url) == digest(newest)
+
+        def promote(number: str) -> None:
+            (runs / "a" / "next").symlink_to(f"rounds/{number}/guard")
+            (runs / "a" / "next").replace(runs / "a" / "guard")
+
+        bad = tiny_guard(runs / "a" / "rounds" / "02" / "guard", seed=4)
+        (bad / "model.safetensors").write_bytes(b"not weights")
+        promote("02")
+        until(lambda: "is not taken" in log.read_text(), "the damaged guard is refused")
+        assert digest_in_use(url) == digest(newest)
+        better = tiny_guard(runs / "a" / "rounds" / "03" / "guard", seed=3)
+        promote("03")
+        until(lambda: digest_in_use(url) == digest(better), "the promoted guard is served")
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=60)
     finally:
