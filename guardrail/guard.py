@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ FORMAT = 1
 
 _OVERLAP = 32  # tokens two neighbouring windows share, so that a short attack is whole in one of them
 _TOKENS_PER_BATCH = 4096
+_WORD = re.compile(r"\w+")
 _DIGESTED = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
 
 
@@ -250,9 +252,12 @@ def _highest(windows: Sequence[_Window], logits: np.ndarray, count: int) -> np.n
 
 
 def read_as(text: str) -> list[str]:
-    """Return what a guard reads of a text: the text, and what it says in plain letters where that is something else."""
+    """Return what a guard reads of a text: the text, and what it says in plain letters where these are other words.
+
+    Punctuation, spacing and what belongs to an emoji disguise nothing.
+    """
     said = plain(text)
-    return [text] if said == " ".join(text.casefold().split()) else [text, said]
+    return [text] if _WORD.findall(said) == _WORD.findall(text.casefold()) else [text, said]
 
 
 def token_batches(order: Iterable[int], lengths: Sequence[int], budget: int) -> list[list[int]]:

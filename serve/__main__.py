@@ -13,15 +13,17 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ray import serve
 
 from cluster.connect import connect
 from guardrail.guard import GUARD_FILE, GuardCard
-from serve.app import ModeratorArgs, build, load_checked
+from serve.app import ModeratorArgs, load_checked, moderator
 from serve.keys import Keys
 
 APPLICATION = "moderation"
+_VERSION = uuid4().hex  # of the deployment, as long as this process serves it
 _LOOK_SECONDS = 2.0  # between two looks for a guard that was promoted
 
 
@@ -63,7 +65,7 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
             signal.signal(number, lambda *_: stop.set())
         serve.start(http_options={"host": host, "port": port})
         try:
-            serve.run(build(ModeratorArgs(guard=directory, **args)), name=APPLICATION)
+            _deploy(ModeratorArgs(guard=directory, **args), card)
             print(_welcome(card, f"http://{host}:{port}"), flush=True)
             while not stop.wait(_LOOK_SECONDS):
                 in_use = _follow(guard, args, in_use)
@@ -72,12 +74,20 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
             _shut_down()
 
 
-def _state(directory: Path) -> tuple[Path, int]:
-    """Return what changes when another guard is promoted: where the link leads, and when the card was written."""
-    return directory.resolve(), (directory / GUARD_FILE).stat().st_mtime_ns
+def _deploy(args: ModeratorArgs, card: GuardCard) -> None:
+    """Serve a guard; where another is served by this process, have its replicas take this one in its place."""
+    # To `serve.run` every call is a new version, for which it replaces replicas, unless the deployment names one.
+    deployment = moderator(args, card.digest).options(_internal=True, version=_VERSION)
+    serve.run(deployment.bind(), name=APPLICATION)
 
 
-def _follow(guard: Callable[[], Path], args: dict[str, Any], seen: tuple[Path, int]) -> tuple[Path, int]:
+def _state(directory: Path) -> tuple[Any, ...]:
+    """Return what changes when another guard is promoted, or the copy of one goes on."""
+    files = sorted((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in directory.iterdir())
+    return directory.resolve(), *files
+
+
+def _follow(guard: Callable[[], Path], args: dict[str, Any], seen: tuple[Any, ...]) -> tuple[Any, ...]:
     """Serve the guard that is promoted now if it is another than was seen last and is sound; return what was seen."""
     try:
         state = _state(guard())
@@ -87,10 +97,10 @@ def _follow(guard: Callable[[], Path], args: dict[str, Any], seen: tuple[Path, i
         return seen
     try:
         # Serve would have the replica refuse it, too, but would start the next replica with it.
-        card = load_checked(state[0]).card
-        serve.run(build(ModeratorArgs(guard=state[0], **args)), name=APPLICATION)
+        card = load_checked(guard()).card
+        _deploy(ModeratorArgs(guard=guard(), **args), card)
         print(f"Guard {card.version} (digest {card.digest}) has taken its place.", flush=True)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"A promoted guard is not taken: {error}", file=sys.stderr, flush=True)
     return state
 
@@ -144,10 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        if not (options.keys or options.no_keys or is_loopback(options.host)):
+        if not (options.keys or options.no_keys or (is_loopback(options.host) and "RAY_ADDRESS" not in os.environ)):
             raise ValueError(
-                f"{options.host} can be reached from other machines: name the keys that may ask with --keys FILE "
-                "(python -m serve.keys --file FILE add NAME makes one), or say --no-keys"
+                f"{options.host}, or the cluster of RAY_ADDRESS, can be reached from other machines: name the keys "
+                "that may ask with --keys FILE (python -m serve.keys --file FILE add NAME makes one), or say --no-keys"
             )
         args = {"keys": options.keys}
         run(lambda: options.guard or newest_guard(options.runs_dir), args, options.host, options.port)

@@ -20,6 +20,14 @@ class Overloaded(Exception):
         self.retry_after = retry_after
 
 
+class TooMuch(Exception):
+    """A request cannot be answered in time even alone; `share` of it could be, in percent."""
+
+    def __init__(self, share: int) -> None:
+        super().__init__(f"{share}% of it could be answered in time")
+        self.share = share
+
+
 class Admission:
     """Counts work in units (see `serve.app.work_units`): how much waits, and how fast it is done.
 
@@ -31,6 +39,7 @@ class Admission:
     def __init__(self, deadline: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.deadline, self._clock = deadline, clock
         self._waiting = 0
+        self._computed = 0  # of the batch at work, which goes on when those who asked for it have left
         self._pace: float | None = None  # seconds for a unit
         self._begun: float | None = None  # when the batch at work began
 
@@ -39,9 +48,13 @@ class Admission:
         """Count a request's work as waiting until the block ends.
 
         Raises:
-            Overloaded: what waits already takes too long. A request that is alone is never refused.
+            TooMuch: the request alone takes longer than the deadline, whenever it is asked.
+            Overloaded: what waits already takes too long. A request that is alone is never refused for that.
         """
-        wait = self._waiting * (self._pace or 0.0)
+        pace = self._pace or 0.0
+        if units * pace > self.deadline:
+            raise TooMuch(max(1, int(self.deadline / (units * pace) * 100)))
+        wait = max(self._waiting, self._computed) * pace
         if wait > _PART * self.deadline:
             raise Overloaded(max(1, math.ceil(wait - _PART * self.deadline)))
         self._waiting += units
@@ -53,11 +66,12 @@ class Admission:
     @contextlib.contextmanager
     def at_work(self, units: int) -> Iterator[None]:
         """Measure the pace by a batch that the block computes."""
-        self._begun = begun = self._clock()
+        begun = self._clock()
+        self._begun, self._computed = begun, units
         try:
             yield
         finally:
-            self._begun = None
+            self._begun, self._computed = None, 0
             pace = (self._clock() - begun) / units
             self._pace = pace if self._pace is None else (1 - _REMEMBERED) * self._pace + _REMEMBERED * pace
 

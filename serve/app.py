@@ -72,6 +72,7 @@ class ModeratorConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     guard: Path
+    digest: str | None = Field(default=None, description="that the guard has; one with another is refused")
     keys: Path | None = None
     deadline_seconds: float = Field(default=30.0, gt=0)
 
@@ -96,7 +97,7 @@ class ModeratorState:
 
 def work_units(texts: Sequence[str]) -> int:
     """Return how much work texts are, in the same units."""
-    return sum(1 + (len(text) - 1) // _CHARACTERS for text in texts)
+    return sum(max(1, -(-len(text) // _CHARACTERS)) for text in texts)
 
 
 def batch_units(requests: Sequence[Sequence[str]]) -> int:
@@ -138,6 +139,7 @@ class Moderator:
     def __init__(self) -> None:
         self._guard: Guard | None = None  # until Serve hands over the first `user_config`, before any request
         self._refused: str | None = None
+        self._computing = asyncio.Lock()
         self._admission = Admission(ModeratorConfig.model_fields["deadline_seconds"].default)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -152,10 +154,14 @@ class Moderator:
         Raises:
             ValueError, OSError: the first guard is no good, or the keys; the deployment fails with the reason.
         """
+        config = ModeratorConfig.model_validate(user_config)
+        # First, and whatever becomes of the guard: who turns keys on wants them on.
+        require_keys(Keys(config.keys) if config.keys else None)
+        self._admission.deadline = config.deadline_seconds
         try:
-            config = ModeratorConfig.model_validate(user_config)
-            keys = Keys(config.keys) if config.keys else None
             guard = await asyncio.to_thread(load_checked, config.guard)
+            if config.digest not in (None, guard.card.digest):
+                raise ValueError(f"the guard in {config.guard} has digest {guard.card.digest}, not {config.digest}")
         except Exception as error:
             if self._guard is None:
                 raise
@@ -163,8 +169,6 @@ class Moderator:
             logger.error("New guard refused, %s stays in use. %s", self._guard.card.version, self._refused)
             return
         self._guard, self._refused = guard, None
-        self._admission.deadline = config.deadline_seconds
-        require_keys(keys)
         logger.info("Guard in use: %s (digest %s).", guard.card.version, guard.card.digest)
 
     def state(self) -> ModeratorState:
@@ -228,8 +232,10 @@ class Moderator:
         """
         guard = self._in_use()
         together = [text for texts in requests for text in texts]
-        with self._admission.at_work(work_units(together)):
-            verdicts = iter(await asyncio.to_thread(guard.classify, together))
+        # Serve computes batches one after the other, but parts of one at once if clients ask for several "models".
+        async with self._computing:
+            with self._admission.at_work(work_units(together)):
+                verdicts = iter(await asyncio.to_thread(guard.classify, together))
         return [(guard.card, [next(verdicts) for _ in texts]) for texts in requests]
 
     def _in_use(self) -> Guard:
@@ -239,16 +245,23 @@ class Moderator:
 
 
 def build(args: ModeratorArgs) -> Application:
-    """Return the application for `serve.run`, `serve run` and Serve config files."""
-    # Resolved, as replicas have another working directory, and as the link RUN/guard names another guard after each
-    # promotion: to Serve the same string would be no change.
+    """Return the application for `serve run` and Serve config files."""
+    return moderator(args).bind()
+
+
+def moderator(args: ModeratorArgs, digest: str | None = None) -> Deployment:
+    """Return the deployment; with a digest, another guard in the same directory is a change of its `user_config`."""
+    # The guard's path is resolved, as the link RUN/guard names another guard after each promotion: to Serve the same
+    # string would be no change. That of the keys is not: a mounted secret is a link to what it is now.
     deployment: Deployment = Moderator.options(  # type: ignore[attr-defined]  # the decorator hides its type
         num_replicas=args.num_replicas,
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
+        graceful_shutdown_timeout_s=args.deadline_seconds + 5,
         user_config={
             "guard": str(args.guard.resolve()),
-            "keys": str(args.keys.resolve()) if args.keys else None,
+            "digest": digest,
+            "keys": str(args.keys.absolute()) if args.keys else None,
             "deadline_seconds": args.deadline_seconds,
         },
     )
-    return deployment.bind()
+    return deployment

@@ -6,8 +6,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from serve.admission import Overloaded
-from serve.middleware import BodyLimit, Contained, KeyRequired, answer
+from serve.admission import Overloaded, TooMuch
+from serve.middleware import TOO_LARGE_CODE, BodyLimit, Contained, KeyRequired, answer
 from serve.moderation import RequestRefused, invalid_body, invalid_request, server_error
 
 
@@ -17,6 +17,7 @@ def answer_errors(api: FastAPI) -> None:
     api.exception_handler(RequestValidationError)(_invalid)
     api.exception_handler(HTTPException)(_http)
     api.exception_handler(Overloaded)(_overloaded)
+    api.exception_handler(TooMuch)(_too_much)
     api.exception_handler(TimeoutError)(_late)
     for each in (Contained, BodyLimit, KeyRequired):  # the last one comes first
         api.add_middleware(each)
@@ -32,15 +33,20 @@ async def _invalid(_: Request, error: RequestValidationError) -> Response:
 
 async def _http(_: Request, error: HTTPException) -> Response:
     message = str(error.detail)
+    code = TOO_LARGE_CODE if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else None
     is_ours = error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
-    return answer(
-        error.status_code, server_error(message) if is_ours else invalid_request(message), dict(error.headers or {})
-    )
+    body = server_error(message) if is_ours else invalid_request(message, code=code)
+    return answer(error.status_code, body, dict(error.headers or {}))
 
 
 async def _overloaded(_: Request, error: Overloaded) -> Response:
     body = server_error("More requests than can be answered in time; try again later.", code="overloaded")
     return answer(HTTPStatus.TOO_MANY_REQUESTS, body, {"Retry-After": str(error.retry_after)})
+
+
+async def _too_much(_: Request, error: TooMuch) -> Response:
+    message = f"The texts cannot be read in time; send at most {error.share}% of them in one request."
+    return answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, invalid_request(message, code=TOO_LARGE_CODE))
 
 
 async def _late(_: Request, __: TimeoutError) -> Response:

@@ -29,7 +29,7 @@ class Keys:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._changed: tuple[int, int] | None = None
+        self._changed: tuple[int, ...] | None = None
         self._hashes: dict[str, str] = {}
         self._read()
 
@@ -54,7 +54,7 @@ class Keys:
             status = self.path.stat()
         except OSError as error:
             raise ValueError(f"cannot read the keys: {error}") from None
-        changed = status.st_mtime_ns, status.st_size
+        changed = status.st_ino, status.st_ctime_ns, status.st_mtime_ns, status.st_size
         if changed != self._changed:
             self._hashes, self._changed = read_keys(self.path), changed
 

@@ -13,6 +13,7 @@ from serve.keys import Keys
 from serve.moderation import ErrorBody, invalid_request, server_error
 
 MAX_BODY_BYTES = 8 << 20
+TOO_LARGE_CODE = "request_too_large"
 _TOO_LARGE = f"The body has more than {MAX_BODY_BYTES >> 20} MiB; send the texts in several requests."
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/"})  # what watches the service has no key; the page asks for one
 
@@ -62,7 +63,7 @@ class BodyLimit:
         declared = Headers(scope=scope).get("content-length", "")
         read = int(declared) if declared.isdecimal() else 0
         if read > MAX_BODY_BYTES:
-            body = invalid_request(_TOO_LARGE, code="request_too_large")
+            body = invalid_request(_TOO_LARGE, code=TOO_LARGE_CODE)
             await answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, body)(scope, receive, send)
             return
         read = 0

@@ -13,7 +13,9 @@ from pydantic_core import PydanticCustomError
 
 from guardrail.guard import GuardCard, Verdict
 from guardrail.text import joined
-from serve.moderation import MAX_INPUTS, Text, model_name
+from serve.moderation import MAX_INPUTS, RequestRefused, Text, model_name
+
+_MOST_REPEATED = 4_000_000  # characters: a prompt is read again with each answer to it
 
 
 class Message(BaseModel):
@@ -77,7 +79,11 @@ class SpanResult(BaseModel):
 
 
 class PartResult(BaseModel):
-    """What the guard says of one part; `said`: what a disguised part says in plain letters."""
+    """What the guard says of one part; `said`: what it says in plain letters where it is disguised.
+
+    A response is read behind its prompt: `said` and disguised spans are of both. Its other spans are of the response;
+    where it is unsafe without any, the prompt is.
+    """
 
     part: str = Field(description="prompt, response or messages[i]")
     unsafe: bool
@@ -132,9 +138,17 @@ def _part(read: Read, verdict: Verdict) -> PartResult:
 
 def _of_messages(messages: Sequence[Message]) -> Iterator[Read]:
     asked: str | None = None
+    read = 0
     for index, message in enumerate(messages):
         part = f"messages[{index}]"
         if message.role == "assistant" and asked is not None:
+            read += len(asked)  # once for each answer
+            if read > _MOST_REPEATED:
+                raise RequestRefused(
+                    f"The answers' prompts have more than {_MOST_REPEATED:,} characters together; send fewer messages.",
+                    param="messages",
+                    code="conversation_too_long",
+                )
             yield _answer(part, asked, message.content)
             continue
         if message.role == "user":

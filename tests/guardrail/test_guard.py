@@ -97,7 +97,10 @@ def alone(guard, reading):
     return [1 / (1 + np.exp(-each / guard.card.temperature)) for each in logits]
 
 
-@pytest.mark.parametrize("text", ["", "How do I bake bread?", "  Ça va,  mon ami ? ", "Как испечь хлеб?", "如何烤面包"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "How do I bake bread?", "  Ça va,  mon ami ? ", "Как испечь хлеб?", "如何烤面包，好吗？", "Well… ❤️ it’s 5 °C"],
+)
 def test_an_ordinary_text_is_read_once(text):
     assert read_as(text) == [text]
 

@@ -77,6 +77,7 @@ def first_guard_again(address: str, guards: tuple[Path, Path]) -> Iterator[None]
     yield
     deploy(guards[0], guards[0])
     until(lambda: digest_in_use(address) == digest(guards[0]), "the first guard is back")
+    until(lambda: httpx.post(f"{address}/v1/moderations", json={"input": "a"}).is_success, "and no key is wanted")
 
 
 def digest(directory: Path) -> str:
@@ -191,6 +192,7 @@ def test_the_native_route_says_what_the_guard_says(address: str, guards: tuple[P
     assert [part["score"] for part in answer["parts"]] == pytest.approx([v.score for v in verdicts], abs=1e-5)
     assert answer["score"] == max(part["score"] for part in answer["parts"])
     assert (answer["model"], answer["digest"]) == ("rayguard-tiny-0", digest(guards[0]))
+    assert httpx.post(f"{address}/v1/guard", json={"prompt": ""}).is_success
     assert httpx.post(f"{address}/v1/guard", json={}).json()["error"]["code"] == "invalid_form"
 
 
@@ -354,8 +356,15 @@ def test_command_serves_the_newest_promoted_guard_and_the_next_until_sigterm(tmp
         until(lambda: "is not taken" in log.read_text(), "the damaged guard is refused")
         assert digest_in_use(url) == digest(newest)
         better = tiny_guard(runs / "a" / "rounds" / "03" / "guard", seed=3)
-        promote("03")
-        until(lambda: digest_in_use(url) == digest(better), "the promoted guard is served")
+
+        async def promote_under_load() -> None:
+            async with load(url, []):
+                promote("03")
+                await asyncio.to_thread(
+                    until, lambda: digest_in_use(url) == digest(better), "the promoted guard is served"
+                )
+
+        asyncio.run(promote_under_load())
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=60)
     finally:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve.admission import Admission, Overloaded
+from serve.admission import Admission, Overloaded, TooMuch
 
 
 class Clock:
@@ -38,8 +38,18 @@ def test_work_is_refused_once_what_waits_takes_half_the_deadline(admission: Admi
             pass  # what was done waits no longer
 
 
-def test_a_request_that_is_alone_is_never_refused(admission: Admission) -> None:
-    with admission.admitted(10_000):
+def test_a_request_that_is_alone_is_refused_only_if_it_can_never_be_answered_in_time(admission: Admission) -> None:
+    with admission.admitted(100):
+        pass
+    with pytest.raises(TooMuch) as refused, admission.admitted(400):
+        pass
+    assert refused.value.share == 25
+
+
+def test_work_counts_until_it_is_done_also_when_nobody_waits_for_it_any_more(admission: Admission) -> None:
+    with admission.at_work(60), pytest.raises(Overloaded), admission.admitted(1):
+        pass
+    with admission.admitted(1):
         pass
 
 
@@ -50,7 +60,7 @@ def test_before_the_first_batch_nothing_is_known_and_all_may_wait() -> None:
 
 
 def test_a_failed_request_waits_no_longer(admission: Admission) -> None:
-    with pytest.raises(ValueError, match="broken"), admission.admitted(1000):
+    with pytest.raises(ValueError, match="broken"), admission.admitted(100):
         raise ValueError("broken")
     with admission.admitted(1):
         pass

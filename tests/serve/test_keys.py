@@ -37,6 +37,19 @@ def test_a_file_that_cannot_be_read_any_more_lets_nobody_in(tmp_path: Path, caps
     assert keys.name_of(key) == "proxy"
 
 
+def test_a_mounted_secret_that_is_exchanged_is_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for version in ("1", "2"):
+        (tmp_path / version).mkdir()
+    old, new = (added(tmp_path / version / "keys.txt", "proxy", capsys) for version in ("1", "2"))
+    (tmp_path / "data").symlink_to("1")
+    (tmp_path / "keys.txt").symlink_to("data/keys.txt")
+    keys = Keys(tmp_path / "keys.txt")
+    assert keys.name_of(old) == "proxy"
+    (tmp_path / "next").symlink_to("2")
+    (tmp_path / "next").replace(tmp_path / "data")
+    assert (keys.name_of(old), keys.name_of(new)) == (None, "proxy")
+
+
 @pytest.mark.parametrize("content", ["proxy", "proxy 12ab", f"a {'0' * 64}\na {'1' * 64}", "ä " + "0" * 64])
 def test_a_broken_file_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "keys.txt"

@@ -36,6 +36,12 @@ def test_a_guard_that_cannot_read_its_window_is_refused(tmp_path):
         load_checked(guard)
 
 
+def test_a_cluster_that_runs_wants_keys_as_it_may_listen_elsewhere(capsys, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert main(["--guard", "absent"]) == 2
+    assert "--keys FILE" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org"])
 def test_an_address_of_the_network_wants_keys(capsys, host):
     assert main(["--guard", "absent", "--host", host]) == 2

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from guardrail.guard import GuardCard, Span, Verdict
 from guardrail.taxonomy import CATEGORIES
-from serve.moderation import invalid_body
+from serve.moderation import RequestRefused, invalid_body
 from serve.native import GuardRequest, guard_response
 
 CARD = GuardCard(version="v1", digest="d", temperature=1.0, thresholds={"unsafe": 0.5}, window=8)
@@ -62,6 +62,12 @@ def test_other_bodies_are_refused_with_what_is_wrong(body: dict[str, Any], param
     error = invalid_body(refused.value.errors()).error
     assert (error.param, error.code) == (param, code)
     assert "\ud800" not in error.message
+
+
+def test_a_prompt_is_not_read_again_without_end() -> None:
+    answers = [{"role": "assistant", "content": "a"}] * 100
+    with pytest.raises(RequestRefused, match="4,000,000 characters"):
+        read(messages=[{"role": "user", "content": "a" * 50_000}, *answers])
 
 
 def test_the_most_unsafe_part_decides_and_spans_are_of_their_part() -> None:
