@@ -3,7 +3,7 @@
 import pytest
 from transformers import BertConfig, RobertaConfig
 
-from guardrail.deobfuscation import plain
+from guardrail.guard import read_as
 from guardrail.records import make_record, write_records
 from guardrail.seeds import embedded_seeds, generation_seeds
 from guardrail.text import canonical
@@ -68,7 +68,7 @@ def test_a_disguise_is_trained_on_with_benign_texts_and_clutter_with_both():
     written = augmented(seeds, 0.5, 0)[len(seeds) :]
     by_id = {seed["id"]: seed for seed in generation_seeds(seeds)}
     assert 0.2 * len(by_id) < len(written) < 0.5 * len(by_id)
-    decoded = [plain(r["text"]) == canonical(by_id[r["parent_id"]]["text"]) for r in written]
+    decoded = [read_as(r["text"])[-1] == canonical(by_id[r["parent_id"]]["text"]) for r in written]
     assert not any(r["unsafe"] for r, can_be in zip(written, decoded, strict=True) if can_be)
     assert {r["unsafe"] for r, can_be in zip(written, decoded, strict=True) if not can_be} == {True, False}
     assert all(r["unsafe"] == by_id[r["parent_id"]]["unsafe"] for r in written)
