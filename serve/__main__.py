@@ -16,6 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 from ray import serve
+from ray.exceptions import RayError
 
 from cluster.connect import connect
 from guardrail.guard import GUARD_FILE, GuardCard
@@ -49,7 +50,7 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
 
     Raises:
         ValueError: the directory is no guard, or a damaged one; or the keys cannot be read.
-        OSError: the port is taken, or RAY_ADDRESS names a cluster that does not answer.
+        OSError: the port is taken, RAY_ADDRESS names a cluster that does not answer, or Serve does not start.
     """
     if "RAY_ADDRESS" not in os.environ:
         _check_free(host, port)
@@ -63,7 +64,12 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
         # After connecting: Ray sets handlers of its own.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        serve.start(http_options={"host": host, "port": port})
+        try:
+            serve.start(http_options={"host": host, "port": port})
+        except RayError as error:
+            raise OSError(
+                f"Ray Serve did not start ({type(error).__name__}): is the machine busy? Try again"
+            ) from error
         try:
             _deploy(ModeratorArgs(guard=directory, **args), card)
             print(_welcome(card, f"http://{host}:{port}"), flush=True)

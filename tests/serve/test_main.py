@@ -1,9 +1,11 @@
 """What `python -m serve` refuses before it starts a cluster."""
 
+import contextlib
 import json
 import socket
 
 import pytest
+from ray.exceptions import RayError
 
 from serve.__main__ import main
 from serve.app import load_checked
@@ -52,3 +54,15 @@ def test_keys_that_cannot_be_read_are_refused_before_anything_starts(capsys, tmp
     monkeypatch.setattr("serve.__main__._check_free", lambda host, port: None)
     assert main(["--guard", "absent", "--keys", str(tmp_path / "keys")]) == 2
     assert "cannot read the keys" in capsys.readouterr().err
+
+
+def test_a_service_that_does_not_start_is_said(capsys, tmp_path, monkeypatch):
+    def start(**_):
+        raise RayError
+
+    monkeypatch.setattr("serve.__main__._check_free", lambda host, port: None)
+    monkeypatch.setattr("serve.__main__.connect", contextlib.nullcontext)
+    monkeypatch.setattr("serve.__main__.serve.start", start)
+    monkeypatch.setattr("serve.__main__.signal.signal", lambda number, handler: None)
+    assert main(["--guard", str(tiny_guard(tmp_path / "guard"))]) == 2
+    assert "Ray Serve did not start (RayError)" in capsys.readouterr().err
