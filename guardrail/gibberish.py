@@ -31,7 +31,7 @@ def spelling(text: str) -> float | None:
 
     It is the mean log probability and twice the error that a mean of so few would have at a deviation of one, so that
     short texts are in less danger of being called gibberish. Keyboard mash, random letters and shuffled ones lie under
-    -3.55; so do ciphers, and other languages in these letters.
+    -3.545; so do ciphers, and other languages in these letters.
 
     None where too little can be told: under ten letters in words of three or more, or one such word, or another
     alphabet, digits and signs in most of the text.

@@ -38,6 +38,7 @@ _CHARACTERS = 512
 _BATCH_WAIT_SECONDS = 0.004  # what a lone request may be held back for company
 _MAX_ONGOING_REQUESTS = 1024  # well over a batch: what waits, waits in the replica, which knows for how long
 _MAX_QUEUED_REQUESTS = 256  # on their way to it
+_DEADLINE_SECONDS = 30.0
 _STALLED_SECONDS = 60.0  # a batch takes a second or a few
 _ERRORS = (400, 401, 413, 429, 500, 503)  # what may be answered instead
 _PAGE = resources.files("serve").joinpath("page.html").read_text(encoding="utf-8")
@@ -60,7 +61,7 @@ class ModeratorArgs(BaseModel):
     num_gpus: float = Field(default=0.0, ge=0, description="per replica")
     keys: Path | None = Field(default=None, description="file of bearer keys (serve/keys.py); none: everybody may ask")
     deadline_seconds: float = Field(
-        default=30.0,
+        default=_DEADLINE_SECONDS,
         gt=0,
         description="in which a request is answered; what would take longer is refused at once (429)",
     )
@@ -74,7 +75,7 @@ class ModeratorConfig(BaseModel):
     guard: Path
     digest: str | None = Field(default=None, description="that the guard has; one with another is refused")
     keys: Path | None = None
-    deadline_seconds: float = Field(default=30.0, gt=0)
+    deadline_seconds: float = Field(default=_DEADLINE_SECONDS, gt=0)
 
 
 class Health(BaseModel):
@@ -140,7 +141,7 @@ class Moderator:
         self._guard: Guard | None = None  # until Serve hands over the first `user_config`, before any request
         self._refused: str | None = None
         self._computing = asyncio.Lock()
-        self._admission = Admission(ModeratorConfig.model_fields["deadline_seconds"].default)
+        self._admission = Admission(_DEADLINE_SECONDS)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load a guard beside the one in use, try it, and swap; requests are answered by the old one until then.

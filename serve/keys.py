@@ -71,7 +71,7 @@ def read_keys(path: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the keys: {error}") from None
     for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
+        if not line.strip():
             continue
         match = _LINE.fullmatch(line.strip())
         if not match or match[1] in hashes:

@@ -71,9 +71,14 @@ def shuffled_letters(text, draw):
 
 
 @pytest.fixture(scope="module")
-def requests():
+def all_requests():
     english = [record["text"] for record in embedded_seeds() if record["language"] == "en"]
-    return random.Random(0).sample([text for text in english if len(text.split()) >= 8], 200)
+    return [text for text in english if len(text.split()) >= 8]
+
+
+@pytest.fixture(scope="module")
+def requests(all_requests):
+    return random.Random(0).sample(all_requests, 200)
 
 
 # --- requests -----------------------------------------------------------------------------------------------------
@@ -159,12 +164,12 @@ def test_any_text_can_be_judged(text):
     [
         (lambda text, draw: letters(text, string.ascii_lowercase, draw), 0.98),
         (mash, 0.98),
-        (shuffled_letters, 0.85),
+        (shuffled_letters, 0.9),
     ],
 )
-def test_gibberish_is_found(write, found, requests):
+def test_gibberish_is_found(write, found, all_requests):
     draw = random.Random(1)
-    drops = [spelling_drop(write(text, draw)) for text in requests]
+    drops = [spelling_drop(write(text, draw)) for text in all_requests]
     assert np.mean([drop is not None and drop.reason == "gibberish" for drop in drops]) >= found
 
 
