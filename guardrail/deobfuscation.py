@@ -24,6 +24,14 @@ class _Reading(NamedTuple):
     text: str
     view: View
     evidence: float  # of the steps that led here, in nats for each symbol; minus infinity: not to be taken for the text
+    steps: tuple[str, ...] = ()  # names of the decoders
+
+
+class Deciphered(NamedTuple):
+    """What a text most likely says, in canonical form, and the steps that lead there; none where it says what it is."""
+
+    text: str
+    steps: tuple[str, ...]
 
 
 def readings(text: str) -> list[str]:
@@ -36,20 +44,25 @@ def readings(text: str) -> list[str]:
 
 
 def plain(text: str) -> str:
+    """Return what a text most likely says; see `deciphered`."""
+    return deciphered(text).text
+
+
+def deciphered(text: str) -> Deciphered:
     """Return what a text most likely says, in canonical form: itself, unless a reading is clearly better English.
 
     What is quoted in other words (a code block, tags) stays; what is written in another language does too.
     """
     literal, *others = _found(text)
     if not others:
-        return literal.text
-    best, least = literal.text, fluency(literal.text) + _CLEARLY
+        return Deciphered(literal.text, ())
+    best, least = literal, fluency(literal.text) + _CLEARLY
     for reading in others:
         said = fluency(reading.text)
         more_words = reading.view.known - literal.view.known > _MORE_WORDS
         if said > _ENGLISH and said + reading.evidence > least and (reading.evidence > 0 or more_words):
-            best, least = reading.text, said + reading.evidence
-    return best
+            best, least = reading, said + reading.evidence
+    return Deciphered(best.text, best.steps)
 
 
 @functools.lru_cache(maxsize=16)  # `readings` and `plain` are asked of one text
@@ -72,6 +85,7 @@ def _steps(parent: _Reading, found: dict[str, _Reading]) -> list[_Reading]:
                 text = canonical(start)[:LOOKED_AT]
                 if text and text not in found and len(found) < MOST_READINGS:
                     both = max(evidence, parent.evidence) if min(evidence, parent.evidence) > -math.inf else -math.inf
-                    found[text] = _Reading(text, View(start), both - _EACH_STEP)
+                    steps = *parent.steps, decoder.__name__
+                    found[text] = _Reading(text, View(start), both - _EACH_STEP, steps)
                     new.append(found[text])
     return new

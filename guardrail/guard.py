@@ -2,7 +2,8 @@
 
 A guard directory is what `save_pretrained` writes (safetensors, tokenizer, `id2label`) plus `guard.json`. The first
 logit is "unsafe", the others are the categories, each a sigmoid of its own. A disguised text is read twice, as it is
-written and as what it says (`guardrail.deobfuscation`). Knows nothing of training or of serving.
+written and as what it says (`guardrail.deobfuscation`). What computes the logits is a backend (`guardrail.backends`).
+Knows nothing of training or of serving.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from guardrail.deobfuscation import plain
-from guardrail.taxonomy import CATEGORIES
+from guardrail.backends import Backend, BackendName, TorchBackend, load_backend, token_batches
+from guardrail.deobfuscation import deciphered, plain
+from guardrail.taxonomy import CATEGORIES, UNSAFE
 
-UNSAFE = "unsafe"
 LABELS: tuple[str, ...] = (UNSAFE, *CATEGORIES)
 GUARD_FILE = "guard.json"
 FORMAT = 1
@@ -58,6 +59,9 @@ class Verdict:
         categories: the same for each category.
         spans: what the decision is due to, in the order of the text; empty where it is not unsafe.
         said: what a disguised text says in plain letters, None of others.
+        decoded: the steps that lead there, by the names of `guardrail.decoders`.
+        tokens: that were read for it, what windows share included.
+        windows: that these made.
     """
 
     unsafe: bool
@@ -65,6 +69,14 @@ class Verdict:
     categories: dict[str, float]
     spans: tuple[Span, ...] = ()
     said: str | None = None
+    decoded: tuple[str, ...] = ()
+    tokens: int = 0
+    windows: int = 0
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The scores by label: "unsafe" and the categories."""
+        return {UNSAFE: self.score, **self.categories}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +90,7 @@ class GuardCard:
         thresholds: a label is on when its probability is at least this; labels not named here take that of "unsafe".
         window: tokens the model reads at once; longer texts are read in overlapping windows and the maximum counts.
         training: the manifest of the data and settings it was trained with.
+        backends: what `guardrail.export` has written, by backend: the file's `sha256`, and how it compares with torch.
     """
 
     version: str
@@ -87,6 +100,7 @@ class GuardCard:
     window: int
     taxonomy: tuple[str, ...] = CATEGORIES
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    backends: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
 
     @classmethod
@@ -104,9 +118,17 @@ class GuardCard:
             raise ValueError(f"{directory} is no guard directory: cannot read {GUARD_FILE} ({error})") from error
         if not (card.temperature > 0 and card.window > 0 and card.thresholds.get(UNSAFE, -1) >= 0):
             raise ValueError(f"{path} is damaged: temperature and window are above 0, thresholds.unsafe is not below")
+        if not (isinstance(card.backends, dict) and all(isinstance(each, dict) for each in card.backends.values())):
+            raise ValueError(f"{path} is damaged: backends is an object of objects")
         if card.format != FORMAT or card.taxonomy != CATEGORIES:
             raise ValueError(f"{path} was written for another version of the taxonomy or format; train it again")
         return card
+
+    def write(self, directory: Path) -> None:
+        """Write `directory/guard.json`, whole or not at all."""
+        partial = directory / f".{GUARD_FILE}"
+        partial.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        os.replace(partial, directory / GUARD_FILE)
 
 
 def load_base(base: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -136,17 +158,20 @@ class Guard:
         False
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: GuardCard) -> None:
-        self.model = model.eval()
+    def __init__(self, backend: Backend, tokenizer: PreTrainedTokenizerBase, card: GuardCard) -> None:
+        self.backend = backend
         self.tokenizer = tokenizer
         self.card = card
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, device: str | None = None) -> "Guard":
-        """Load a guard directory; safetensors only, no code of the directory is run.
+    def from_pretrained(
+        cls, directory: str | Path, device: str | None = None, backend: BackendName = "torch"
+    ) -> "Guard":
+        """Load a guard directory; safetensors or ONNX only, no code of the directory is run.
 
         Raises:
-            ValueError: the directory is no guard, or its files do not have the digest that `guard.json` names.
+            ValueError: the directory is no guard, or its files do not have the digests that `guard.json` names; or the
+                backend cannot be had (`load_backend`).
         """
         directory = Path(directory)
         card = GuardCard.read(directory)
@@ -154,28 +179,41 @@ class Guard:
         if found != card.digest:
             raise ValueError(f"{directory} is damaged: {GUARD_FILE} names digest {card.digest}, the files have {found}")
         tokenizer = AutoTokenizer.from_pretrained(directory)
-        model = AutoModelForSequenceClassification.from_pretrained(directory, use_safetensors=True, dtype=torch.float32)
-        return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer, card)
+        return cls(load_backend(backend, directory, card.backends, device), tokenizer, card)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The transformers model of the torch backend; other backends have none (AttributeError)."""
+        if not isinstance(self.backend, TorchBackend):
+            raise AttributeError("only the torch backend has a transformers model")
+        return self.backend.model
 
     def classify(self, texts: Sequence[str]) -> list[Verdict]:
         """Return a verdict for each text; texts of any length, none is truncated."""
         windows, logits = self._read(texts)
-        alone = self._calibrated(logits)[:, 0]
+        read: list[list[tuple[_Window, float]]] = [[] for _ in texts]
+        for window, score in zip(windows, self._calibrated(logits)[:, 0], strict=True):
+            read[window.row].append((window, float(score)))
+        scores = self._calibrated(_highest(windows, logits, len(texts)))
+        return [self._verdict(*each) for each in zip(texts, scores, read, strict=True)]
+
+    def _verdict(self, text: str, scores: np.ndarray, read: Sequence[tuple["_Window", float]]) -> Verdict:
         threshold = self.card.thresholds[UNSAFE]
-        spans: list[list[Span]] = [[] for _ in texts]
-        said: list[str | None] = [None] * len(texts)
-        for window, score in zip(windows, alone, strict=True):
-            if window.said is not None:
-                said[window.row] = window.said
-            if score >= threshold:
-                disguised = window.said is not None
-                spans[window.row].append(Span(window.start, window.end, float(score), disguised))
-        return [
-            Verdict(bool(row[0] >= threshold), float(row[0]), _named(row[1:]), tuple(of_text), plain_text)
-            for row, of_text, plain_text in zip(
-                self._calibrated(_highest(windows, logits, len(texts))), spans, said, strict=True
-            )
-        ]
+        said = next((window.said for window, _ in read if window.said is not None), None)
+        return Verdict(
+            unsafe=bool(scores[0] >= threshold),
+            score=float(scores[0]),
+            categories=_named(scores[1:]),
+            spans=tuple(
+                Span(window.start, window.end, score, disguised=window.said is not None)
+                for window, score in read
+                if score >= threshold
+            ),
+            said=said,
+            decoded=() if said is None else deciphered(text).steps,
+            tokens=sum(window.tokens for window, _ in read),
+            windows=len(read),
+        )
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Return calibrated probabilities, float64 [len(texts), len(LABELS)]."""
@@ -192,7 +230,6 @@ class Guard:
     def _calibrated(self, logits: np.ndarray) -> np.ndarray:
         return 1.0 / (1.0 + np.exp(-logits / self.card.temperature))
 
-    @torch.inference_mode()
     def _read(self, texts: Sequence[str]) -> tuple[list["_Window"], np.ndarray]:
         """Return the windows of all readings of texts, in the texts' order, and their logits [windows, labels].
 
@@ -217,14 +254,15 @@ class Guard:
             row, reading, disguised = readings[owner]
             whole = 0, len(reading)
             start, end = whole if alone[owner] else _extent(encoded.encodings[place].offsets)
-            windows.append(_Window(row, start, end, reading if disguised else None))
+            length = len(encoded["input_ids"][place])
+            windows.append(_Window(row, start, end, reading if disguised else None, length))
         # Without special tokens an empty text has no token at all, and a model cannot read nothing.
         ids = [row or [self.tokenizer.pad_token_id] for row in encoded["input_ids"]]
         lengths = [len(row) for row in ids]
         logits = np.empty((len(ids), len(LABELS)))
         for batch in token_batches(sorted(range(len(ids)), key=lengths.__getitem__), lengths, _TOKENS_PER_BATCH):
-            padded = self.tokenizer.pad({"input_ids": [ids[place] for place in batch]}, return_tensors="pt")
-            logits[batch] = self.model(**padded.to(self.model.device)).logits.double().cpu().numpy()
+            padded = self.tokenizer.pad({"input_ids": [ids[place] for place in batch]}, return_tensors="np")
+            logits[batch] = self.backend.logits(padded["input_ids"], padded["attention_mask"])
         return windows, logits
 
 
@@ -236,6 +274,7 @@ class _Window:
     start: int
     end: int
     said: str | None
+    tokens: int
 
 
 def _extent(offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -258,22 +297,6 @@ def read_as(text: str) -> list[str]:
     """
     said = plain(text)
     return [text] if _WORD.findall(said) == _WORD.findall(text.casefold()) else [text, said]
-
-
-def token_batches(order: Iterable[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Cut `order` into consecutive batches of at most `budget` tokens, padding to the longest included.
-
-    A single item longer than the budget gets a batch of its own.
-    """
-    batches: list[list[int]] = []
-    longest = 0
-    for index in order:
-        longest = max(longest, lengths[index])
-        if not batches or longest * (len(batches[-1]) + 1) > budget:
-            batches.append([])
-            longest = lengths[index]
-        batches[-1].append(index)
-    return batches
 
 
 def _named(row: np.ndarray) -> dict[str, float]:
@@ -299,7 +322,5 @@ def content_digest(directory: Path) -> str:
 def write_card(directory: Path, **values: Any) -> GuardCard:
     """Write `directory/guard.json` from the values (all of `GuardCard` but the digest) and return it."""
     card = GuardCard(digest=content_digest(directory), **values)
-    partial = directory / f".{GUARD_FILE}"
-    partial.write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
-    os.replace(partial, directory / GUARD_FILE)
+    card.write(directory)
     return card

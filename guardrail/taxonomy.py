@@ -30,6 +30,8 @@ CATEGORIES: tuple[str, ...] = (
     "regulated_advice",
     "jailbreak",
 )
+#: The label over all categories: what a guard decides by.
+UNSAFE = "unsafe"
 CATEGORY_INDEX: Mapping[str, int] = {key: index for index, key in enumerate(CATEGORIES)}
 
 #: Classified, never generated: no synthesis prompt and no attack is ever built from a record that has one of these.

@@ -85,6 +85,11 @@ def test_a_verdict_names_the_parts_that_it_is_due_to(directory):
         expected = [score for reading in read_as(text) for score in alone(guard, reading) if score >= threshold]
         assert [span.score for span in verdict.spans] == pytest.approx(expected, abs=1e-4)
     assert (short.said, whole.said, coded.said) == (None, None, read_as(disguised)[1])
+    assert (short.decoded, whole.decoded, coded.decoded) == ((), (), ("base_64",))
+    assert [verdict.windows for verdict in (short, whole, coded)] == [
+        sum(len(alone(guard, reading)) for reading in read_as(text)) for text in ("x", long, disguised)
+    ]
+    assert short.tokens == len(guard.tokenizer("x")["input_ids"]) and whole.tokens > len(long)
     assert all(span.end - span.start == WINDOW for span in whole.spans[:-1])  # a token for each byte
     assert any(span.disguised for span in coded.spans)
 

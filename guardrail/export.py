@@ -1,0 +1,288 @@
+"""Export a guard for ONNX Runtime on CPUs, as float32 and as int8, once it is seen to judge as torch does.
+
+    python -m guardrail.export GUARD                                    # GUARD/onnx/model.onnx
+    python -m guardrail.export GUARD --int8 --data xstest my-set.jsonl  # and GUARD/onnx/model-int8.onnx
+
+What is refused has its reason printed, exit status 2, and leaves neither a file nor an entry in guard.json. Nothing
+else of a guard changes, nor does its digest. Files are written whole or not at all, and guard.json last.
+"""
+
+import argparse
+import dataclasses
+import logging
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from guardrail.backends import ONNX_FILES, BackendName, OnnxBackend, exported_file, file_digest
+from guardrail.evaluation import evaluate_set
+from guardrail.evaluation_items import EvaluationItem
+from guardrail.evaluation_sets import load_evaluations
+from guardrail.guard import Guard, GuardCard
+from guardrail.seeds import embedded_seeds
+
+MAX_PROBABILITY_DIFFERENCE = 1e-3  # of float32 from torch; 2e-6 is usual
+MAX_AUPRC_LOSS = 0.005  # of int8, on each evaluation set
+_SEEDS = 256  # texts that float32 and torch are compared on
+_MAX_BYTES = 2**31 - 2**24  # of weights: protobuf holds 2 GiB in a file, some of it for the graph
+
+
+# --- float32 --------------------------------------------------------------------------------------------------------
+
+
+def export_float(directory: Path) -> GuardCard:
+    """Write the backend "onnx" of a guard directory and return the guard's new card.
+
+    Its entry there holds `sha256`, `max_probability_difference` from torch over all labels, and the number of `texts`:
+    some of the shipped seeds, and all of these in one, which fills windows.
+
+    Raises:
+        ValueError: it is no guard, packages are missing, the model cannot be exported, or differs from torch by more
+            than MAX_PROBABILITY_DIFFERENCE: then there is no such backend afterwards.
+    """
+    _check_installed()
+    directory = directory.resolve()  # RUN/guard is a link, and may name another guard by the time this ends
+    guard = Guard.from_pretrained(directory, device="cpu")
+    with _work_folder(directory) as folder:
+        file = folder / "model.onnx"
+        _write_onnx(guard.model, file)
+        texts = _texts()
+        exported = Guard(OnnxBackend(file), guard.tokenizer, guard.card)
+        difference = float(np.abs(exported.probabilities(texts) - guard.probabilities(texts)).max())
+        if not difference <= MAX_PROBABILITY_DIFFERENCE:  # nor may it be NaN
+            _withdraw("onnx", directory)
+            raise ValueError(
+                f"the exported model is refused: its probabilities differ from torch's by up to {difference:.1e}, and "
+                f"at most {MAX_PROBABILITY_DIFFERENCE:.0e} is allowed"
+            )
+        figures = {"max_probability_difference": difference, "texts": len(texts)}
+        return _enter("onnx", file, directory, guard.card.digest, figures)
+
+
+def _write_onnx(model: PreTrainedModel, file: Path) -> None:
+    if model.num_parameters() * 4 > _MAX_BYTES:
+        raise ValueError(f"{model.num_parameters():,} parameters are too many: an ONNX file holds at most 2 GiB")
+    model.config.use_cache = False  # of decoders: nothing is generated
+    pad = model.config.pad_token_id or 0
+    # A row with padding, so that its mask, and a decoder's search for the last token, are part of what is traced.
+    ids = torch.tensor([[pad + 1, pad + 2, pad + 3], [pad + 1, pad, pad]]) % model.get_input_embeddings().num_embeddings
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}  # fails where an axis would be fixed
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                _Logits(model).eval(),
+                (ids, mask),
+                input_names=["input_ids", "attention_mask"],
+                output_names=["logits"],
+                dynamo=True,
+                dynamic_shapes=(any_size, any_size),
+                verbose=False,
+            )
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()  # stack traces, with paths of this machine
+        program.save(file, external_data=False)
+    except RuntimeError as error:  # as all of the exporter's errors are
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"a {model.config.model_type} model cannot be exported with this torch ({reason})") from error
+
+
+class _Logits(torch.nn.Module):
+    """The model with ids and mask as its only inputs, and logits as its only output."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+def _texts() -> list[str]:
+    seeds = [seed["text"] for seed in embedded_seeds()]
+    sample = seeds[:: max(1, len(seeds) // _SEEDS)]
+    return [*sample, "\n".join(sample)]
+
+
+# --- int8 -----------------------------------------------------------------------------------------------------------
+
+
+def export_int8(directory: Path, sets: Mapping[str, Sequence[EvaluationItem]]) -> GuardCard:
+    """Write the backend "onnx-int8" of a guard directory that has "onnx", and return the guard's new card.
+
+    Its entry there holds `sha256` and, as `auprc`, {SET: {"torch", "onnx-int8"}} of each set with both labels.
+    Activations are quantised as they come, with one scale for all of a batch: a text's score depends on its neighbours.
+
+    Args:
+        directory: of the guard.
+        sets: evaluation sets by name, at least one of them with both labels.
+
+    Raises:
+        ValueError: no set has both labels, "onnx" is missing, packages are, or int8 loses MAX_AUPRC_LOSS or more on a
+            set: then there is no such backend afterwards.
+    """
+    sets = with_both_labels(sets)
+    _check_installed()
+    directory = directory.resolve()
+    guard = Guard.from_pretrained(directory, device="cpu")
+    exported_file("onnx", directory, guard.card.backends)
+    with _work_folder(directory) as folder:
+        file = folder / "model-int8.onnx"
+        _quantise(directory / ONNX_FILES["onnx"], file)
+        quantised = Guard(OnnxBackend(file), guard.tokenizer, guard.card)
+        auprc = {
+            name: {"torch": evaluate_set(guard, items)["auprc"], "onnx-int8": evaluate_set(quantised, items)["auprc"]}
+            for name, items in sets.items()
+        }
+        lost = [
+            f"{name} from {each['torch']:.4f} to {each['onnx-int8']:.4f}"
+            for name, each in auprc.items()
+            if each["torch"] - each["onnx-int8"] >= MAX_AUPRC_LOSS
+        ]
+        if lost:
+            _withdraw("onnx-int8", directory)
+            raise ValueError(
+                f"the int8 model is refused: AUPRC may fall by less than {MAX_AUPRC_LOSS}, it fell on {', '.join(lost)}"
+            )
+        return _enter("onnx-int8", file, directory, guard.card.digest, {"auprc": auprc})
+
+
+def with_both_labels(sets: Mapping[str, Sequence[EvaluationItem]]) -> dict[str, Sequence[EvaluationItem]]:
+    """Return the sets that have unsafe and benign items: others define no AUPRC.
+
+    Raises:
+        ValueError: there is none.
+    """
+    both = {name: items for name, items in sets.items() if len({item.unsafe for item in items}) == 2}
+    if not both:
+        raise ValueError("int8 is compared with torch by AUPRC: give --data a set with unsafe and benign items")
+    return both
+
+
+def _quantise(float_file: Path, file: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    # It writes beside what it reads, and what is left there should go with the folder.
+    beside = file.with_name("float.onnx")
+    beside.symlink_to(float_file)
+    with _quiet():
+        # A scale for each channel, and weights of 7 bits, are the most exact where a CPU has AVX2 but no VNNI: its sums
+        # of 8-bit products saturate. Mean difference of MiniLM's probabilities: .011; with a scale for a tensor: .036.
+        quantize_dynamic(beside, file, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
+
+
+# --- The guard directory --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _work_folder(directory: Path) -> Iterator[Path]:
+    """Make a folder, for a while, from which files can be moved into place in one step."""
+    folder = (directory / ONNX_FILES["onnx"]).parent / ".partial"
+    shutil.rmtree(folder, ignore_errors=True)  # of an export that was killed
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _enter(name: BackendName, file: Path, directory: Path, digest: str, figures: Mapping[str, Any]) -> GuardCard:
+    """Move a checked file into place and enter it in guard.json.
+
+    Raises:
+        ValueError: another guard has taken the place of that with `digest`.
+    """
+    card = GuardCard.read(directory)
+    if card.digest != digest:
+        raise ValueError(f"{directory} became another guard (digest {card.digest}, not {digest}) meanwhile; try again")
+    entry = {"sha256": file_digest(file), **figures}
+    card = dataclasses.replace(card, backends={**card.backends, name: entry})
+    os.replace(file, directory / ONNX_FILES[name])
+    card.write(directory)
+    return card
+
+
+def _withdraw(name: BackendName, directory: Path) -> None:
+    """Remove what an earlier export has left of a backend that is refused now."""
+    card = GuardCard.read(directory)
+    if name in card.backends:
+        backends = {key: entry for key, entry in card.backends.items() if key != name}
+        dataclasses.replace(card, backends=backends).write(directory)
+    (directory / ONNX_FILES[name]).unlink(missing_ok=True)
+
+
+def _check_installed() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"exporting needs onnx, onnxscript and onnxruntime: pip install '.[serve,train]' ({error})"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what the exporters warn of by default."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+# --- The command ----------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export a guard; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m guardrail.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("guard", type=Path, help="guard directory")
+    parser.add_argument("--int8", action="store_true", help="write an int8 model, too, if --data lets it")
+    parser.add_argument(
+        "--data", nargs="+", default=[], metavar="NAME_OR_FILE", help="evaluation sets that int8 is compared on"
+    )
+    parser.add_argument("--data-dir", type=Path, help="local copies of public data sets")
+    options = parser.parse_args(arguments)
+    if options.int8 != bool(options.data):
+        parser.error("--int8 and --data go together: int8 is kept only if evaluation sets show that it loses little")
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        sets = load_evaluations(options.data, options.data_dir)
+        if options.int8:
+            with_both_labels(sets)  # before minutes are spent
+        entry = export_float(options.guard).backends["onnx"]
+        print(
+            f"{options.guard / ONNX_FILES['onnx']}: probabilities within {entry['max_probability_difference']:.1e} of "
+            f"torch's on {entry['texts']} texts",
+            flush=True,
+        )
+        if options.int8:
+            entry = export_int8(options.guard, sets).backends["onnx-int8"]
+            print(f"{options.guard / ONNX_FILES['onnx-int8']}: AUPRC (torch's)")
+            for name, auprc in entry["auprc"].items():
+                print(f"  {name}: {auprc['onnx-int8']:.4f} ({auprc['torch']:.4f})")
+    except (ValueError, OSError) as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
