@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # One runs most of what starts engines, which leaves a core idle for much of the time; the other all the rest.
 WORKERS := -n 2 --no-loadscope-reorder
 
-.PHONY: help setup loop guard serve test test-unit lint lock clean
+.PHONY: help setup loop guard serve test test-unit test-litellm lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,11 @@ test: setup  ## run all tests
 test-unit: setup  ## run the tests that need no cluster and no engine
 	$(RUN) -m pytest $(WORKERS) -m "not integration and not chaos" $(ARGS)
 
+test-litellm: setup  ## test the service behind a real LiteLLM proxy, which is installed into .venv-litellm
+	$(PYTHON) -m venv $(VENV)-litellm
+	$(VENV)-litellm/bin/pip install -q "litellm[proxy]==1.106.12"
+	LITELLM=$(CURDIR)/$(VENV)-litellm/bin/litellm $(RUN) -m pytest tests/integration/test_litellm.py $(ARGS)
+
 lint: setup  ## check style, imports and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -40,4 +45,4 @@ lock:  ## resolve requirements.lock anew (needs uv; UV_ARGS="--find-links DIR" w
 	  --output-file requirements.lock
 
 clean:  ## remove what setup and tests made (runs stay)
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build dist
+	rm -rf $(VENV) $(VENV)-litellm .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build dist

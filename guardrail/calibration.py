@@ -1,7 +1,6 @@
 """Temperature and threshold, from a validation split that no weight was trained on."""
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 
 def fit_temperature(logits: np.ndarray, unsafe: np.ndarray) -> float:
@@ -9,6 +8,8 @@ def fit_temperature(logits: np.ndarray, unsafe: np.ndarray) -> float:
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599.
     """
+    from scipy.optimize import minimize_scalar  # thresholds are set where guards are served, too, without scipy
+
     sign = np.where(unsafe, 1.0, -1.0)
 
     def log_loss(log_temperature: float) -> float:
@@ -32,5 +33,6 @@ def choose_threshold(probabilities: np.ndarray, unsafe: np.ndarray, max_fpr: flo
     # Half-way between neighbouring scores: as far as can be from flipping on a rounding difference.
     # The last flags nothing, even where a score is 1.
     candidates = np.append((values[1:] + values[:-1]) / 2, np.nextafter((values[-1] + 1) / 2, 2))
-    flagged_benign = (probabilities[None, ~unsafe] >= candidates[:, None]).sum(axis=1)
-    return float(candidates[np.argmax(flagged_benign <= max_fpr * (~unsafe).sum())])
+    benign = np.sort(probabilities[~unsafe])
+    flagged_benign = len(benign) - np.searchsorted(benign, candidates)
+    return float(candidates[np.argmax(flagged_benign <= max_fpr * len(benign))])

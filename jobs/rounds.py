@@ -24,6 +24,7 @@ from guardrail.evaluation import evaluate_set, misjudged, success_rate
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.evaluation_sets import evaluation_texts, load_evaluations
 from guardrail.guard import Guard, GuardCard
+from guardrail.promotion import promote
 from guardrail.records import Record, read_records, write_records
 from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, generation_seeds, load_or_embedded, split_by_seed
 from guardrail.text import joined
@@ -284,10 +285,7 @@ class Rounds:
 
     def _promote(self, round_index: int) -> None:
         """Point `guard` at the round's guard, in one step."""
-        link = self.run.directory / ".guard"
-        link.unlink(missing_ok=True)
-        link.symlink_to(self.guard_of(round_index).relative_to(self.run.directory))
-        os.replace(link, self.run.directory / "guard")
+        promote(self.run.directory / "guard", self.guard_of(round_index))
 
     def harden(self, last_round: int) -> dict[str, Any]:
         """Compare the round-0 guard with the final one on the stored attacks of all rounds and on benign records."""

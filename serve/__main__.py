@@ -12,16 +12,19 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from uuid import uuid4
 
 from ray import serve
 from ray.exceptions import RayError
 
 from cluster.connect import connect
+from guardrail.backends import BackendName
 from guardrail.guard import GUARD_FILE, GuardCard
-from serve.app import ModeratorArgs, load_checked, moderator
+from guardrail.promotion import load_checked
+from serve.app import ModeratorArgs, moderator
 from serve.keys import Keys
+from serve.policies import read_policies
 
 APPLICATION = "moderation"
 _VERSION = uuid4().hex  # of the deployment, as long as this process serves it
@@ -56,8 +59,12 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
         _check_free(host, port)
     if args.get("keys"):
         Keys(args["keys"])
+    read_policies(args.get("policies"), args.get("policy"))
     directory = guard()
-    card = load_checked(directory).card  # a replica would refuse it too, but only once a cluster is up, and at length
+    backend = args.get("backend", "torch")
+    card = load_checked(
+        directory, backend
+    ).card  # a replica would refuse it too, but only once a cluster is up, and at length
     in_use = _state(directory)
     stop = threading.Event()
     with connect():
@@ -83,7 +90,7 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
 def _deploy(args: ModeratorArgs, card: GuardCard) -> None:
     """Serve a guard; where another is served by this process, have its replicas take this one in its place."""
     # To `serve.run` every call is a new version, for which it replaces replicas, unless the deployment names one.
-    deployment = moderator(args, card.digest).options(_internal=True, version=_VERSION)
+    deployment = moderator(args.model_copy(update={"digest": card.digest})).options(_internal=True, version=_VERSION)
     serve.run(deployment.bind(), name=APPLICATION)
 
 
@@ -103,7 +110,7 @@ def _follow(guard: Callable[[], Path], args: dict[str, Any], seen: tuple[Any, ..
         return seen
     try:
         # Serve would have the replica refuse it, too, but would start the next replica with it.
-        card = load_checked(guard()).card
+        card = load_checked(guard(), args.get("backend", "torch")).card
         _deploy(ModeratorArgs(guard=guard(), **args), card)
         print(f"Guard {card.version} (digest {card.digest}) has taken its place.", flush=True)
     except (ValueError, OSError, RuntimeError) as error:
@@ -158,6 +165,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-keys", action="store_true", help="let everybody ask who reaches an address of the network"
     )
+    parser.add_argument("--policies", type=Path, help="folder of policies, which requests may name")
+    parser.add_argument("--policy", help="of them, for requests that name none; by default the guard's own thresholds")
+    parser.add_argument("--shadow", type=Path, help="guard that judges the same texts; disagreements are counted")
+    parser.add_argument(
+        "--backend",
+        choices=get_args(BackendName),
+        default="torch",
+        help="what computes; python -m guardrail.export writes the others (%(default)s)",
+    )
+    parser.add_argument(
+        "--num-cpus", type=float, default=float(os.cpu_count() or 1), help="that the guard computes with (%(default)s)"
+    )
     options = parser.parse_args(arguments)
     try:
         if not (options.keys or options.no_keys or (is_loopback(options.host) and "RAY_ADDRESS" not in os.environ)):
@@ -165,7 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{options.host}, or the cluster of RAY_ADDRESS, can be reached from other machines: name the keys "
                 "that may ask with --keys FILE (python -m serve.keys --file FILE add NAME makes one), or say --no-keys"
             )
-        args = {"keys": options.keys}
+        passed = ("backend", "keys", "policies", "policy", "shadow", "num_cpus")
+        args = {name: getattr(options, name) for name in passed}
         run(lambda: options.guard or newest_guard(options.runs_dir), args, options.host, options.port)
     except (ValueError, OSError) as error:  # the latter: unreadable files, or an address that does not answer
         print(f"serve: {error}", file=sys.stderr)

@@ -8,6 +8,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
+from serve.keys import Key
+
 _REMEMBERED = 0.2  # weight of the last batch in the pace
 _PART = 0.5  # of the deadline that the work before a request may be expected to take: paces vary
 
@@ -26,6 +28,45 @@ class TooMuch(Exception):
     def __init__(self, share: int) -> None:
         super().__init__(f"{share}% of it could be answered in time")
         self.share = share
+
+
+class OverBudget(Exception):
+    """A key has spent its tokens; `retry_after` is when it has some again, in whole seconds."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class Budgets:
+    """How many tokens each key may still have read: a minute's at most, and as many again in each minute.
+
+    What a request costs is known when it has been read: it may spend more than there is, and the next one waits.
+
+    Args:
+        clock: tells the seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._left: dict[str, tuple[float, float]] = {}  # tokens, and when there were so many
+
+    def check(self, key: Key | None) -> None:
+        """Raise OverBudget if a key has a limit and no token left."""
+        if key is None or key.tokens_per_minute is None:
+            return
+        left = self._now(key.name, key.tokens_per_minute)
+        if left <= 0:
+            raise OverBudget(max(1, math.ceil((1 - left) * 60 / key.tokens_per_minute)))
+
+    def spend(self, key: Key | None, tokens: int) -> None:
+        """Take tokens from a key's, if it has a limit."""
+        if key and key.tokens_per_minute:
+            self._left[key.name] = self._now(key.name, key.tokens_per_minute) - tokens, self._clock()
+
+    def _now(self, name: str, per_minute: int) -> float:
+        left, then = self._left.get(name, (float(per_minute), self._clock()))
+        return min(float(per_minute), left + (self._clock() - then) * per_minute / 60)
 
 
 class Admission:
@@ -74,6 +115,11 @@ class Admission:
             self._begun, self._computed = None, 0
             pace = (self._clock() - begun) / units
             self._pace = pace if self._pace is None else (1 - _REMEMBERED) * self._pace + _REMEMBERED * pace
+
+    @property
+    def waiting(self) -> int:
+        """The work that waits or is at work, in units."""
+        return self._waiting
 
     @property
     def computing(self) -> float:

@@ -8,63 +8,70 @@ Change `user_config: {guard: DIR}` of the deployment "Moderator" (in a Serve con
 import asyncio
 import dataclasses
 import logging
-import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from http import HTTPStatus
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import BackpressureConfig
 
+from guardrail.answers import GuardResponse, StreamResponse
+from guardrail.backends import BackendName
 from guardrail.guard import Guard, GuardCard, Verdict
-from serve.admission import Admission
+from guardrail.policy import GUARDS_OWN, Action, Policy, guards_own, strictest
+from guardrail.promotion import load_checked
+from guardrail.taxonomy import UNSAFE
+from guardrail.text import digest
+from serve import litellm, perspective
+from serve.admission import Admission, Budgets
+from serve.cache import VerdictCache
 from serve.errors import answer_errors
 from serve.keys import Keys
-from serve.middleware import require_keys
-from serve.moderation import ErrorBody, ModerationRequest, ModerationResponse, check_model, moderation_response
-from serve.native import GuardRequest, GuardResponse, guard_response
+from serve.litellm import GuardrailRequest, GuardrailResponse, guardrail_response
+from serve.metrics import Metrics
+from serve.middleware import key_of, require_keys
+from serve.moderation import (
+    ErrorBody,
+    ModerationRequest,
+    ModerationResponse,
+    RequestRefused,
+    check_model,
+    moderation_response,
+)
+from serve.native import GuardRequest, guard_response
+from serve.perspective import AnalyzeRequest, AnalyzeResponse, GoogleErrorBody, analyze_response
+from serve.policies import Policies, read_policies
+from serve.shadow import Shadow
+from serve.streaming import StreamRequest, stream_response
+from serve.telemetry import Telemetry, measure_requests
 
 # A batch is bounded in number and in tokens at once: its size is counted in units of _CHARACTERS (about 128 tokens of
 # English), and every text counts for one at least. Counted in bare tokens, Serve would compare it with the number of
 # ongoing requests, and warn.
 _BATCH_UNITS = 64
 _CHARACTERS = 512
-_BATCH_WAIT_SECONDS = 0.004  # what a lone request may be held back for company
+_BATCH_WAIT_SECONDS = 0.001  # what a lone request may be held back for company
 _MAX_ONGOING_REQUESTS = 1024  # well over a batch: what waits, waits in the replica, which knows for how long
 _MAX_QUEUED_REQUESTS = 256  # on their way to it
 _DEADLINE_SECONDS = 30.0
+_LOADED = 3  # guards kept in memory: in use, shadow, and the one before
 _STALLED_SECONDS = 60.0  # a batch takes a second or a few
 _ERRORS = (400, 401, 413, 429, 500, 503)  # what may be answered instead
 _PAGE = resources.files("serve").joinpath("page.html").read_text(encoding="utf-8")
 _PAGE_MAY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
-_SMOKE_TEXT = "How do I kill a Python process?"
+_POLICY_HEADER = "Rayguard-Policy"  # for routes whose bodies are of others' contracts
 
 logger = logging.getLogger("ray.serve")
 api = FastAPI(title="rayguard", description="A safety guard behind OpenAI's moderation API and one of its own.")
 answer_errors(api)
-
-
-class ModeratorArgs(BaseModel):
-    """Arguments of the application, as `serve run serve.app:build KEY=VALUE` takes them."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    guard: Path = Field(description="guard directory")
-    num_replicas: int = Field(default=1, ge=1)
-    num_cpus: float = Field(default=1.0, gt=0, description="per replica; also the threads the model computes with")
-    num_gpus: float = Field(default=0.0, ge=0, description="per replica")
-    keys: Path | None = Field(default=None, description="file of bearer keys (serve/keys.py); none: everybody may ask")
-    deadline_seconds: float = Field(
-        default=_DEADLINE_SECONDS,
-        gt=0,
-        description="in which a request is answered; what would take longer is refused at once (429)",
-    )
+api.add_middleware(Telemetry)  # the last one comes first
 
 
 class ModeratorConfig(BaseModel):
@@ -72,10 +79,27 @@ class ModeratorConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    guard: Path
+    guard: Path = Field(description="guard directory")
     digest: str | None = Field(default=None, description="that the guard has; one with another is refused")
-    keys: Path | None = None
-    deadline_seconds: float = Field(default=_DEADLINE_SECONDS, gt=0)
+    backend: BackendName = Field(default="torch", description="what computes; others are written by guardrail.export")
+    shadow: Path | None = Field(default=None, description="guard that judges the same texts and answers nobody")
+    keys: Path | None = Field(default=None, description="file of bearer keys (serve/keys.py); none: everybody may ask")
+    policies: Path | None = Field(default=None, description="folder of policies (serve/policies.py)")
+    policy: str | None = Field(default=None, description="of requests that name none; none: the guard's own thresholds")
+    cached_texts: int = Field(default=4096, ge=0, description="texts whose verdict is remembered")
+    deadline_seconds: float = Field(
+        default=_DEADLINE_SECONDS,
+        gt=0,
+        description="in which a request is answered; what would take longer is refused at once (429)",
+    )
+
+
+class ModeratorArgs(ModeratorConfig):
+    """Arguments of the application, as `serve run serve.app:build KEY=VALUE` takes them."""
+
+    num_replicas: int = Field(default=1, ge=1)
+    num_cpus: float = Field(default=1.0, gt=0, description="per replica; also the threads the model computes with")
+    num_gpus: float = Field(default=0.0, ge=0, description="per replica")
 
 
 class Health(BaseModel):
@@ -88,12 +112,42 @@ class Health(BaseModel):
 
 @dataclasses.dataclass(frozen=True)
 class ModeratorState:
-    """What one replica serves, for those who hold the handle; `refused`: why the last guard offered was not taken."""
+    """What one replica serves, for those who hold the handle.
+
+    Attributes:
+        replica: its id.
+        guard, digest: version and digest of the guard in use.
+        refused: why the last guard offered was not taken.
+        shadow: digest of the shadow guard.
+        shadow_agreed, shadow_disagreed: texts on which it agreed with the guard in use, and did not.
+    """
 
     replica: str
     guard: str
     digest: str
     refused: str | None
+    shadow: str | None
+    shadow_agreed: int
+    shadow_disagreed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _InUse:
+    """A guard and the verdicts of it that are remembered."""
+
+    guard: Guard
+    cache: VerdictCache
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """A request's policy; None: that of the guard that answers."""
+
+    name: str
+    policy: Policy | None
+
+    def over(self, card: GuardCard) -> Policy:
+        return self.policy or guards_own(card.thresholds[UNSAFE])
 
 
 def work_units(texts: Sequence[str]) -> int:
@@ -107,26 +161,6 @@ def batch_units(requests: Sequence[Sequence[str]]) -> int:
     return sum(min(work_units(texts), _BATCH_UNITS) for texts in requests)
 
 
-def load_checked(directory: Path) -> Guard:
-    """Load a guard and have it judge a sentence and a text of more than one window.
-
-    Raises:
-        ValueError: it is no guard directory, is damaged, cannot read its window, or its scores are not numbers.
-        OSError: its files cannot be read.
-    """
-    guard = Guard.from_pretrained(directory)
-    # The second is longer than a window: positions that the model does not have show there first.
-    try:
-        verdicts = guard.classify([_SMOKE_TEXT, "a " * (guard.card.window + 1)])
-    except (IndexError, RuntimeError) as error:
-        raise ValueError(
-            f"the guard in {directory} cannot read a window of {guard.card.window} tokens ({error})"
-        ) from error
-    if not all(math.isfinite(score) for v in verdicts for score in (v.score, *v.categories.values())):
-        raise ValueError(f"the guard in {directory} gives scores that are not numbers")
-    return guard
-
-
 # Serve pickles this class where it stands, by value: all it uses, routes and handlers included, must be above it.
 @serve.deployment(
     max_ongoing_requests=_MAX_ONGOING_REQUESTS,
@@ -138,77 +172,213 @@ class Moderator:
     """One replica: one guard in use, and the HTTP routes that ask it."""
 
     def __init__(self) -> None:
-        self._guard: Guard | None = None  # until Serve hands over the first `user_config`, before any request
+        self._used: _InUse | None = None  # until Serve hands over the first `user_config`, before any request
+        # The guard in use and the one before, so that going back is at once.
+        self._loaded: OrderedDict[tuple[str, BackendName], Guard] = OrderedDict()
         self._refused: str | None = None
+        self._shadow: Shadow | None = None
+        self._policies: Policies | None = None
+        self._policy: str | None = None
         self._computing = asyncio.Lock()
         self._admission = Admission(_DEADLINE_SECONDS)
+        self._budgets = Budgets()
+        self._metrics = Metrics()
+        measure_requests(self._metrics)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load a guard beside the one in use, try it, and swap; requests are answered by the old one until then.
 
         A guard that cannot be loaded or fails its trial is refused and the old one stays: raising would make Serve
-        replace this replica by one that has no guard at all.
+        replace this replica by one that has no guard at all. So do the policies before, where new ones cannot be read.
 
         Args:
             user_config: the fields of `ModeratorConfig`.
 
         Raises:
-            ValueError, OSError: the first guard is no good, or the keys; the deployment fails with the reason.
+            ValueError, OSError: the first guard or policies are no good, or the keys; the deployment fails with the
+                reason.
         """
         config = ModeratorConfig.model_validate(user_config)
         # First, and whatever becomes of the guard: who turns keys on wants them on.
         require_keys(Keys(config.keys) if config.keys else None)
         self._admission.deadline = config.deadline_seconds
         try:
-            guard = await asyncio.to_thread(load_checked, config.guard)
-            if config.digest not in (None, guard.card.digest):
-                raise ValueError(f"the guard in {config.guard} has digest {guard.card.digest}, not {config.digest}")
+            policies = read_policies(config.policies, config.policy)
+            guard = await self._load(config.guard, config.digest, config.backend)
+            shadow = await self._load(config.shadow, None, config.backend) if config.shadow else None
         except Exception as error:
-            if self._guard is None:
+            self._metrics.count("rayguard_swaps", outcome="refused")
+            if self._used is None:
                 raise
             self._refused = f"{type(error).__name__}: {error}"
-            logger.error("New guard refused, %s stays in use. %s", self._guard.card.version, self._refused)
+            logger.error("New guard refused, %s stays in use. %s", self._used.guard.card.version, self._refused)
             return
-        self._guard, self._refused = guard, None
+        self._policies, self._policy = policies, config.policy
+        if self._shadow and (shadow is None or self._shadow.guard is not shadow):
+            self._shadow.stop()
+            self._shadow = None
+        if shadow and self._shadow is None:
+            self._shadow = Shadow(shadow, lambda: self._admission.waiting > 0, self._metrics)
+        self._used, self._refused = _InUse(guard, VerdictCache(config.cached_texts)), None
+        self._metrics.count("rayguard_swaps", outcome="taken")
         logger.info("Guard in use: %s (digest %s).", guard.card.version, guard.card.digest)
+
+    async def _load(self, directory: Path, digest: str | None, backend: BackendName) -> Guard:
+        """Return a guard that has passed its trial; one that is loaded is not loaded again.
+
+        Raises:
+            ValueError, OSError: as `load_checked`; or it has another digest than is wanted.
+        """
+        card = await asyncio.to_thread(GuardCard.read, directory)
+        if digest not in (None, card.digest):
+            raise ValueError(f"the guard in {directory} has digest {card.digest}, not {digest}")
+        key = card.digest, backend
+        if key not in self._loaded or self._loaded[key].card != card:
+            self._loaded[key] = await asyncio.to_thread(load_checked, directory, backend)
+        self._loaded.move_to_end(key)
+        while len(self._loaded) > _LOADED:
+            self._loaded.popitem(last=False)
+        return self._loaded[key]
 
     def state(self) -> ModeratorState:
         """Return what this replica serves; called through the deployment's handle."""
-        card = self._in_use().card
-        replica = serve.get_replica_context().replica_id.unique_id
-        return ModeratorState(replica=replica, guard=card.version, digest=card.digest, refused=self._refused)
+        card, shadow = self._in_use().guard.card, self._shadow
+        return ModeratorState(
+            replica=serve.get_replica_context().replica_id.unique_id,
+            guard=card.version,
+            digest=card.digest,
+            refused=self._refused,
+            shadow=shadow.guard.card.digest if shadow else None,
+            shadow_agreed=shadow.agreed if shadow else 0,
+            shadow_disagreed=shadow.disagreed if shadow else 0,
+        )
 
     @api.post("/v1/moderations", responses={status: {"model": ErrorBody} for status in _ERRORS})
-    async def moderations(self, request: ModerationRequest) -> ModerationResponse:
+    async def moderations(self, request: ModerationRequest, http: Request) -> ModerationResponse:
         """Classify text by OpenAI's 13 categories."""
-        check_model(request.model, self._in_use().card.version)
+        check_model(request.model, self._in_use().guard.card.version)
         texts = request.texts()
-        card, verdicts = await self._answered(texts)
-        logger.info("Moderated %d texts, %d flagged, by %s.", len(texts), sum(v.unsafe for v in verdicts), card.version)
-        return moderation_response(verdicts, card.thresholds, card.version)
+        chosen = self._chosen(http)
+        card, verdicts = await self._answered(texts, http)
+        policy = chosen.over(card)
+        decisions = [policy.decide(verdict.scores) for verdict in verdicts]
+        self._tell(http, texts, strictest(decisions).action, card)
+        flagged = [decision.action != "allow" for decision in decisions]
+        return moderation_response(verdicts, flagged, policy.lowest(card.thresholds), card.version)
 
     @api.post("/v1/guard", responses={status: {"model": ErrorBody} for status in _ERRORS})
-    async def guard(self, request: GuardRequest) -> GuardResponse:
+    async def guard(self, request: GuardRequest, http: Request) -> GuardResponse:
         """Say all that the guard says of a prompt, a prompt with its response, or a conversation."""
         read = request.read()
-        card, verdicts = await self._answered([each.text for each in read])
-        answer = guard_response(read, verdicts, card)
-        logger.info("Judged %d texts: %s, by %s.", len(read), answer.action, card.version)
+        chosen = self._chosen(http, request.policy)
+        texts = [each.text for each in read]
+        card, verdicts = await self._answered(texts, http)
+        answer = guard_response(read, verdicts, card, chosen.name, chosen.over(card))
+        self._tell(http, texts, answer.action, card)
         return answer
+
+    @api.post(litellm.PATH, responses={status: {"model": ErrorBody} for status in _ERRORS})
+    async def guardrail(self, request: GuardrailRequest, http: Request) -> GuardrailResponse:
+        """Say whether LiteLLM may let a request or an answer pass."""
+        chosen = self._chosen(http)
+        texts = request.read()
+        card, verdicts = await self._answered(texts, http)
+        answer = guardrail_response(verdicts, chosen.over(card), card.thresholds)
+        self._tell(http, texts, "block" if answer.action == "BLOCKED" else "allow", card)
+        return answer
+
+    @api.post(
+        perspective.PATH,
+        response_model_exclude_none=True,
+        responses={status: {"model": GoogleErrorBody} for status in _ERRORS},
+    )
+    async def analyze(self, request: AnalyzeRequest, http: Request) -> AnalyzeResponse:
+        """Score a comment by Perspective's attributes."""
+        request.attributes()  # refused before anything is computed
+        chosen = self._chosen(http)
+        texts = [request.comment.text[begin:end] for begin, end in request.spans()]
+        card, verdicts = await self._answered(texts, http)
+        self._tell(http, texts, chosen.over(card).decide(verdicts[0].scores).action, card)
+        return analyze_response(request, verdicts)
+
+    @api.post("/v1/guard/stream", responses={status: {"model": ErrorBody} for status in _ERRORS})
+    async def stream(self, request: StreamRequest, http: Request) -> StreamResponse:
+        """Say how much of a response that is being written may be shown."""
+        chosen = self._chosen(http, request.policy)
+        texts = request.texts()
+        card, verdicts = await self._answered(texts, http)
+        answer = stream_response(request, verdicts, card, chosen.name, chosen.over(card))
+        self._tell(http, texts, answer.action, card)
+        return answer
+
+    @api.get("/v1/policies")
+    async def policies(self) -> dict[str, str]:
+        """Return the names of the policies that a request may name, and what they are for."""
+        own = {GUARDS_OWN: "The guard's own thresholds."}
+        if self._policies is None:
+            return own
+        found = {name: self._policies.get(name) for name in self._policies.names()}
+        return own | {name: policy.description for name, policy in found.items() if policy}
 
     @api.get("/", include_in_schema=False)
     async def page(self) -> HTMLResponse:
         """Return the page on which people try the guard; it loads nothing from elsewhere."""
         return HTMLResponse(_PAGE, headers={"Content-Security-Policy": _PAGE_MAY})
 
-    async def _answered(self, texts: list[str]) -> tuple[GuardCard, list[Verdict]]:
-        """Return what `_classify` does of one request.
+    def _chosen(self, http: Request, name: str | None = None) -> _Chosen:
+        """Return the policy of a request: the one it names, or its key's, or the service's.
 
         Raises:
+            RequestRefused: there is none of that name.
+        """
+        key = key_of(http.scope)
+        name = name or http.headers.get(_POLICY_HEADER) or (key and key.policy) or self._policy or GUARDS_OWN
+        if name == GUARDS_OWN:
+            return _Chosen(name, None)
+        policy = self._policies.get(name) if self._policies else None
+        if policy is None:
+            known = ", ".join([GUARDS_OWN, *(self._policies.names() if self._policies else ())])
+            raise RequestRefused(
+                f"There is no policy {name!r}. Known: {known}.", param="policy", code="policy_not_found"
+            )
+        return _Chosen(name, policy)
+
+    def _tell(self, http: Request, texts: Sequence[str], action: Action, card: GuardCard) -> None:
+        """Count and log what was done with texts; of them the log has a hash and a length."""
+        self._metrics.count("rayguard_texts", len(texts), action=action)
+        logger.info(
+            "%s %s: %d texts, %d characters, sha256 %s, by %s (%s).",
+            http.url.path, action, len(texts), sum(map(len, texts)), digest(*texts), card.version, card.digest,
+        )  # fmt: skip
+
+    async def _answered(self, texts: list[str], http: Request) -> tuple[GuardCard, list[Verdict]]:
+        """Return the verdicts on the texts of one request and the card of the one guard that gave them all.
+
+        Raises:
+            OverBudget: its key has spent its tokens.
             Overloaded: too much is waiting.
             TimeoutError: the deadline has passed.
         """
+        key = key_of(http.scope)
+        self._budgets.check(key)
+        used = self._in_use()
+        known = used.cache.get(texts)
+        asked = [text for text, verdict in zip(texts, known, strict=True) if verdict is None]
+        self._metrics.count("rayguard_cached_texts", len(texts) - len(asked))
+        if not asked:
+            return used.guard.card, [verdict for verdict in known if verdict]
+        by, computed = await self._computed(asked)
+        if by is not used and len(asked) < len(texts):  # swapped meanwhile: one guard judges them all
+            by, computed = await self._computed(texts)
+            known = [None] * len(texts)
+        self._budgets.spend(key, sum(verdict.tokens for verdict in computed))
+        fresh = iter(computed)
+        return by.guard.card, [verdict or next(fresh) for verdict in known]
+
+    async def _computed(self, texts: list[str]) -> tuple[_InUse, list[Verdict]]:
+        """Return what `_classify` does of one request, unless it takes too long."""
         with self._admission.admitted(work_units(texts)):
+            self._metrics.set("rayguard_waiting", self._admission.waiting)
             async with asyncio.timeout(self._admission.deadline):
                 return await self._classify(texts)
 
@@ -222,27 +392,33 @@ class Moderator:
     @api.get("/healthz")
     async def healthz(self) -> Health:
         """Say that the service answers, and with which guard."""
-        card = self._in_use().card
+        card = self._in_use().guard.card
         return Health(status="ok", guard=card.version, digest=card.digest)
 
     @serve.batch(max_batch_size=_BATCH_UNITS, batch_wait_timeout_s=_BATCH_WAIT_SECONDS, batch_size_fn=batch_units)
-    async def _classify(self, requests: list[list[str]]) -> list[tuple[GuardCard, list[Verdict]]]:
-        """Return for each request the verdicts on its texts and the card of the guard that gave them.
+    async def _classify(self, requests: list[list[str]]) -> list[tuple[_InUse, list[Verdict]]]:
+        """Return for each request the verdicts on its texts and the guard that gave them.
 
         All texts of a request are judged by one guard, whatever is swapped meanwhile.
         """
-        guard = self._in_use()
-        together = [text for texts in requests for text in texts]
+        used = self._in_use()
+        together = list(dict.fromkeys(text for texts in requests for text in texts))
         # Serve computes batches one after the other, but parts of one at once if clients ask for several "models".
         async with self._computing:
             with self._admission.at_work(work_units(together)):
-                verdicts = iter(await asyncio.to_thread(guard.classify, together))
-        return [(guard.card, [next(verdicts) for _ in texts]) for texts in requests]
+                verdicts = await asyncio.to_thread(used.guard.classify, together)
+        used.cache.put(together, verdicts)
+        self._metrics.observe("rayguard_batch_texts", len(together))
+        self._metrics.read(verdicts, used.guard.card.thresholds)
+        if self._shadow:
+            self._shadow.offer(together, verdicts)
+        found = dict(zip(together, verdicts, strict=True))
+        return [(used, [found[text] for text in texts]) for texts in requests]
 
-    def _in_use(self) -> Guard:
-        if self._guard is None:
+    def _in_use(self) -> _InUse:
+        if self._used is None:
             raise RuntimeError("no guard: the deployment needs user_config={'guard': DIR}")
-        return self._guard
+        return self._used
 
 
 def build(args: ModeratorArgs) -> Application:
@@ -250,19 +426,17 @@ def build(args: ModeratorArgs) -> Application:
     return moderator(args).bind()
 
 
-def moderator(args: ModeratorArgs, digest: str | None = None) -> Deployment:
+def moderator(args: ModeratorArgs) -> Deployment:
     """Return the deployment; with a digest, another guard in the same directory is a change of its `user_config`."""
-    # The guard's path is resolved, as the link RUN/guard names another guard after each promotion: to Serve the same
-    # string would be no change. That of the keys is not: a mounted secret is a link to what it is now.
+    # Guards' paths are resolved, as the link RUN/guard names another guard after each promotion: to Serve the same
+    # string would be no change. Others are not: a mounted secret is a link to what it is now.
+    config = ModeratorConfig.model_validate(args.model_dump(include=set(ModeratorConfig.model_fields)))
+    found = {name: path.resolve() for name in ("guard", "shadow") if (path := getattr(args, name))}
+    named = {name: path.absolute() for name in ("keys", "policies") if (path := getattr(args, name))}
     deployment: Deployment = Moderator.options(  # type: ignore[attr-defined]  # the decorator hides its type
         num_replicas=args.num_replicas,
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
         graceful_shutdown_timeout_s=args.deadline_seconds + 5,
-        user_config={
-            "guard": str(args.guard.resolve()),
-            "digest": digest,
-            "keys": str(args.keys.absolute()) if args.keys else None,
-            "deadline_seconds": args.deadline_seconds,
-        },
+        user_config=config.model_copy(update=found | named).model_dump(mode="json"),
     )
     return deployment

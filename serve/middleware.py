@@ -2,20 +2,24 @@
 
 import logging
 import traceback
+from collections.abc import Iterator
 from http import HTTPStatus
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.keys import Keys
+from serve import litellm, perspective
+from serve.keys import Key, Keys
 from serve.moderation import ErrorBody, invalid_request, server_error
 
 MAX_BODY_BYTES = 8 << 20
 TOO_LARGE_CODE = "request_too_large"
 _TOO_LARGE = f"The body has more than {MAX_BODY_BYTES >> 20} MiB; send the texts in several requests."
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/"})  # what watches the service has no key; the page asks for one
+
+_KEY = "rayguard.key"  # of a request's scope
 
 logger = logging.getLogger("ray.serve")
 
@@ -40,13 +44,32 @@ class KeyRequired:
         if _keys is None or scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self.app(scope, receive, send)
             return
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and _keys.name_of(key.strip()):
-            await self.app(scope, receive, send)
-            return
+        for offered in offered_keys(scope):
+            if key := _keys.find(offered):
+                scope[_KEY] = key
+                await self.app(scope, receive, send)
+                return
         message = "Missing or unknown key: send a key of this service as 'Authorization: Bearer KEY'."
         body = invalid_request(message, code="invalid_api_key")
-        await answer(HTTPStatus.UNAUTHORIZED, body, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+        await answer(scope, HTTPStatus.UNAUTHORIZED, body, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+
+
+def key_of(scope: Scope) -> Key | None:
+    """Return the key that a request came with; None where none is wanted."""
+    key: Key | None = scope.get(_KEY)
+    return key
+
+
+def offered_keys(scope: Scope) -> Iterator[str]:
+    """Yield the keys that a request brings: a bearer's, and where clients of others' contracts put theirs."""
+    headers = Headers(scope=scope)
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        yield key.strip()
+    if scope["path"] == litellm.PATH:
+        yield headers.get("x-api-key", "")
+    if scope["path"] == perspective.PATH:
+        yield QueryParams(scope["query_string"]).get("key", "")
 
 
 class BodyLimit:
@@ -64,7 +87,7 @@ class BodyLimit:
         read = int(declared) if declared.isdecimal() else 0
         if read > MAX_BODY_BYTES:
             body = invalid_request(_TOO_LARGE, code=TOO_LARGE_CODE)
-            await answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, body)(scope, receive, send)
+            await answer(scope, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, body)(scope, receive, send)
             return
         read = 0
 
@@ -104,9 +127,13 @@ class Contained:
             logger.error("Request failed: %s at %s:%s.", type(error).__name__, origin.filename, origin.lineno)
             if scope["type"] == "http" and not begun:
                 body = server_error(code="internal_error")
-                await answer(HTTPStatus.INTERNAL_SERVER_ERROR, body)(scope, receive, send)
+                await answer(scope, HTTPStatus.INTERNAL_SERVER_ERROR, body)(scope, receive, send)
 
 
-def answer(status: int, body: ErrorBody, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Return an error as a response."""
-    return JSONResponse(body.model_dump(), status_code=status, headers=headers)
+def answer(scope: Scope, status: int, body: ErrorBody, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Return an error as a response, in the shape that clients of the route expect."""
+    if scope["path"] == perspective.PATH:
+        content = perspective.google_error(status, body).model_dump(by_alias=True, exclude_none=True)
+    else:
+        content = body.model_dump()
+    return JSONResponse(content, status_code=status, headers=headers)

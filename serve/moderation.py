@@ -173,35 +173,35 @@ def check_model(model: str | None, version: str) -> None:
 
 
 def moderation_response(
-    verdicts: Sequence[Verdict], thresholds: Mapping[str, float], version: str
+    verdicts: Sequence[Verdict], flagged: Sequence[bool], thresholds: Mapping[str, float], version: str
 ) -> ModerationResponse:
-    """Return the whole answer, one result for each verdict."""
+    """Return the whole answer, one result for each verdict; see `moderation_result`."""
     return ModerationResponse(
         id=f"modr-{uuid4().hex}",
         model=model_name(version),
-        results=[moderation_result(verdict, thresholds) for verdict in verdicts],
+        results=[moderation_result(*each, thresholds) for each in zip(verdicts, flagged, strict=True)],
     )
 
 
-def moderation_result(verdict: Verdict, thresholds: Mapping[str, float]) -> ModerationResult:
+def moderation_result(verdict: Verdict, flagged: bool, thresholds: Mapping[str, float]) -> ModerationResult:
     """Return a verdict in OpenAI's taxonomy.
 
-    A key's score is the highest of our categories that map to it (`TO_OPENAI`). `flagged` is the guard's own decision:
-    it can be true with no category on, as jailbreaks and misinformation have no key there. The reverse cannot happen:
-    no category is on in a text that is not flagged, since clients read `flagged` as "any of the categories".
+    A key's score is the highest of our categories that map to it (`TO_OPENAI`). `flagged` can be true with no category
+    on, as jailbreaks and misinformation have no key there. The reverse cannot happen: no category is on in a text that
+    is not flagged, since clients read `flagged` as "any of the categories".
 
     Args:
         verdict: the guard's, with a probability for each of our categories.
-        thresholds: of the guard, by label; a label not named takes that of "unsafe".
+        flagged: whether the policy flags or blocks it.
+        thresholds: by label; a label not named takes that of "unsafe".
     """
     scores = {key: max(verdict.categories[ours] for ours in sources) for key, sources in _SOURCES.items()}
     on = {
-        key: verdict.unsafe
-        and any(verdict.categories[ours] >= thresholds.get(ours, thresholds[UNSAFE]) for ours in sources)
+        key: flagged and any(verdict.categories[ours] >= thresholds.get(ours, thresholds[UNSAFE]) for ours in sources)
         for key, sources in _SOURCES.items()
     }
     return ModerationResult(
-        flagged=verdict.unsafe,
+        flagged=flagged,
         categories=on,
         category_scores=scores,
         category_applied_input_types={key: ["text"] for key in OPENAI_CATEGORIES},

@@ -11,7 +11,9 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from guardrail.answers import GuardResponse, PartResult, SpanResult
 from guardrail.guard import GuardCard, Verdict
+from guardrail.policy import Policy, strictest
 from guardrail.text import joined
 from serve.moderation import MAX_INPUTS, RequestRefused, Text, model_name
 
@@ -44,6 +46,7 @@ class GuardRequest(BaseModel):
     prompt: Text | None = None
     response: Text | None = None
     messages: list[Message] | None = Field(None, min_length=1, max_length=MAX_INPUTS)
+    policy: str | None = Field(None, description="by which the action is chosen; by default the key's or the service's")
 
     @model_validator(mode="after")
     def _check_form(self) -> Self:
@@ -58,7 +61,7 @@ class GuardRequest(BaseModel):
         if self.prompt is not None:
             prompt = Read("prompt", self.prompt, 0)
             return [prompt] if self.response is None else [prompt, _answer("response", self.prompt, self.response)]
-        return list(_of_messages(self.messages or ()))
+        return list(of_messages(self.messages or ()))
 
 
 class Read(NamedTuple):
@@ -69,52 +72,19 @@ class Read(NamedTuple):
     start: int
 
 
-class SpanResult(BaseModel):
-    """Characters of a part that are unsafe by themselves; `disguised`: characters of `said`."""
-
-    start: int
-    end: int
-    score: float
-    disguised: bool
-
-
-class PartResult(BaseModel):
-    """What the guard says of one part; `said`: what it says in plain letters where it is disguised.
-
-    A response is read behind its prompt: `said` and disguised spans are of both. Its other spans are of the response;
-    where it is unsafe without any, the prompt is.
-    """
-
-    part: str = Field(description="prompt, response or messages[i]")
-    unsafe: bool
-    score: float
-    spans: list[SpanResult]
-    said: str | None
-
-
-class GuardResponse(BaseModel):
-    """The answer to `POST /v1/guard`; scores are calibrated probabilities, those of the most unsafe part."""
-
-    id: str
-    model: str
-    digest: str = Field(description="of the guard that answered")
-    unsafe: bool
-    action: Literal["allow", "block"]
-    score: float
-    threshold: float = Field(description="score from which a part is unsafe")
-    categories: dict[str, float]
-    parts: list[PartResult]
-
-
-def guard_response(read: Sequence[Read], verdicts: Sequence[Verdict], card: GuardCard) -> GuardResponse:
-    """Return the whole answer, one part for each text that was read."""
-    unsafe = any(verdict.unsafe for verdict in verdicts)
+def guard_response(
+    read: Sequence[Read], verdicts: Sequence[Verdict], card: GuardCard, name: str, policy: Policy
+) -> GuardResponse:
+    """Return the whole answer, one part for each text that was read; `name` is the policy's."""
+    decision = strictest(policy.decide(verdict.scores) for verdict in verdicts)
     return GuardResponse(
         id=f"guard-{uuid4().hex}",
         model=model_name(card.version),
         digest=card.digest,
-        unsafe=unsafe,
-        action="block" if unsafe else "allow",
+        unsafe=any(verdict.unsafe for verdict in verdicts),
+        policy=name,
+        action=decision.action,
+        reasons=list(decision.reasons),
         score=max(verdict.score for verdict in verdicts),
         threshold=card.thresholds["unsafe"],
         categories={key: max(verdict.categories[key] for verdict in verdicts) for key in card.taxonomy},
@@ -133,10 +103,22 @@ def _part(read: Read, verdict: Verdict) -> PartResult:
         for span in verdict.spans
         if span.disguised or span.end > read.start
     ]
-    return PartResult(part=read.part, unsafe=verdict.unsafe, score=verdict.score, spans=spans, said=verdict.said)
+    return PartResult(
+        part=read.part,
+        unsafe=verdict.unsafe,
+        score=verdict.score,
+        spans=spans,
+        said=verdict.said,
+        decoded=list(verdict.decoded),
+    )
 
 
-def _of_messages(messages: Sequence[Message]) -> Iterator[Read]:
+def of_messages(messages: Sequence[Message]) -> Iterator[Read]:
+    """Yield what the guard is shown of a conversation, an answer behind what was asked last.
+
+    Raises:
+        RequestRefused: a long prompt would have to be read with too many answers.
+    """
     asked: str | None = None
     read = 0
     for index, message in enumerate(messages):

@@ -18,8 +18,13 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
+from guardrail.answers import GuardResponse
+from guardrail.client import AsyncGuardClient, GuardClient, GuardServiceError, ResponseStopped
 from guardrail.guard import GUARD_FILE, Guard, GuardCard
+from guardrail.promotion import main as promotion
+from guardrail.promotion import promote
 from guardrail.taxonomy import OPENAI_CATEGORIES
+from guardrail.text import digest as text_digest
 from serve import keys
 from serve.app import ModeratorState
 from serve.moderation import MAX_INPUTS, moderation_result
@@ -101,7 +106,8 @@ def state() -> ModeratorState:
 def expected(directory: Path, text: str) -> dict[str, Any]:
     """What a guard that is loaded here says of a text."""
     guard = Guard.from_pretrained(directory)
-    return moderation_result(guard.classify([text])[0], guard.card.thresholds).model_dump()
+    verdict = guard.classify([text])[0]
+    return moderation_result(verdict, verdict.unsafe, guard.card.thresholds).model_dump()
 
 
 def test_answers_equal_the_guards_own(client: openai.OpenAI, guards: tuple[Path, Path]) -> None:
@@ -196,11 +202,96 @@ def test_the_native_route_says_what_the_guard_says(address: str, guards: tuple[P
 
 
 @pytest.mark.usefixtures("first_guard_again")
+def test_a_request_is_judged_by_the_policy_it_names(address: str, guards: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "closed.yaml").write_text("description: nothing passes\nthresholds: {unsafe: {block: 1.0e-9}}")
+    (tmp_path / "wary.yaml").write_text("thresholds: {unsafe: {flag: 1.0e-9}}")
+    deploy(guards[0], guards[0], policies=str(tmp_path))
+
+    with GuardClient(address) as guard:
+        until(lambda: httpx.get(f"{address}/v1/policies").json().get("closed"), "the policies are there")
+        actions = {name: guard.ask("a", policy=name) for name in ("guard", "closed", "wary")}
+        assert [answer.action for answer in actions.values()] == ["allow", "block", "flag"]
+        assert actions["closed"].reasons == ["unsafe"] and not actions["closed"].unsafe
+        with pytest.raises(GuardServiceError, match="Known: guard, closed, wary") as refused:
+            guard.ask("a", policy="open")
+        assert (refused.value.status, refused.value.code) == (400, "policy_not_found")
+        (tmp_path / "wary.yaml").write_text("thresholds: {unsafe: {block: 1.0e-9}}")
+        assert guard.ask("a", policy="wary").action == "block"  # at once
+        with pytest.raises(ResponseStopped) as stopped:
+            list(guard.shown(["long " * 200], policy="closed"))
+        assert stopped.value.stop_at == 0
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0) as client:
+        create = client.moderations.create
+        assert not create(input="a").results[0].flagged
+        assert create(input="a", extra_headers={"Rayguard-Policy": "closed"}).results[0].flagged
+
+
+def test_the_client_asks_and_streams_sync_and_async(address: str, guards: tuple[Path, Path]) -> None:
+    pieces = ["Green tea ", "leaves ", "and " * 100, "jasmine."]
+
+    async def pieces_come() -> AsyncIterator[str]:
+        for piece in pieces:
+            yield piece
+
+    async def ask() -> tuple[GuardResponse, str]:
+        async with AsyncGuardClient(address) as guard:
+            shown = [text async for text in guard.shown(pieces_come(), prompt=TEXTS[0])]
+            return await guard.ask(TEXTS[0], response=TEXTS[1]), "".join(shown)
+
+    with GuardClient(address) as guard:
+        answer = guard.ask(TEXTS[0], response=TEXTS[1])
+        shown = list(guard.shown(pieces, prompt=TEXTS[0]))
+    assert [part.part for part in answer.parts] == ["prompt", "response"] and answer.digest == digest(guards[0])
+    assert "".join(shown) == "".join(pieces) and len(shown) > 1
+    other, text = asyncio.run(ask())
+    assert (other.score, text) == (answer.score, "".join(pieces))
+    with GuardClient(f"http://127.0.0.1:{free_port()}", retries=0) as guard, pytest.raises(GuardServiceError) as absent:
+        guard.ask("a")
+    assert absent.value.status == 0
+
+
+@pytest.mark.usefixtures("first_guard_again")
+def test_a_shadow_guard_judges_the_same_texts_and_answers_nobody(address: str, guards: tuple[Path, Path]) -> None:
+    deploy(guards[0], guards[0], shadow=str(guards[1]))
+    until(lambda: state().shadow == digest(guards[1]), "the shadow is there")
+    texts = [f"{text} {number}" for text in TEXTS for number in range(4)]
+    answer = httpx.post(f"{address}/v1/moderations", json={"input": texts}).raise_for_status().json()
+    assert answer["model"] == "rayguard-tiny-0"
+    first, second = (Guard.from_pretrained(guard).classify(texts) for guard in guards)
+    differ = sum(one.unsafe != other.unsafe for one, other in zip(first, second, strict=True))
+    assert differ > 0
+    until(lambda: state().shadow_agreed + state().shadow_disagreed == len(texts), "the shadow has judged")
+    assert state().shadow_disagreed == differ
+
+
+def test_perspectives_route_scores_comments_and_the_key_in_its_url_is_not_logged(
+    address: str, guards: tuple[Path, Path]
+) -> None:
+    url = f"{address}/v1alpha1/comments:analyze?key=rg-of-somebody&alt=json"
+    body = {"comment": {"text": "A tea. 日本語."}, "requestedAttributes": {"TOXICITY": {}}, "spanAnnotations": True}
+    answer = httpx.post(url, json=body).raise_for_status().json()
+    verdicts = Guard.from_pretrained(guards[0]).classify(["A tea. 日本語.", "A tea.", "日本語."])
+    ours = ("harassment", "harassment/threatening", "hate", "hate/threatening")
+    whole, *sentences = (max(verdict.categories[key] for key in ours) for verdict in verdicts)
+    toxicity = answer["attributeScores"]["TOXICITY"]
+    assert set(answer) == {"attributeScores"}
+    assert toxicity["summaryScore"] == {"value": pytest.approx(whole, abs=1e-5), "type": "PROBABILITY"}
+    assert [span["score"]["value"] for span in toxicity["spanScores"]] == pytest.approx(sentences, abs=1e-5)
+    assert [(span["begin"], span["end"]) for span in toxicity["spanScores"]] == [(0, 6), (7, 11)]
+    refused = httpx.post(url, json={**body, "requestedAttributes": {"FLIRTATION": {}}})
+    assert (refused.status_code, refused.json()["error"]["status"]) == (400, "INVALID_ARGUMENT")
+    node: Any = ray._private.worker._global_node
+    logs = [path.read_bytes() for path in Path(node.get_logs_dir_path()).rglob("*") if path.is_file()]
+    assert any(b"comments:analyze" in log for log in logs) and not any(b"rg-of-somebody" in log for log in logs)
+
+
+@pytest.mark.usefixtures("first_guard_again")
 def test_keys_are_wanted_once_there_are_some(
     address: str, guards: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert keys.main(["--file", str(tmp_path / "keys"), "add", "tests"]) == 0
-    key = capsys.readouterr().out.strip()
+    add = ["--file", str(tmp_path / "keys"), "add"]
+    assert keys.main([*add, "tests"]) == keys.main([*add, "few", "--tokens-per-minute", "1"]) == 0
+    key, few = capsys.readouterr().out.split()
     deploy(guards[0], guards[0], keys=str(tmp_path / "keys"))
 
     def status(**headers: str) -> int:
@@ -213,6 +304,13 @@ def test_keys_are_wanted_once_there_are_some(
         pytest.raises(openai.AuthenticationError, match="Missing or unknown key"),
     ):
         client.moderations.create(input="a")
+    read, spent, known = (
+        httpx.post(f"{address}/v1/moderations", json={"input": text}, headers={"Authorization": f"Bearer {few}"})
+        for text in ("first", "second", "first")
+    )
+    assert (read.status_code, known.status_code) == (200, 429)
+    assert (spent.status_code, spent.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert int(spent.headers["retry-after"]) > 60
     assert keys.main(["--file", str(tmp_path / "keys"), "remove", "tests"]) == 0
     assert status(Authorization=f"Bearer {key}") == 401  # at once
     assert [httpx.get(address + path).status_code for path in ("/healthz", "/readyz", "/")] == [200, 200, 200]
@@ -257,7 +355,7 @@ def test_logs_hold_no_text(address: str) -> None:
     node: Any = ray._private.worker._global_node
     logs = Path(node.get_logs_dir_path())
     replicas = [path.read_text() for path in logs.rglob("replica_*.log")]
-    assert any("Moderated 1 texts" in log for log in replicas)
+    assert any(f"1 texts, {len(secret)} characters, sha256 {text_digest(secret)}" in log for log in replicas)
     assert not [path for path in logs.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
 
 
@@ -344,25 +442,26 @@ def test_command_serves_the_newest_promoted_guard_and_the_next_until_sigterm(tmp
         until(lambda: process.poll() is not None or digest_in_use(url) is not None, "the command serves")
         assert digest_in_use(url) == digest(newest)
 
-        def promote(number: str) -> None:
-            (runs / "a" / "next").symlink_to(f"rounds/{number}/guard")
-            (runs / "a" / "next").replace(runs / "a" / "guard")
+        def link_to(number: str) -> None:
+            promote(runs / "a" / "guard", runs / "a" / "rounds" / number / "guard")
 
         bad = tiny_guard(runs / "a" / "rounds" / "02" / "guard", seed=4)
         (bad / "model.safetensors").write_bytes(b"not weights")
-        promote("02")
+        link_to("02")
         until(lambda: "is not taken" in log.read_text(), "the damaged guard is refused")
         assert digest_in_use(url) == digest(newest)
         better = tiny_guard(runs / "a" / "rounds" / "03" / "guard", seed=3)
 
         async def promote_under_load() -> None:
             async with load(url, []):
-                promote("03")
+                link_to("03")
                 await asyncio.to_thread(
                     until, lambda: digest_in_use(url) == digest(better), "the promoted guard is served"
                 )
 
         asyncio.run(promote_under_load())
+        assert promotion([str(runs / "a" / "guard"), str(newest)]) == 0
+        until(lambda: digest_in_use(url) == digest(newest), "the guard before is back")
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=60)
     finally:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from serve.admission import Admission, Overloaded, TooMuch
+from serve.admission import Admission, Budgets, OverBudget, Overloaded, TooMuch
+from serve.keys import Key
 
 
 class Clock:
@@ -80,3 +81,20 @@ def test_a_batch_that_does_not_end_shows(admission: Admission, clock: Clock) -> 
         clock.now += 90.0
         assert admission.computing == 90.0
     assert admission.computing == 0.0
+
+
+def test_a_key_that_has_spent_its_tokens_waits_until_it_has_some_again(clock: Clock) -> None:
+    budgets, key = Budgets(clock), Key("app", "0" * 64, tokens_per_minute=60)
+    budgets.check(key)
+    budgets.spend(key, 90)  # what a request costs is known when it has been read
+    with pytest.raises(OverBudget) as over:
+        budgets.check(key)
+    assert over.value.retry_after == 31
+    clock.now += 31
+    budgets.check(key)
+    clock.now += 3600
+    budgets.spend(key, 60)  # no more than a minute's is saved
+    with pytest.raises(OverBudget):
+        budgets.check(key)
+    budgets.check(Key("other", "1" * 64))
+    budgets.check(None)

@@ -36,13 +36,15 @@ for absent in ABSENT:
 
 import serve.__main__
 from pathlib import Path
-from serve.app import ModeratorArgs, build, load_checked
+from guardrail.promotion import load_checked
+from serve.app import ModeratorArgs, build
 from serve.moderation import moderation_response
 
 directory = Path(sys.argv[1])
 build(ModeratorArgs(guard=directory))
 guard = load_checked(directory)
-answer = moderation_response(guard.classify(["hello", "good bye"]), guard.card.thresholds, guard.card.version)
+verdicts = guard.classify(["hello", "bye"])
+answer = moderation_response(verdicts, [False, False], guard.card.thresholds, guard.card.version)
 print(len(answer.results))
 """
 

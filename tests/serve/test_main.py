@@ -7,8 +7,8 @@ import socket
 import pytest
 from ray.exceptions import RayError
 
+from guardrail.promotion import load_checked
 from serve.__main__ import main
-from serve.app import load_checked
 from tests.tiny_guard import tiny_guard
 
 

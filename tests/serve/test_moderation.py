@@ -113,7 +113,7 @@ def test_unknown_model_is_refused_and_names_the_known() -> None:
 
 @given(VERDICTS)
 def test_results_have_all_keys_and_scores_that_are_probabilities(given: Verdict) -> None:
-    result = moderation_result(given, THRESHOLDS)
+    result = moderation_result(given, given.unsafe, THRESHOLDS)
     for mapping in (result.categories, result.category_scores, result.category_applied_input_types):
         assert tuple(mapping) == OPENAI_CATEGORIES
     assert all(0 <= score <= 1 for score in result.category_scores.values())
@@ -125,7 +125,7 @@ def test_results_have_all_keys_and_scores_that_are_probabilities(given: Verdict)
 
 @given(st.lists(VERDICTS, min_size=1, max_size=3))
 def test_answers_are_what_the_openai_client_reads(verdicts: list[Verdict]) -> None:
-    answer = moderation_response(verdicts, THRESHOLDS, "round-03").model_dump()
+    answer = moderation_response(verdicts, [each.unsafe for each in verdicts], THRESHOLDS, "round-03").model_dump()
     read = ModerationCreateResponse.model_validate(answer, strict=True)
     assert read.id.startswith("modr-") and read.model == "rayguard-round-03"
     assert [result.flagged for result in read.results] == [given.unsafe for given in verdicts]
@@ -133,19 +133,19 @@ def test_answers_are_what_the_openai_client_reads(verdicts: list[Verdict]) -> No
 
 
 def test_a_category_that_openai_lacks_answers_under_the_nearest_key() -> None:
-    result = moderation_result(verdict(fraud=0.8, illicit=0.3), THRESHOLDS)
+    result = moderation_result(verdict(fraud=0.8, illicit=0.3), True, THRESHOLDS)
     assert result.category_scores["illicit"] == 0.8
     assert [key for key, on in result.categories.items() if on] == ["illicit"]
 
 
 def test_a_jailbreak_is_flagged_though_openai_has_no_key_for_it() -> None:
-    result = moderation_result(verdict(jailbreak=0.9), THRESHOLDS)
+    result = moderation_result(verdict(jailbreak=0.9), True, THRESHOLDS)
     assert result.flagged and not any(result.categories.values())
 
 
 def test_a_category_has_its_own_threshold_where_the_guard_names_one() -> None:
     thresholds = {UNSAFE: 0.5, "fraud": 0.9, "hate": 0.2}
-    result = moderation_result(verdict(fraud=0.8, hate=0.3), thresholds)
+    result = moderation_result(verdict(fraud=0.8, hate=0.3), True, thresholds)
     assert [key for key, on in result.categories.items() if on] == ["hate"]
 
 

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from guardrail.guard import GuardCard, Span, Verdict
+from guardrail.policy import GUARDS_OWN, Policy, guards_own
 from guardrail.taxonomy import CATEGORIES
 from serve.moderation import RequestRefused, invalid_body
 from serve.native import GuardRequest, guard_response
@@ -76,9 +77,18 @@ def test_the_most_unsafe_part_decides_and_spans_are_of_their_part() -> None:
         verdict(0.2, hate=0.3),
         verdict(0.9, Span(0, 5, 0.6, False), Span(4, 8, 0.9, False), Span(1, 2, 0.7, True), said="x", violence=0.8),
     ]
-    answer = guard_response(parts, verdicts, CARD)
+    answer = guard_response(parts, verdicts, CARD, GUARDS_OWN, guards_own(0.5))
     assert (answer.unsafe, answer.action, answer.score, answer.model) == (True, "block", 0.9, "rayguard-v1")
     assert (answer.categories["hate"], answer.categories["violence"]) == (0.3, 0.8)
     assert [(p.part, p.unsafe, p.said) for p in answer.parts] == [("prompt", False, None), ("response", True, "x")]
     assert [(s.start, s.end, s.disguised) for s in answer.parts[1].spans] == [(0, 2, False), (1, 2, True)]
-    assert guard_response(parts[:1], verdicts[:1], CARD).action == "allow"
+    assert guard_response(parts[:1], verdicts[:1], CARD, GUARDS_OWN, guards_own(0.5)).action == "allow"
+
+
+def test_a_policy_chooses_the_action_and_says_for_what() -> None:
+    policy = Policy.model_validate({"thresholds": {"unsafe": {"flag": 0.6}, "violence": {"block": 0.3}}})
+    parts = GuardRequest(prompt="a", response="b").read()
+    flagged = guard_response(parts, [verdict(0.7), verdict(0.1, violence=0.2)], CARD, "mild", policy)
+    assert (flagged.policy, flagged.action, flagged.reasons, flagged.unsafe) == ("mild", "flag", ["unsafe"], True)
+    blocked = guard_response(parts, [verdict(0.7), verdict(0.1, violence=0.3)], CARD, "mild", policy)
+    assert (blocked.action, blocked.reasons) == ("block", ["violence"])

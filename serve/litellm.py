@@ -1,0 +1,121 @@
+"""LiteLLM's Generic Guardrail API, `POST /beta/litellm_basic_guardrail_api`: a proxy asks before and after the model.
+
+Pure, as `serve.moderation`. The contract is that of LiteLLM's `guardrail: generic_guardrail_api`, which adds fields
+from version to version: those nothing is read from are ignored. Each text is judged by itself, a text of an answer
+behind the prompt where LiteLLM sends one; the strictest decision counts. Images are not read, and do not block.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from guardrail.guard import Verdict
+from guardrail.policy import Policy, strictest
+from guardrail.taxonomy import UNSAFE
+from serve.native import Message, of_messages
+
+PATH = "/beta/litellm_basic_guardrail_api"
+
+
+class ToolFunction(BaseModel):
+    """What a tool is called with: JSON in a string, or what a provider has instead."""
+
+    arguments: Any = None
+
+
+class ToolCall(BaseModel):
+    """A call that a model makes."""
+
+    function: ToolFunction | None = None
+
+
+class GuardrailRequest(BaseModel):
+    """The body that LiteLLM sends; `texts` are of all messages of a request, or of all choices of an answer."""
+
+    input_type: Literal["request", "response"]
+    texts: list[str] | None = None
+    tool_calls: list[ToolCall] | None = None
+    structured_messages: list[dict[str, Any]] | None = None
+
+    def read(self) -> list[str]:
+        """Return the texts to judge; there may be none.
+
+        Raises:
+            RequestRefused: a long prompt would have to be read with too many answers.
+        """
+        messages = self.structured_messages or ()
+        texts = list(self.texts or ())
+        texts += ["\n".join(_strings(call.function.arguments)) for call in self.tool_calls or () if call.function]
+        if self.input_type == "request":
+            # `texts` has the parts of a message one by one: what is split over two of them may be harmless in each.
+            texts += ["\n".join(parts) for parts in map(_parts, messages) if len(parts) > 1]
+        # What JSON inside of JSON spells may be half a surrogate pair, which no tokenizer can read.
+        texts = [text.encode(errors="replace").decode() for text in texts if text.strip()]
+        prompts = ["\n".join(_parts(message)) for message in messages if message.get("role") == "user"]
+        if self.input_type == "request" or not prompts:
+            return texts
+        prompt = Message(role="user", content=prompts[-1].encode(errors="replace").decode())
+        _, *read = of_messages([prompt, *(Message(role="assistant", content=text) for text in texts)])
+        return [each.text for each in read]
+
+
+class GuardrailResponse(BaseModel):
+    """The answer: texts pass as they are, or are blocked; `blocked_reason` is what LiteLLM tells its client."""
+
+    action: Literal["BLOCKED", "NONE"]
+    blocked_reason: str | None = None
+
+
+def guardrail_response(
+    verdicts: Sequence[Verdict], policy: Policy, thresholds: Mapping[str, float]
+) -> GuardrailResponse:
+    """Return the answer; the reason names categories, never the text.
+
+    Args:
+        verdicts: one for each text that was read.
+        policy: blocks or lets pass; LiteLLM knows nothing between.
+        thresholds: of the guard, by label, for categories to name where the policy's own reason is "unsafe" alone; a
+            label not named takes that of "unsafe".
+    """
+    decisions = [policy.decide(verdict.scores) for verdict in verdicts]
+    if not decisions or strictest(decisions).action != "block":
+        return GuardrailResponse(action="NONE")
+    named: dict[str, None] = {}  # in this order, each once
+    for verdict, decision in zip(verdicts, decisions, strict=True):
+        if decision.action == "block":
+            named |= dict.fromkeys(reason for reason in decision.reasons if reason != UNSAFE)
+            if UNSAFE in decision.reasons:
+                named |= dict.fromkeys(
+                    key for key, score in verdict.categories.items() if score >= thresholds.get(key, thresholds[UNSAFE])
+                )
+    # A text can be unsafe without any category being certain enough.
+    reason = f"Blocked as unsafe: {', '.join(named)}." if named else "Blocked as unsafe."
+    return GuardrailResponse(action="BLOCKED", blocked_reason=reason)
+
+
+def _parts(message: Mapping[str, Any]) -> list[str]:
+    """Return the texts of a message, which other providers than OpenAI may fill with what they like."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return [content]
+    parts = content if isinstance(content, list) else ()
+    return [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
+
+
+def _strings(arguments: Any) -> Iterator[str]:
+    """Yield the strings among the values of JSON, whose escapes hide letters; what is no JSON as it is."""
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            yield arguments
+            return
+    waiting = [arguments]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list):
+            waiting += reversed(list(value.values()) if isinstance(value, dict) else value)
