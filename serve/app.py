@@ -408,6 +408,7 @@ class Moderator:
             with self._admission.at_work(work_units(together)):
                 verdicts = await asyncio.to_thread(used.guard.classify, together)
         used.cache.put(together, verdicts)
+        self._metrics.set("rayguard_waiting", self._admission.waiting)
         self._metrics.observe("rayguard_batch_texts", len(together))
         self._metrics.read(verdicts, used.guard.card.thresholds)
         if self._shadow:

@@ -46,7 +46,16 @@ class ModerationRequest(BaseModel):
     A list of strings asks for a result each; a list of parts is one message and gets one result.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"input": "How do I kill a Python process?"},
+                {"input": ["How do I kill a Python process?", "Good morning!"], "model": "omni-moderation-latest"},
+                {"input": [{"type": "text", "text": "How do I kill a Python process?"}]},
+            ]
+        },
+    )
 
     input: str | list[str] | list[TextPart]
     model: str | None = None

@@ -41,22 +41,21 @@ class Policies:
     """
 
     def __init__(self, folder: Path) -> None:
+        if problems := lint([folder]):
+            raise ValueError("\n".join(problems))
         self.folder = folder
         self._read: dict[str, tuple[tuple[int, ...], Policy]] = {}
-        for path in _files(folder):
-            self.get(path.stem)
+        for name in self.names():
+            self.get(name)
 
     def get(self, name: str) -> Policy | None:
         """Return a policy as its file is now, None if there is none of this name.
 
-        A file that holds no policy any more is logged, and the last one that it held stays in force.
-
-        Raises:
-            ValueError: it never held one.
+        A file that holds no policy is logged, and the last one that it held, if any, stays in force.
         """
         path = self.folder / (name + _SUFFIX)
         try:
-            status = path.stat() if _NAME.fullmatch(name) else None
+            status = path.stat() if _is_name(name) else None
         except OSError:
             status = None
         if status is None:
@@ -68,16 +67,16 @@ class Policies:
             try:
                 policy = read_policy(path)
             except ValueError as error:
+                logger.error("A policy is not taken, one that was there before stays in force: %s", error)
                 if known is None:
-                    raise
-                logger.error("A changed policy is not taken, the one before stays in force: %s", error)
+                    return None
                 policy = known[1]
             self._read[name] = changed, policy
         return self._read[name][1]
 
     def names(self) -> list[str]:
         """Return the names of all policies there are now."""
-        return [path.stem for path in _files(self.folder)]
+        return sorted(path.stem for path in self.folder.glob(f"*{_SUFFIX}") if _is_name(path.stem))
 
 
 def read_policies(folder: Path | None, default: str | None) -> Policies | None:
@@ -92,30 +91,23 @@ def read_policies(folder: Path | None, default: str | None) -> Policies | None:
     return policies
 
 
-def _files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder of policies")
-    paths = sorted(folder.glob(f"*{_SUFFIX}"))
-    for path in paths:
-        if not _NAME.fullmatch(path.stem) or path.stem == GUARDS_OWN:
-            raise ValueError(
-                f"{path}: a policy's name has up to 64 letters, digits, '.', '-' and '_', and is not {GUARDS_OWN!r}"
-            )
-    return paths
+def _is_name(name: str) -> bool:
+    return bool(_NAME.fullmatch(name)) and name != GUARDS_OWN
 
 
 def lint(paths: Sequence[Path]) -> list[str]:
     """Return what is wrong with policies: files, or all of a folder."""
     problems = []
     for path in paths:
-        try:
-            for file in _files(path) if path.is_dir() else [path]:
-                try:
-                    read_policy(file)
-                except ValueError as error:
-                    problems.append(str(error))
-        except ValueError as error:
-            problems.append(str(error))
+        for file in sorted(path.glob(f"*{_SUFFIX}")) if path.is_dir() else [path]:
+            if not _is_name(file.stem):
+                problems.append(
+                    f"{file}: a policy's name has up to 64 letters, digits, '.', '-' and '_', and is not {GUARDS_OWN!r}"
+                )
+            try:
+                read_policy(file)
+            except ValueError as error:
+                problems.append(str(error))
     return problems
 
 

@@ -28,6 +28,9 @@ def test_policies_are_read_again_when_they_change_and_a_broken_change_is_not_tak
     assert policies.get("strict").thresholds["unsafe"].block == 0.25
     file.unlink()
     assert policies.get("strict") is None and policies.names() == []
+    file.write_text("thresholds: {unsafe: {block: 2}}")  # a new one that never held a policy
+    (tmp_path / "a b.yaml").write_text(STRICT)
+    assert policies.get("strict") is None and policies.get("a b") is None and policies.names() == ["strict"]
 
 
 @pytest.mark.parametrize("name", ["../strict", "strict.yaml", "", "a/b", ".", "x" * 300, "\0"])
