@@ -28,7 +28,7 @@ GUARD_FILE = "guard.json"
 FORMAT = 1
 
 _OVERLAP = 32  # tokens two neighbouring windows share, so that a short attack is whole in one of them
-_TOKENS_PER_BATCH = 4096
+_PADDED = 8  # a batch may be padding in one part of so many
 _WORD = re.compile(r"\w+")
 _DIGESTED = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
 
@@ -233,7 +233,7 @@ class Guard:
     def _read(self, texts: Sequence[str]) -> tuple[list["_Window"], np.ndarray]:
         """Return the windows of all readings of texts, in the texts' order, and their logits [windows, labels].
 
-        They are read by rising length, _TOKENS_PER_BATCH tokens at a time.
+        They are read by rising length, so that those read together are about as long.
         """
         readings = [
             (row, reading, place > 0) for row, text in enumerate(texts) for place, reading in enumerate(read_as(text))
@@ -260,7 +260,8 @@ class Guard:
         ids = [row or [self.tokenizer.pad_token_id] for row in encoded["input_ids"]]
         lengths = [len(row) for row in ids]
         logits = np.empty((len(ids), len(LABELS)))
-        for batch in token_batches(sorted(range(len(ids)), key=lengths.__getitem__), lengths, _TOKENS_PER_BATCH):
+        order, budget = sorted(range(len(ids)), key=lengths.__getitem__), self.backend.batch_tokens
+        for batch in token_batches(order, lengths, budget, budget // _PADDED):
             padded = self.tokenizer.pad({"input_ids": [ids[place] for place in batch]}, return_tensors="np")
             logits[batch] = self.backend.logits(padded["input_ids"], padded["attention_mask"])
         return windows, logits

@@ -66,6 +66,7 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
         directory, backend
     ).card  # a replica would refuse it too, but only once a cluster is up, and at length
     in_use = _state(directory)
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever else runs here keeps the service waiting
     stop = threading.Event()
     with connect():
         # After connecting: Ray sets handlers of its own.

@@ -8,6 +8,7 @@ Change `user_config: {guard: DIR}` of the deployment "Moderator" (in a Serve con
 import asyncio
 import dataclasses
 import logging
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -57,10 +58,11 @@ from serve.telemetry import Telemetry, measure_requests
 # ongoing requests, and warn.
 _BATCH_UNITS = 64
 _CHARACTERS = 512
-_BATCH_WAIT_SECONDS = 0.001  # what a lone request may be held back for company
+_BATCH_WAIT_SECONDS = 0.0  # what a lone request may be held back for company
 _MAX_ONGOING_REQUESTS = 1024  # well over a batch: what waits, waits in the replica, which knows for how long
 _MAX_QUEUED_REQUESTS = 256  # on their way to it
 _DEADLINE_SECONDS = 30.0
+_SWITCH_SECONDS = 0.0005
 _LOADED = 3  # guards kept in memory: in use, shadow, and the one before
 _STALLED_SECONDS = 60.0  # a batch takes a second or a few
 _ERRORS = (400, 401, 413, 429, 500, 503)  # what may be answered instead
@@ -182,6 +184,9 @@ class Moderator:
         self._computing = asyncio.Lock()
         self._admission = Admission(_DEADLINE_SECONDS)
         self._budgets = Budgets()
+        # Serve's loop, ours and the thread that computes hand each request over: Python's own interval, 5 ms,
+        # is what each may keep the others waiting.
+        sys.setswitchinterval(_SWITCH_SECONDS)
         self._metrics = Metrics()
         measure_requests(self._metrics)
 

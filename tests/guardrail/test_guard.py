@@ -165,6 +165,11 @@ def test_batches_hold_everything_once_within_the_budget(lengths, budget):
     batches = token_batches(range(len(lengths)), lengths, budget)
     assert [index for batch in batches for index in batch] == list(range(len(lengths)))
     assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= budget for b in batches)
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    tight = token_batches(order, lengths, budget, most_padding=budget // 8)
+    assert [index for batch in tight for index in batch] == order
+    padding = [max(lengths[i] for i in b) * len(b) - sum(lengths[i] for i in b) for b in tight]
+    assert all(each <= budget // 8 for each in padding)
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 4), st.integers(0, 3))
