@@ -32,6 +32,7 @@ from guardrail.taxonomy import UNSAFE
 from guardrail.text import digest
 from serve import litellm, perspective
 from serve.admission import Admission, Budgets
+from serve.batching import Batcher
 from serve.cache import VerdictCache
 from serve.errors import answer_errors
 from serve.keys import Keys
@@ -53,12 +54,10 @@ from serve.shadow import Shadow
 from serve.streaming import StreamRequest, stream_response
 from serve.telemetry import Telemetry, measure_requests
 
-# A batch is bounded in number and in tokens at once: its size is counted in units of _CHARACTERS (about 128 tokens of
-# English), and every text counts for one at least. Counted in bare tokens, Serve would compare it with the number of
-# ongoing requests, and warn.
+# A batch is bounded in number and in length at once: work is counted in units of _CHARACTERS (about 128 tokens of
+# English), and every text counts for one at least.
 _BATCH_UNITS = 64
 _CHARACTERS = 512
-_BATCH_WAIT_SECONDS = 0.0  # what a lone request may be held back for company
 _MAX_ONGOING_REQUESTS = 1024  # well over a batch: what waits, waits in the replica, which knows for how long
 _MAX_QUEUED_REQUESTS = 256  # on their way to it
 _DEADLINE_SECONDS = 30.0
@@ -153,14 +152,8 @@ class _Chosen:
 
 
 def work_units(texts: Sequence[str]) -> int:
-    """Return how much work texts are, in the same units."""
+    """Return how much work texts are, in units."""
     return sum(max(1, -(-len(text) // _CHARACTERS)) for text in texts)
-
-
-def batch_units(requests: Sequence[Sequence[str]]) -> int:
-    """Return the size of a batch of requests, each a list of texts."""
-    # A request larger than a batch is one of its own: Serve fails a request whose size alone is over the maximum.
-    return sum(min(work_units(texts), _BATCH_UNITS) for texts in requests)
 
 
 # Serve pickles this class where it stands, by value: all it uses, routes and handlers included, must be above it.
@@ -181,7 +174,7 @@ class Moderator:
         self._shadow: Shadow | None = None
         self._policies: Policies | None = None
         self._policy: str | None = None
-        self._computing = asyncio.Lock()
+        self._batcher = Batcher(self._classify, work_units, _BATCH_UNITS)
         self._admission = Admission(_DEADLINE_SECONDS)
         self._budgets = Budgets()
         # Serve's loop, ours and the thread that computes hand each request over: Python's own interval, 5 ms,
@@ -385,7 +378,7 @@ class Moderator:
         with self._admission.admitted(work_units(texts)):
             self._metrics.set("rayguard_waiting", self._admission.waiting)
             async with asyncio.timeout(self._admission.deadline):
-                return await self._classify(texts)
+                return await self._batcher.submit(texts)
 
     @api.get("/readyz", responses={503: {"model": ErrorBody}})
     async def readyz(self) -> Health:
@@ -400,18 +393,15 @@ class Moderator:
         card = self._in_use().guard.card
         return Health(status="ok", guard=card.version, digest=card.digest)
 
-    @serve.batch(max_batch_size=_BATCH_UNITS, batch_wait_timeout_s=_BATCH_WAIT_SECONDS, batch_size_fn=batch_units)
-    async def _classify(self, requests: list[list[str]]) -> list[tuple[_InUse, list[Verdict]]]:
+    async def _classify(self, requests: Sequence[list[str]]) -> list[tuple[_InUse, list[Verdict]]]:
         """Return for each request the verdicts on its texts and the guard that gave them.
 
         All texts of a request are judged by one guard, whatever is swapped meanwhile.
         """
         used = self._in_use()
         together = list(dict.fromkeys(text for texts in requests for text in texts))
-        # Serve computes batches one after the other, but parts of one at once if clients ask for several "models".
-        async with self._computing:
-            with self._admission.at_work(work_units(together)):
-                verdicts = await asyncio.to_thread(used.guard.classify, together)
+        with self._admission.at_work(work_units(together)):
+            verdicts = await asyncio.to_thread(used.guard.classify, together)
         used.cache.put(together, verdicts)
         self._metrics.set("rayguard_waiting", self._admission.waiting)
         self._metrics.observe("rayguard_batch_texts", len(together))

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from guardrail.guard import UNSAFE, Verdict
 from guardrail.taxonomy import CATEGORIES, OPENAI_CATEGORIES, TO_OPENAI
-from serve.app import batch_units
+from serve.app import work_units
 from serve.moderation import (
     MAX_INPUTS,
     OPENAI_MODELS,
@@ -149,7 +149,6 @@ def test_a_category_has_its_own_threshold_where_the_guard_names_one() -> None:
     assert [key for key, on in result.categories.items() if on] == ["hate"]
 
 
-def test_a_batch_is_bounded_by_length_and_by_number() -> None:
-    assert batch_units([["a"], ["b", "c"]]) == 3
-    assert batch_units([["a" * 1500]]) == 3
-    assert batch_units([["a"] * MAX_INPUTS]) == batch_units([["a" * 10**6]]) == 64  # fills a batch, and fits in one
+def test_work_is_counted_by_length_and_by_number() -> None:
+    assert work_units(["a", "b", "c"]) == work_units(["a" * 1500]) == 3
+    assert work_units(["a"] * MAX_INPUTS) == MAX_INPUTS
