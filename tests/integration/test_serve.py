@@ -14,9 +14,10 @@ import httpx
 import openai
 import pytest
 import ray
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
 from ray import serve
-from ray.serve.context import _get_global_client
-from ray.serve.schema import ServeDeploySchema
 
 from guardrail.answers import GuardResponse
 from guardrail.client import AsyncGuardClient, GuardClient, GuardServiceError, ResponseStopped
@@ -28,26 +29,18 @@ from guardrail.text import digest as text_digest
 from serve import keys
 from serve.app import ModeratorState
 from serve.moderation import MAX_INPUTS, moderation_result
+from tests import served_guard
+from tests.fuzzed_bodies import Fuzzed, fuzzed_requests
 from tests.tiny_guard import tiny_guard
 from tests.waiting import free_port, until
 
 ROOT = Path(__file__).parents[2]
-APPLICATION = "moderation"
 TEXTS = ["How do I bake bread?", "I will find you.", "long and winding " * 40, "日本語", "x"]
 
 
 def deploy(application_guard: Path, guard_in_use: Path, **config: Any) -> None:
-    """Deploy, or change in place what `serve deploy` changes in place: the `user_config`."""
-    deployment = {"name": "Moderator", "user_config": {"guard": str(guard_in_use), **config}}
-    application = {
-        "name": APPLICATION,
-        "import_path": "serve.app:build",
-        "args": {"guard": str(application_guard)},
-        "deployments": [deployment],
-    }
-    # `serve deploy` sends this to the dashboard, which the tests' cluster is without; both end in this call.
-    client: Any = _get_global_client()
-    client.deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
+    """Deploy, or change the `user_config` in place."""
+    served_guard.deploy({"guard": str(application_guard)}, guard=str(guard_in_use), **config)
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +53,14 @@ def guards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def address(ray_cluster: Any, guards: tuple[Path, Path]) -> Iterator[str]:
     """The address of a served guard, the first of the two."""
-    port = free_port()
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    deploy(guards[0], guards[0])
-    url = f"http://127.0.0.1:{port}"
-    until(lambda: digest_in_use(url) == digest(guards[0]), "the first guard is served")
-    yield url
-    serve.shutdown()  # type: ignore[no-untyped-call]
+    with served_guard.served(guards[0]) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def fuzzed(address: str) -> SearchStrategy[Fuzzed]:
+    """Hostile requests to every POST route."""
+    return fuzzed_requests(httpx.get(f"{address}/openapi.json").raise_for_status().json())
 
 
 @pytest.fixture
@@ -89,16 +83,13 @@ def digest(directory: Path) -> str:
 
 
 def digest_in_use(address: str) -> str | None:
-    with contextlib.suppress(httpx.TransportError):
-        answer = httpx.get(f"{address}/healthz")
-        if answer.is_success:
-            return str(answer.json()["digest"])
-    return None
+    found = served_guard.in_use(address)
+    return found[1] if found else None
 
 
 def state() -> ModeratorState:
     """What the one replica says of itself."""
-    found: Any = serve.get_app_handle(APPLICATION).state.remote().result()
+    found: Any = serve.get_app_handle(served_guard.APPLICATION).state.remote().result()
     assert isinstance(found, ModeratorState)
     return found
 
@@ -188,6 +179,20 @@ def test_every_error_has_the_shape_of_openais(
     assert answer.status_code == status
     assert set(answer.json()) == {"error"}
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+# The same examples in every run: what is found once is found by all. The benchmark serve_resilience draws new ones.
+@settings(max_examples=150, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_no_body_is_too_much(fuzzed: SearchStrategy[Fuzzed], address: str, data: st.DataObject) -> None:
+    path, content, content_type = data.draw(fuzzed)
+    answer = httpx.post(address + path, content=content, headers={"Content-Type": content_type}, timeout=60)
+    assert answer.status_code < 500, answer.text
+    if not answer.is_success:
+        is_googles = path == "/v1alpha1/comments:analyze"
+        assert set(answer.json()) == {"error"}
+        keys = {"code", "message", "status"} if is_googles else {"message", "type", "param", "code"}
+        assert set(answer.json()["error"]) >= keys
 
 
 def test_the_native_route_says_what_the_guard_says(address: str, guards: tuple[Path, Path]) -> None:
