@@ -9,7 +9,7 @@ A request that meets 429, 503 or a broken connection is sent again, no sooner th
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Self, TypedDict, TypeVar
 
 import httpx
@@ -82,20 +82,20 @@ class _Client:
             "timeout": timeout,
         }
 
-    def _exchange(self) -> Generator[float, httpx.Response | httpx.RequestError, httpx.Response]:
-        """Be sent what became of each try, yield how long to wait before the next, return the answer."""
-        wait = -1.0  # the first is not waited for
-        for tried in range(self._retries + 1):
-            outcome = yield wait
-            if isinstance(outcome, httpx.Response):
-                if outcome.status_code not in _AGAIN or tried == self._retries:
-                    return outcome
-                wait = min(_LONGEST_WAIT_SECONDS, max(_seconds(outcome), 0.5 * 2**tried))
-            else:
-                if tried == self._retries:
-                    raise GuardServiceError(f"the service cannot be reached: {type(outcome).__name__}") from outcome
-                wait = 0.5 * 2**tried
-        raise AssertionError("unreachable")
+    def _settled(self, outcome: httpx.Response | httpx.RequestError, tried: int) -> httpx.Response | float:
+        """Return the answer, or in how many seconds to try again after so many tries.
+
+        Raises:
+            GuardServiceError: the service was not reached in the last try.
+        """
+        is_last, wait = tried > self._retries, 0.5 * 2 ** (tried - 1)
+        if isinstance(outcome, httpx.Response):
+            if outcome.status_code not in _AGAIN or is_last:
+                return outcome
+            return min(_LONGEST_WAIT_SECONDS, max(_seconds(outcome), wait))
+        if is_last:
+            raise GuardServiceError(f"the service cannot be reached: {type(outcome).__name__}") from outcome
+        return wait
 
 
 class GuardClient(_Client):
@@ -148,20 +148,17 @@ class GuardClient(_Client):
         return _read(self._post("/v1/guard/stream", question), StreamResponse)
 
     def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        exchange = self._exchange()
-        wait = next(exchange)
+        tried = 0
         while True:
-            if wait > 0:
-                time.sleep(wait)
+            tried += 1
             try:
                 outcome: httpx.Response | httpx.RequestError = self._http.post(path, json=body)
             except httpx.RequestError as error:
                 outcome = error
-            try:
-                wait = exchange.send(outcome)
-            except StopIteration as done:
-                answered: httpx.Response = done.value
-                return answered
+            settled = self._settled(outcome, tried)
+            if isinstance(settled, httpx.Response):
+                return settled
+            time.sleep(settled)
 
     def close(self) -> None:
         """Close the connections."""
@@ -210,20 +207,17 @@ class AsyncGuardClient(_Client):
         return _read(await self._post("/v1/guard/stream", question), StreamResponse)
 
     async def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        exchange = self._exchange()
-        wait = next(exchange)
+        tried = 0
         while True:
-            if wait > 0:
-                await asyncio.sleep(wait)
+            tried += 1
             try:
                 outcome: httpx.Response | httpx.RequestError = await self._http.post(path, json=body)
             except httpx.RequestError as error:
                 outcome = error
-            try:
-                wait = exchange.send(outcome)
-            except StopIteration as done:
-                answered: httpx.Response = done.value
-                return answered
+            settled = self._settled(outcome, tried)
+            if isinstance(settled, httpx.Response):
+                return settled
+            await asyncio.sleep(settled)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -96,8 +95,9 @@ def strictest(decisions: Iterable[Decision]) -> Decision:
 
 
 def guards_own(threshold: float) -> Policy:
-    """Return the policy of a guard without one; a threshold over 1, which no text reaches, is taken as 1."""
-    return Policy(thresholds={UNSAFE: Thresholds(block=min(1.0, max(threshold, np.nextafter(0.0, 1.0))))})
+    """Return what a guard does without a policy: it blocks from its threshold on, which may lie over 1 or be 0."""
+    own = Thresholds.model_construct(block=threshold)  # unchecked: files may not hold what a guard's calibration may
+    return Policy.model_construct(thresholds={UNSAFE: own})
 
 
 def read_policy(path: Path) -> Policy:

@@ -2,5 +2,5 @@
 
 import os
 
-# From Serve's proxy to a replica gRPC takes half the time of an actor's call. Read where Serve is imported.
+# From Serve's proxy to a replica gRPC is faster than an actor's call. Read where Serve is imported.
 os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")

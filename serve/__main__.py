@@ -22,7 +22,8 @@ from cluster.connect import connect
 from guardrail.backends import BackendName
 from guardrail.guard import GUARD_FILE, GuardCard
 from guardrail.promotion import load_checked
-from serve.app import ModeratorArgs, moderator
+from serve.app import moderator
+from serve.config import ModeratorArgs
 from serve.keys import Keys
 from serve.policies import read_policies
 
@@ -61,10 +62,8 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
         Keys(args["keys"])
     read_policies(args.get("policies"), args.get("policy"))
     directory = guard()
-    backend = args.get("backend", "torch")
-    card = load_checked(
-        directory, backend
-    ).card  # a replica would refuse it too, but only once a cluster is up, and at length
+    # A replica would refuse it, too, but only once a cluster is up, and at length.
+    card = load_checked(directory, args.get("backend", "torch")).card
     in_use = _state(directory)
     os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever else runs here keeps the service waiting
     stop = threading.Event()

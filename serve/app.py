@@ -8,7 +8,6 @@ Change `user_config: {guard: DIR}` of the deployment "Moderator" (in a Serve con
 import asyncio
 import dataclasses
 import logging
-import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -18,7 +17,7 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import BackpressureConfig
@@ -34,6 +33,7 @@ from serve import litellm, perspective
 from serve.admission import Admission, Budgets
 from serve.batching import Batcher
 from serve.cache import VerdictCache
+from serve.config import DEADLINE_SECONDS, ModeratorArgs, ModeratorConfig
 from serve.errors import answer_errors
 from serve.keys import Keys
 from serve.litellm import GuardrailRequest, GuardrailResponse, guardrail_response
@@ -60,8 +60,6 @@ _BATCH_UNITS = 64
 _CHARACTERS = 512
 _MAX_ONGOING_REQUESTS = 1024  # well over a batch: what waits, waits in the replica, which knows for how long
 _MAX_QUEUED_REQUESTS = 256  # on their way to it
-_DEADLINE_SECONDS = 30.0
-_SWITCH_SECONDS = 0.0005
 _LOADED = 3  # guards kept in memory: in use, shadow, and the one before
 _STALLED_SECONDS = 60.0  # a batch takes a second or a few
 _ERRORS = (400, 401, 413, 429, 500, 503)  # what may be answered instead
@@ -73,34 +71,6 @@ logger = logging.getLogger("ray.serve")
 api = FastAPI(title="rayguard", description="A safety guard behind OpenAI's moderation API and one of its own.")
 answer_errors(api)
 api.add_middleware(Telemetry)  # the last one comes first
-
-
-class ModeratorConfig(BaseModel):
-    """The `user_config` of the deployment: what can change while it runs."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    guard: Path = Field(description="guard directory")
-    digest: str | None = Field(default=None, description="that the guard has; one with another is refused")
-    backend: BackendName = Field(default="torch", description="what computes; others are written by guardrail.export")
-    shadow: Path | None = Field(default=None, description="guard that judges the same texts and answers nobody")
-    keys: Path | None = Field(default=None, description="file of bearer keys (serve/keys.py); none: everybody may ask")
-    policies: Path | None = Field(default=None, description="folder of policies (serve/policies.py)")
-    policy: str | None = Field(default=None, description="of requests that name none; none: the guard's own thresholds")
-    cached_texts: int = Field(default=4096, ge=0, description="texts whose verdict is remembered")
-    deadline_seconds: float = Field(
-        default=_DEADLINE_SECONDS,
-        gt=0,
-        description="in which a request is answered; what would take longer is refused at once (429)",
-    )
-
-
-class ModeratorArgs(ModeratorConfig):
-    """Arguments of the application, as `serve run serve.app:build KEY=VALUE` takes them."""
-
-    num_replicas: int = Field(default=1, ge=1)
-    num_cpus: float = Field(default=1.0, gt=0, description="per replica; also the threads the model computes with")
-    num_gpus: float = Field(default=0.0, ge=0, description="per replica")
 
 
 class Health(BaseModel):
@@ -175,11 +145,8 @@ class Moderator:
         self._policies: Policies | None = None
         self._policy: str | None = None
         self._batcher = Batcher(self._classify, work_units, _BATCH_UNITS)
-        self._admission = Admission(_DEADLINE_SECONDS)
+        self._admission = Admission(DEADLINE_SECONDS)
         self._budgets = Budgets()
-        # Serve's loop, ours and the thread that computes hand each request over: Python's own interval, 5 ms,
-        # is what each may keep the others waiting.
-        sys.setswitchinterval(_SWITCH_SECONDS)
         self._metrics = Metrics()
         measure_requests(self._metrics)
 

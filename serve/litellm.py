@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from guardrail.guard import Verdict
 from guardrail.policy import Policy, strictest
 from guardrail.taxonomy import UNSAFE
+from serve.moderation import MAX_INPUTS, RequestRefused
 from serve.native import Message, of_messages
 
 PATH = "/beta/litellm_basic_guardrail_api"
@@ -43,10 +44,12 @@ class GuardrailRequest(BaseModel):
         """Return the texts to judge; there may be none.
 
         Raises:
-            RequestRefused: a long prompt would have to be read with too many answers.
+            RequestRefused: there are too many, or a long prompt would have to be read with too many answers.
         """
         messages = self.structured_messages or ()
         texts = list(self.texts or ())
+        if len(texts) + len(self.tool_calls or ()) + len(messages) > MAX_INPUTS:
+            raise RequestRefused(f"There are more than {MAX_INPUTS} texts and messages.", code="too_many_inputs")
         texts += ["\n".join(_strings(call.function.arguments)) for call in self.tool_calls or () if call.function]
         if self.input_type == "request":
             # `texts` has the parts of a message one by one: what is split over two of them may be harmless in each.

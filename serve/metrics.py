@@ -3,11 +3,13 @@
 Serve's own say how requests fare on their way; these, what the guard does with them. No text and no key is in any.
 """
 
+from collections import Counter as Tally
 from collections.abc import Sequence
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
 from guardrail.guard import Verdict
+from guardrail.taxonomy import UNSAFE
 
 _SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
 _SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
@@ -68,8 +70,12 @@ class Metrics:
         self.count("rayguard_windows", sum(verdict.windows for verdict in verdicts))
         self.count("rayguard_tokens", sum(verdict.tokens for verdict in verdicts))
         self.count("rayguard_disguised_texts", sum(verdict.said is not None for verdict in verdicts))
-        for verdict in verdicts:
-            if verdict.unsafe:
-                for category, score in verdict.categories.items():
-                    if score >= thresholds.get(category, thresholds["unsafe"]):
-                        self.count("rayguard_unsafe_texts", category=category)
+        on = Tally(
+            category
+            for verdict in verdicts
+            if verdict.unsafe
+            for category, score in verdict.categories.items()
+            if score >= thresholds.get(category, thresholds[UNSAFE])
+        )
+        for category, texts in on.items():
+            self.count("rayguard_unsafe_texts", texts, category=category)

@@ -17,7 +17,7 @@ from guardrail.policy import Policy, strictest
 from guardrail.text import joined
 from serve.moderation import MAX_INPUTS, RequestRefused, Text, model_name
 
-_MOST_REPEATED = 4_000_000  # characters: a prompt is read again with each answer to it
+MOST_REPEATED = 4_000_000  # characters: a prompt is read again with each answer to it
 
 
 class Message(BaseModel):
@@ -125,9 +125,9 @@ def of_messages(messages: Sequence[Message]) -> Iterator[Read]:
         part = f"messages[{index}]"
         if message.role == "assistant" and asked is not None:
             read += len(asked)  # once for each answer
-            if read > _MOST_REPEATED:
+            if read > MOST_REPEATED:
                 raise RequestRefused(
-                    f"The answers' prompts have more than {_MOST_REPEATED:,} characters together; send fewer messages.",
+                    f"The answers' prompts have more than {MOST_REPEATED:,} characters together; send fewer messages.",
                     param="messages",
                     code="conversation_too_long",
                 )

@@ -17,7 +17,8 @@ from guardrail.answers import StreamResponse
 from guardrail.guard import GuardCard, Verdict
 from guardrail.policy import Decision, Policy, strictest
 from guardrail.text import joined
-from serve.moderation import Text, model_name
+from serve.moderation import MAX_INPUTS, RequestRefused, Text, model_name
+from serve.native import MOST_REPEATED
 
 STEP = 128
 REACH = 1024
@@ -55,7 +56,19 @@ class StreamRequest(BaseModel):
         return reached
 
     def texts(self) -> list[str]:
-        """Return what the guard is shown, a text for each checkpoint."""
+        """Return what the guard is shown, a text for each checkpoint.
+
+        Raises:
+            RequestRefused: they are too many, or too long together with the prompt, which each of them has before it.
+        """
+        count = len(self.checkpoints())
+        if count > MAX_INPUTS or count * len(self.prompt or "") > MOST_REPEATED:
+            raise RequestRefused(
+                f"There are {count} checkpoints to read, each behind the prompt; a request may have {MAX_INPUTS}, and "
+                f"{MOST_REPEATED:,} characters of repeated prompt. Ask more often, and send 'checked'.",
+                param="response",
+                code="response_too_long",
+            )
         read = [self.response[max(0, end - REACH) : end] for end in self.checkpoints()]
         return read if self.prompt is None else [joined(self.prompt, each) for each in read]
 

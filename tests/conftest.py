@@ -23,7 +23,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).pare
 hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
 
-_WITHOUT_ENGINES = ("test_serve.py", "test_page.py", "test_curation.py", "test_lost_node.py")
+_WITHOUT_ENGINES = ("test_serve.py", "test_serve_command.py", "test_page.py", "test_curation.py", "test_lost_node.py")
 _LAST = ("test_judges.py", "test_red_team.py", "test_jobs.py", "test_synthesis_and_training.py")
 
 

@@ -12,7 +12,6 @@ import pytest
 from guardrail.taxonomy import CATEGORIES
 from tests.browser import Page, binary, chromium
 from tests.served_guard import deploy, in_use, served
-from tests.tiny_guard import tiny_guard
 from tests.waiting import until
 
 TEXT = '👋 <b>I will</b> find "you".'
@@ -20,13 +19,6 @@ _BINARY = binary()
 _CTRL = 2
 
 pytestmark = pytest.mark.skipif(_BINARY is None, reason="no chromium or chrome is installed")
-
-
-@pytest.fixture(scope="module")
-def guards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two guards that disagree: the first finds next to nothing unsafe, the second nearly everything."""
-    directory = tmp_path_factory.mktemp("guards")
-    return tiny_guard(directory / "0", seed=0), tiny_guard(directory / "3", seed=3)
 
 
 @pytest.fixture(scope="module")

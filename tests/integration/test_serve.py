@@ -1,11 +1,6 @@
 """The served guard, as clients see it: a real Ray Serve, the official OpenAI client, guards swapped under load."""
 
 import asyncio
-import contextlib
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +16,7 @@ from ray import serve
 
 from guardrail.answers import GuardResponse
 from guardrail.client import AsyncGuardClient, GuardClient, GuardServiceError, ResponseStopped
-from guardrail.guard import GUARD_FILE, Guard, GuardCard
-from guardrail.promotion import main as promotion
-from guardrail.promotion import promote
+from guardrail.guard import Guard, GuardCard
 from guardrail.taxonomy import OPENAI_CATEGORIES
 from guardrail.text import digest as text_digest
 from serve import keys
@@ -41,13 +34,6 @@ TEXTS = ["How do I bake bread?", "I will find you.", "long and winding " * 40, "
 def deploy(application_guard: Path, guard_in_use: Path, **config: Any) -> None:
     """Deploy, or change the `user_config` in place."""
     served_guard.deploy({"guard": str(application_guard)}, guard=str(guard_in_use), **config)
-
-
-@pytest.fixture(scope="module")
-def guards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two guards that disagree: the first finds next to nothing unsafe, the second nearly everything."""
-    directory = tmp_path_factory.mktemp("guards")
-    return tiny_guard(directory / "0", seed=0), tiny_guard(directory / "3", seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -364,34 +350,12 @@ def test_logs_hold_no_text(address: str) -> None:
     assert not [path for path in logs.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
 
 
-@contextlib.asynccontextmanager
-async def load(address: str, answers: list[tuple[str, bool]]) -> AsyncIterator[None]:
-    """Send requests all the while, four at a time; any that fails fails the block. Appends (model, flagged)."""
-
-    async def ask() -> None:
-        while not done:
-            answer = await client.moderations.create(input=TEXTS[0])
-            answers.append((answer.model, answer.results[0].flagged))
-
-    done = False
-    async with (
-        openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0) as client,
-        asyncio.TaskGroup() as group,
-    ):
-        for _ in range(4):
-            group.create_task(ask())
-        try:
-            yield
-        finally:
-            done = True
-
-
 @pytest.mark.usefixtures("first_guard_again")
 def test_swap_loses_no_request_and_every_answer_is_of_one_guard(address: str, guards: tuple[Path, Path]) -> None:
     answers: list[tuple[str, bool]] = []
 
     async def swap_under_load() -> None:
-        async with load(address, answers):
+        async with served_guard.load(address, TEXTS[0], answers):
             await asyncio.to_thread(until, lambda: len(answers) > 20, "answers of the first guard")
             await asyncio.to_thread(deploy, guards[0], guards[1])
             await asyncio.to_thread(until, lambda: digest_in_use(address) == digest(guards[1]), "the swap")
@@ -419,7 +383,7 @@ def test_a_bad_guard_is_refused_and_the_old_one_stays(
     answers: list[tuple[str, bool]] = []
 
     async def offer_under_load() -> None:
-        async with load(address, answers):
+        async with served_guard.load(address, TEXTS[0], answers):
             await asyncio.to_thread(deploy, guards[0], bad)
             await asyncio.to_thread(until, lambda: state().refused is not None, "the bad guard is refused")
             seen = len(answers)
@@ -429,54 +393,3 @@ def test_a_bad_guard_is_refused_and_the_old_one_stays(
     assert {model for model, _ in answers} == {"rayguard-tiny-0"}
     assert digest_in_use(address) == digest(guards[0])
     assert str(bad) in str(state().refused)
-
-
-def test_command_serves_the_newest_promoted_guard_and_the_next_until_sigterm(tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
-    newest = tiny_guard(runs / "a" / "rounds" / "01" / "guard", seed=2)
-    (runs / "a" / "guard").symlink_to("rounds/01/guard")  # as the loop promotes
-    old = tiny_guard(runs / "b" / "guard", seed=1)
-    os.utime(old / GUARD_FILE, (0, 0))
-    (runs / "unfinished").mkdir()
-    port = free_port()
-    command = [sys.executable, "-m", "serve", "--runs-dir", str(runs), "--port", str(port)]
-    log = tmp_path / "stderr"
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log.open("w"), text=True)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        until(lambda: process.poll() is not None or digest_in_use(url) is not None, "the command serves")
-        assert digest_in_use(url) == digest(newest)
-
-        def link_to(number: str) -> None:
-            promote(runs / "a" / "guard", runs / "a" / "rounds" / number / "guard")
-
-        bad = tiny_guard(runs / "a" / "rounds" / "02" / "guard", seed=4)
-        (bad / "model.safetensors").write_bytes(b"not weights")
-        link_to("02")
-        until(lambda: "is not taken" in log.read_text(), "the damaged guard is refused")
-        assert digest_in_use(url) == digest(newest)
-        better = tiny_guard(runs / "a" / "rounds" / "03" / "guard", seed=3)
-
-        async def promote_under_load() -> None:
-            async with load(url, []):
-                link_to("03")
-                await asyncio.to_thread(
-                    until, lambda: digest_in_use(url) == digest(better), "the promoted guard is served"
-                )
-
-        asyncio.run(promote_under_load())
-        assert promotion([str(runs / "a" / "guard"), str(newest)]) == 0
-        until(lambda: digest_in_use(url) == digest(newest), "the guard before is back")
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 0
-    assert f"curl {url}/v1/moderations" in output
-
-
-def test_command_without_a_guard_says_what_to_do(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "serve", "--runs-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "run make loop first" in done.stderr and "Traceback" not in done.stderr

@@ -37,7 +37,8 @@ for absent in ABSENT:
 import serve.__main__
 from pathlib import Path
 from guardrail.promotion import load_checked
-from serve.app import ModeratorArgs, build
+from serve.app import build
+from serve.config import ModeratorArgs
 from serve.moderation import moderation_response
 
 directory = Path(sys.argv[1])

@@ -10,7 +10,7 @@ from guardrail.guard import Verdict
 from guardrail.policy import Policy, guards_own
 from guardrail.taxonomy import CATEGORIES
 from serve.litellm import GuardrailRequest, guardrail_response
-from serve.moderation import RequestRefused
+from serve.moderation import MAX_INPUTS, RequestRefused
 
 PARTS = [{"type": "text", "text": "Name"}, {"type": "image_url"}, {"type": "text", "text": "it"}]
 MESSAGES = [
@@ -84,6 +84,12 @@ def test_a_body_without_input_type_is_refused() -> None:
 def test_a_prompt_is_not_read_again_without_end() -> None:
     with pytest.raises(RequestRefused, match="4,000,000 characters"):
         read("response", texts=["a"] * 100, structured_messages=[{"role": "user", "content": "a" * 50_000}])
+
+
+def test_more_texts_than_elsewhere_are_refused() -> None:
+    assert len(read("request", texts=["a"] * MAX_INPUTS)) == MAX_INPUTS
+    with pytest.raises(RequestRefused, match="more than 1024"):
+        read("request", texts=["a"] * MAX_INPUTS, tool_calls=[{"function": {"arguments": "b"}}])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from guardrail.answers import StreamResponse
 from guardrail.guard import GuardCard, Verdict
 from guardrail.policy import GUARDS_OWN, guards_own
 from guardrail.taxonomy import CATEGORIES
+from serve.moderation import MAX_INPUTS, RequestRefused
 from serve.streaming import HOLD_BACK, REACH, STEP, StreamRequest, stream_response
 
 CARD = GuardCard(version="v1", digest="d", temperature=1.0, thresholds={"unsafe": 0.5}, window=8)
@@ -60,6 +61,15 @@ def test_what_is_shown_is_held_back_until_the_end(length: int, done: bool) -> No
 def test_each_checkpoint_reads_the_last_characters_behind_the_prompt() -> None:
     request = StreamRequest(prompt="Why?", response="x" * (REACH + 3 * STEP), checked=REACH + STEP)
     assert request.texts() == ["Why?\n\n" + "x" * REACH] * 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "length"), [(None, (MAX_INPUTS + 1) * STEP), ("x" * 100_000, 41 * STEP), ("x" * 4_000_000, 4_000_000)]
+)
+def test_what_would_fill_the_memory_is_refused_before_it_is_made(prompt: str | None, length: int) -> None:
+    with pytest.raises(RequestRefused, match="Ask more often"):
+        StreamRequest(prompt=prompt, response="y" * length).texts()
+    assert len(StreamRequest(prompt=prompt, response="y" * length, checked=length - STEP).texts()) == 1
 
 
 def test_more_checked_than_there_is_is_refused() -> None:

@@ -1,0 +1,37 @@
+"""The settings of the service: what `serve run` and Serve config files take, and what can change while it runs."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from guardrail.backends import BackendName
+
+DEADLINE_SECONDS = 30.0
+
+
+class ModeratorConfig(BaseModel):
+    """The `user_config` of the deployment: what can change while it runs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    guard: Path = Field(description="guard directory")
+    digest: str | None = Field(default=None, description="that the guard has; one with another is refused")
+    backend: BackendName = Field(default="torch", description="what computes; others are written by guardrail.export")
+    shadow: Path | None = Field(default=None, description="guard that judges the same texts and answers nobody")
+    keys: Path | None = Field(default=None, description="file of bearer keys (serve/keys.py); none: everybody may ask")
+    policies: Path | None = Field(default=None, description="folder of policies (serve/policies.py)")
+    policy: str | None = Field(default=None, description="of requests that name none; none: the guard's own thresholds")
+    cached_texts: int = Field(default=4096, ge=0, description="texts whose verdict is remembered")
+    deadline_seconds: float = Field(
+        default=DEADLINE_SECONDS,
+        gt=0,
+        description="in which a request is answered; what would take longer is refused at once (429)",
+    )
+
+
+class ModeratorArgs(ModeratorConfig):
+    """Arguments of the application, as `serve run serve.app:build KEY=VALUE` takes them."""
+
+    num_replicas: int = Field(default=1, ge=1)
+    num_cpus: float = Field(default=1.0, gt=0, description="per replica; also the threads the model computes with")
+    num_gpus: float = Field(default=0.0, ge=0, description="per replica")

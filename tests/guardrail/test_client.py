@@ -1,0 +1,96 @@
+"""The client: what is asked again, how long is waited, and what errors say; on a service of canned answers."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from guardrail.client import AsyncGuardClient, GuardClient, GuardServiceError
+
+BUSY = httpx.Response(429, headers={"Retry-After": "7"}, json={"error": {"message": "later", "code": "overloaded"}})
+DOWN = httpx.ConnectError("refused")
+ANSWER = httpx.Response(
+    200,
+    json={
+        "id": "guard-1", "model": "rayguard-v1", "digest": "d", "unsafe": False, "policy": "guard", "action": "allow",
+        "reasons": [], "score": 0.1, "threshold": 0.5, "categories": {}, "parts": [],
+    },
+)  # fmt: skip
+Outcome = httpx.Response | httpx.RequestError
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long the client waits, without waiting."""
+    waited: list[float] = []
+
+    async def asleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr("guardrail.client.time.sleep", waited.append)
+    monkeypatch.setattr("guardrail.client.asyncio.sleep", asleep)
+    return waited
+
+
+def transport(outcomes: list[Outcome]) -> httpx.MockTransport:
+    remaining: Iterator[Outcome] = iter(outcomes)
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        outcome = next(remaining)
+        if isinstance(outcome, httpx.RequestError):
+            raise outcome
+        return httpx.Response(outcome.status_code, headers=outcome.headers, content=outcome.content)
+
+    return httpx.MockTransport(handle)
+
+
+def asked(outcomes: list[Outcome], retries: int) -> str:
+    with GuardClient(retries=retries) as guard:
+        guard._http = httpx.Client(base_url="http://test", transport=transport(outcomes))
+        return guard.ask("a").model
+
+
+def asked_async(outcomes: list[Outcome], retries: int) -> str:
+    async def ask() -> str:
+        async with AsyncGuardClient(retries=retries) as guard:
+            guard._http = httpx.AsyncClient(base_url="http://test", transport=transport(outcomes))
+            return (await guard.ask("a")).model
+
+    return asyncio.run(ask())
+
+
+both = pytest.mark.parametrize("ask", [asked, asked_async])
+
+
+@both
+def test_a_busy_or_absent_service_is_asked_again_no_sooner_than_it_says(
+    ask: Callable[[list[Any], int], str], waits: list[float]
+) -> None:
+    assert ask([DOWN, BUSY, ANSWER], 2) == "rayguard-v1"
+    assert waits == [0.5, 7.0]
+
+
+@both
+@pytest.mark.parametrize(
+    ("outcomes", "status", "code", "message"),
+    [
+        ([BUSY, BUSY], 429, "overloaded", "later"),
+        ([DOWN, DOWN], 0, None, "cannot be reached: ConnectError"),
+        ([httpx.Response(400, json={"error": {"message": "no", "code": "invalid_form"}})], 400, "invalid_form", "no"),
+        ([httpx.Response(502, text="<html>")], 502, None, "HTTP 502"),
+        ([httpx.Response(200, text="hello")], 200, None, "does not answer as rayguard does"),
+    ],
+)
+def test_what_is_no_answer_is_an_error_that_says_what_it_is(
+    ask: Callable[[list[Any], int], str],
+    waits: list[float],
+    outcomes: list[Any],
+    status: int,
+    code: str | None,
+    message: str,
+) -> None:
+    with pytest.raises(GuardServiceError, match=message) as error:
+        ask(outcomes, 1)
+    assert (error.value.status, error.value.code, len(waits)) == (status, code, len(outcomes) - 1)
