@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -29,8 +30,9 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def asleep(seconds: float) -> None:
         waited.append(seconds)
 
-    monkeypatch.setattr("guardrail.client.time.sleep", waited.append)
-    monkeypatch.setattr("guardrail.client.asyncio.sleep", asleep)
+    # The modules as the client sees them: other threads of the tests' process sleep as before.
+    monkeypatch.setattr("guardrail.client.time", SimpleNamespace(sleep=waited.append))
+    monkeypatch.setattr("guardrail.client.asyncio", SimpleNamespace(sleep=asleep))
     return waited
 
 
