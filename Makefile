@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # One runs most of what starts engines, which leaves a core idle for much of the time; the other all the rest.
 WORKERS := -n 2 --no-loadscope-reorder
 
-.PHONY: help setup loop guard serve test test-unit test-litellm lint lock clean
+.PHONY: help setup loop guard serve test test-long test-unit test-litellm lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,8 +23,11 @@ guard: setup  ## train guards/default on the shipped seeds and public sets; DATA
 serve: setup  ## serve the newest promoted guard; ARGS="--port 8001"
 	$(RUN) -m serve $(ARGS)
 
-test: setup  ## run all tests
+test: setup  ## run the tests, but those of test-long
 	$(RUN) -m pytest $(WORKERS) $(ARGS)
+
+test-long: setup  ## run the tests that take minutes each: a loop that is stopped, a node that is lost, ...
+	$(RUN) -m pytest -m long $(ARGS)
 
 test-unit: setup  ## run the tests that need no cluster and no engine
 	$(RUN) -m pytest $(WORKERS) -m "not integration and not chaos" $(ARGS)

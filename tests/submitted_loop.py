@@ -1,19 +1,19 @@
 """The tiny loop as a submitted job on a running cluster, and what the dashboard showed of it meanwhile."""
 
+import contextlib
 import dataclasses
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 from ray.util.state import list_actors, list_jobs
 
 from guardrail.models import cache_dir
@@ -80,7 +80,7 @@ def submitted(inputs: Path, cache: Path) -> SubmittedLoop:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def running_cluster(cache: Path) -> Iterator[tuple[str, str]]:
     """Start a cluster as `ray start --head` makes it; yields the dashboard's URL and the metrics' URL."""
     temp = tempfile.mkdtemp(prefix="rg-", dir="/tmp")  # sockets lie in it: pytest's folders have too long names
@@ -104,8 +104,12 @@ def running_cluster(cache: Path) -> Iterator[tuple[str, str]]:
         until(lambda: all(map(_answers, awaited)), "dashboard and agent answer")
         yield urls
     finally:
-        head.send_signal(signal.SIGTERM)
-        head.wait(timeout=60)
+        # SIGTERM would have it wait half a minute for a node to drain that does nothing.
+        processes = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.wait()
         shutil.rmtree(temp, ignore_errors=True)
 
 

@@ -4,7 +4,7 @@ import socket
 import time
 from collections.abc import Callable
 
-PATIENCE = 120  # seconds until something that must happen counts as never happening
+PATIENCE = 300  # seconds until something that must happen counts as never happening
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:

@@ -65,7 +65,8 @@ def interrupted_as_it_trains(process: subprocess.Popen[str], run_dir: Path) -> N
     assert "Traceback" not in printed
 
 
-@pytest.mark.timeout(1200)  # three starts of the loop
+@pytest.mark.long  # three starts of the loop
+@pytest.mark.timeout(3600)
 def test_a_round_that_is_killed_and_interrupted_ends_as_one_that_was_not(finished_loop, loop_inputs, tmp_path):
     run_dir = tiny_loop.copied_up_to("01/attack", finished_loop, tmp_path / "tiny")
     for made in ("rounds/01", "attacker"):

@@ -66,6 +66,7 @@ def judged(ray_cluster, tiny_model, tmp_path):
     return start
 
 
+@pytest.mark.long
 def test_a_judge_of_an_adversary_votes_and_is_restarted_when_it_is_killed(judged, tmp_path):
     adversary = judged("llama-guard", 1024)
     (judge,) = adversary.algorithm._judges
@@ -85,6 +86,7 @@ def test_a_judge_of_an_adversary_votes_and_is_restarted_when_it_is_killed(judged
     assert len(outcome.iterations) == 2
 
 
+@pytest.mark.long
 def test_a_judge_that_cannot_start_says_why(judged):
     with pytest.raises(
         ValueError, match="a scorer or judge cannot start: ValueError: judge .* leaves no room for a text"

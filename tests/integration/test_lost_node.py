@@ -72,6 +72,7 @@ def lose_node(cluster, add_node, algorithm, *, generated):
     algorithm._send_tasks = send_and_lose
 
 
+@pytest.mark.long
 def test_an_iteration_outlives_a_node_and_its_attackers_come_back(cluster, add_node, algorithm, caplog):
     lose_node(cluster, add_node, algorithm, generated=False)
     assert iteration(algorithm)[0] == WHOLE // 2  # what the others made
