@@ -19,8 +19,7 @@ class SpanResult(BaseModel):
 class PartResult(BaseModel):
     """What the guard says of one part; `said`: what it says in plain letters where it is disguised.
 
-    A response is read behind its prompt: `said` and disguised spans are of both. Its other spans are of the response;
-    where it is unsafe without any, the prompt is.
+    A response is read behind its prompt, and judged by what it says there; its spans and `said` are its own.
     """
 
     part: str = Field(description="prompt, response or messages[i]")
@@ -29,6 +28,7 @@ class PartResult(BaseModel):
     spans: list[SpanResult]
     said: str | None
     decoded: list[str] = Field(description="steps from the text to what it says, as base_64 or look_alike")
+    prompt_cut: int = Field(0, description="tokens of the prompt that were not read with a response too long for both")
 
 
 class GuardResponse(BaseModel):
@@ -45,7 +45,8 @@ class GuardResponse(BaseModel):
     threshold: float = Field(description="score from which the guard finds a part unsafe")
     categories: dict[str, float]
     parts: list[PartResult]
-    truncated: Literal[False] = Field(False, description="texts of any length are read, in overlapping windows")
+    degraded: str | None = Field(None, description="why the guard did not judge this, where it did not; it is blocked")
+    truncated: Literal[False] = Field(False, description="parts of any length are read, in overlapping windows")
 
 
 class StreamResponse(BaseModel):
@@ -61,3 +62,4 @@ class StreamResponse(BaseModel):
     release: int = Field(description="characters that may be shown")
     next: int = Field(description="length of the response from which asking again tells more")
     stop_at: int | None = Field(description="character from which nothing may be shown; null: go on")
+    degraded: str | None = Field(None, description="why the guard did not judge this, where it did not; it is blocked")

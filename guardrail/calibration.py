@@ -1,4 +1,4 @@
-"""Temperature and threshold, from a validation split that no weight was trained on."""
+"""Temperature, thresholds and reliability, from a validation split that no weight was trained on."""
 
 import numpy as np
 
@@ -36,3 +36,25 @@ def choose_threshold(probabilities: np.ndarray, unsafe: np.ndarray, max_fpr: flo
     benign = np.sort(probabilities[~unsafe])
     flagged_benign = len(benign) - np.searchsorted(benign, candidates)
     return float(candidates[np.argmax(flagged_benign <= max_fpr * len(benign))])
+
+
+def reliability(unsafe: np.ndarray, scores: np.ndarray, bins: int = 15) -> list[dict[str, float | int | None]]:
+    """Return what a reliability diagram draws, for each of the equal-width bins of scores.
+
+    A bin has its `count`, `mean_score` and `share_unsafe`; the latter two are None where it is empty.
+
+    Args:
+        unsafe: the true labels, bool [n].
+        scores: probabilities in [0, 1], [n].
+        bins: how many.
+    """
+    index = np.minimum((scores * bins).astype(int), bins - 1)
+    members = [index == place for place in range(bins)]
+    return [
+        {
+            "count": int(own.sum()),
+            "mean_score": float(scores[own].mean()) if own.any() else None,
+            "share_unsafe": float(unsafe[own].mean()) if own.any() else None,
+        }
+        for own in members
+    ]

@@ -93,15 +93,11 @@ def _item(item_id: str, entry: DatasetEntry, row: Row) -> EvaluationItem | None:
 
 def _source(name: str, entry: DatasetEntry, data_dir: Path | None) -> tuple[str, Iterable[SourceRow]]:
     """Return what to call the source, and its rows."""
-    stems = dict.fromkeys((name, name.replace("-", "_")))
-    candidates = [*entry.files, *(stem + suffix for stem in stems for suffix in LOCAL_SUFFIXES)]
     tried = "no data folder was given (--data-dir)"
+    candidates = _candidates(name, entry)
     if data_dir is not None:
-        check_folder(data_dir)
-        for folder in (data_dir, data_dir / "train", data_dir / "eval"):
-            for candidate in candidates:
-                if (folder / candidate).is_file():
-                    return str(folder / candidate), read_rows(folder / candidate, levels=entry.levels)
+        if copy := local_copy(name, entry, data_dir):
+            return str(copy), read_rows(copy, levels=entry.levels)
         tried = f"{data_dir}, {data_dir / 'train'} and {data_dir / 'eval'} hold none of {', '.join(candidates)}"
     if entry.hub is None:
         tried += "; it is not on the hub"
@@ -116,6 +112,23 @@ def _source(name: str, entry: DatasetEntry, data_dir: Path | None) -> tuple[str,
         f"cannot load the data set {name!r}: {tried}. Download it from {entry.url}{gated}, put the file as "
         f"{candidates[0]} under a folder DIR, and pass --data-dir DIR."
     )
+
+
+def local_copy(name: str, entry: DatasetEntry, data_dir: Path) -> Path | None:
+    """Return the local copy of a registered set, None if there is none.
+
+    Raises:
+        ValueError: the data folder does not exist.
+    """
+    check_folder(data_dir)
+    folders = (data_dir, data_dir / "train", data_dir / "eval")
+    paths = (folder / candidate for folder in folders for candidate in _candidates(name, entry))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _candidates(name: str, entry: DatasetEntry) -> list[str]:
+    stems = dict.fromkeys((name, name.replace("-", "_")))
+    return [*entry.files, *(stem + suffix for stem in stems for suffix in LOCAL_SUFFIXES)]
 
 
 def check_folder(data_dir: Path) -> None:

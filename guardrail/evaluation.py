@@ -8,10 +8,10 @@ import numpy as np
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.guard import UNSAFE, Guard
 from guardrail.metrics import binary_metrics, tagged_metrics, wilson
+from guardrail.reading import reading_of
 from guardrail.records import Record
 from guardrail.remote import Moderation, RemoteGuard, moderation_of
 from guardrail.taxonomy import CATEGORIES
-from guardrail.text import joined
 
 
 def evaluate_set(
@@ -27,7 +27,7 @@ def evaluate_set(
     Raises:
         TargetError: see `RemoteGuard.moderate`.
     """
-    said = moderation_of(guard, [joined(item.text, item.response) for item in items])
+    said = moderation_of(guard, [reading_of(item.text, item.response) for item in items])
     thresholds = None if isinstance(guard, RemoteGuard) else guard.card.thresholds
     metrics = tagged_metrics(
         [item.unsafe for item in items],
@@ -82,7 +82,7 @@ def category_metrics(
 
 def misjudged(guard: Guard, records: Sequence[Record]) -> list[Record]:
     """Return the labelled records that the guard gets wrong: of attacks, those that succeed."""
-    verdicts = guard.classify([joined(record["text"], record["response"]) for record in records]) if records else []
+    verdicts = guard.classify([reading_of(record["text"], record["response"]) for record in records]) if records else []
     return [record for verdict, record in zip(verdicts, records, strict=True) if verdict.unsafe != record["unsafe"]]
 
 

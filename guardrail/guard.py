@@ -1,8 +1,9 @@
 """The guard: a plain transformers sequence classifier with a calibration beside it.
 
 A guard directory is what `save_pretrained` writes (safetensors, tokenizer, `id2label`) plus `guard.json`. The first
-logit is "unsafe", the others are the categories, each a sigmoid of its own. A disguised text is read twice, as it is
-written and as what it says (`guardrail.deobfuscation`). What computes the logits is a backend (`guardrail.backends`).
+logit is "unsafe", the others are the categories, each a sigmoid of its own. A text, a response behind its prompt or a
+conversation is read in windows (`guardrail.reading`); what is disguised is read twice, as it is written and as what it
+says (`guardrail.deobfuscation`). What computes the logits is a backend (`guardrail.backends`).
 Knows nothing of training or of serving.
 """
 
@@ -11,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from guardrail.backends import Backend, BackendName, TorchBackend, load_backend, token_batches
 from guardrail.deobfuscation import deciphered, plain
+from guardrail.fitted_on import FittedOn, FittedOnEvaluationSet
+from guardrail.reading import Conversation, Exchange, Readable, Window, messages_read, windows
 from guardrail.taxonomy import CATEGORIES, UNSAFE
 
 LABELS: tuple[str, ...] = (UNSAFE, *CATEGORIES)
 GUARD_FILE = "guard.json"
 FORMAT = 1
 
-_OVERLAP = 32  # tokens two neighbouring windows share, so that a short attack is whole in one of them
 _PADDED = 8  # a batch may be padding in one part of so many
 _WORD = re.compile(r"\w+")
 _DIGESTED = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
@@ -35,33 +37,38 @@ _DIGESTED = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """A part of a text that the guard read at once and that is unsafe by itself.
+    """A part of a text that the guard read at once and that is unsafe: by itself, or as an answer to its prompt.
 
     Attributes:
-        start, end: characters of the text, or of what it says where it is disguised.
+        start, end: characters of the text, of an exchange's response or of a conversation's message; or of what it says
+            where it is disguised.
         score: calibrated probability that it is unsafe.
-        disguised: whether it is a part of `Verdict.said`, not of the text as it is written.
+        disguised: whether it is a part of what the text says in plain letters, not of the text as it is written.
+        message: of a conversation, the number of the message, from 0; None of others.
     """
 
     start: int
     end: int
     score: float
     disguised: bool
+    message: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What the guard says of one text.
+    """What the guard says of one text, of one response to its prompt, or of one conversation: its most unsafe message.
 
     Attributes:
         unsafe: its decision.
         score: calibrated probability in [0, 1] that the text is unsafe.
         categories: the same for each category.
         spans: what the decision is due to, in the order of the text; empty where it is not unsafe.
-        said: what a disguised text says in plain letters, None of others.
+        said: what a disguised text or response says in plain letters, None of others; of a conversation, that of the
+            first message that is disguised.
         decoded: the steps that lead there, by the names of `guardrail.decoders`.
         tokens: that were read for it, what windows share included.
         windows: that these made.
+        prompt_cut: tokens of the prompt (the most of any) that its response was read without, as both were too long.
     """
 
     unsafe: bool
@@ -72,6 +79,7 @@ class Verdict:
     decoded: tuple[str, ...] = ()
     tokens: int = 0
     windows: int = 0
+    prompt_cut: int = 0
 
     @property
     def scores(self) -> dict[str, float]:
@@ -90,6 +98,7 @@ class GuardCard:
         thresholds: a label is on when its probability is at least this; labels not named here take that of "unsafe".
         window: tokens the model reads at once; longer texts are read in overlapping windows and the maximum counts.
         training: the manifest of the data and settings it was trained with.
+        fitted_on: the texts that temperature and thresholds were fitted on; None: not told.
         backends: what `guardrail.export` has written, by backend: the file's `sha256`, and how it compares with torch.
     """
 
@@ -100,6 +109,7 @@ class GuardCard:
     window: int
     taxonomy: tuple[str, ...] = CATEGORIES
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fitted_on: FittedOn | None = None
     backends: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
 
@@ -108,12 +118,18 @@ class GuardCard:
         """Read `directory/guard.json`.
 
         Raises:
-            ValueError: it is missing, unreadable, of another format or taxonomy, or holds values that cannot be.
+            ValueError: it is missing, unreadable, of another format or taxonomy, or holds values that cannot be; or its
+                thresholds were fitted on a registered evaluation set (FittedOnEvaluationSet).
         """
         path = directory / GUARD_FILE
         try:
             values = json.loads(path.read_text())
             card = cls(**{**values, "taxonomy": tuple(values["taxonomy"])})
+            if (told := values.get("fitted_on")) is not None:
+                fitted = FittedOn(**{**told, "sources": tuple(told["sources"])})
+                card = dataclasses.replace(card, fitted_on=fitted)
+        except FittedOnEvaluationSet as error:
+            raise FittedOnEvaluationSet(f"{path}: {error}") from None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{directory} is no guard directory: cannot read {GUARD_FILE} ({error})") from error
         if not (card.temperature > 0 and card.window > 0 and card.thresholds.get(UNSAFE, -1) >= 0):
@@ -188,106 +204,121 @@ class Guard:
             raise AttributeError("only the torch backend has a transformers model")
         return self.backend.model
 
-    def classify(self, texts: Sequence[str]) -> list[Verdict]:
-        """Return a verdict for each text; texts of any length, none is truncated."""
-        windows, logits = self._read(texts)
-        read: list[list[tuple[_Window, float]]] = [[] for _ in texts]
-        for window, score in zip(windows, self._calibrated(logits)[:, 0], strict=True):
-            read[window.row].append((window, float(score)))
-        scores = self._calibrated(_highest(windows, logits, len(texts)))
-        return [self._verdict(*each) for each in zip(texts, scores, read, strict=True)]
+    def classify(self, texts: Sequence[Readable | Conversation]) -> list[Verdict]:
+        """Return a verdict for each text, `Exchange` or conversation, of any length.
 
-    def _verdict(self, text: str, scores: np.ndarray, read: Sequence[tuple["_Window", float]]) -> Verdict:
+        Of a conversation each message is judged by itself, an answer behind what was asked last, and the most unsafe
+        one decides. None is truncated but prompts before long responses (`guardrail.reading`).
+
+        Raises:
+            TypeError: `texts` is a string.
+            ValueError: a conversation has no message.
+
+        Example:
+            >>> guard.classify(["Hello", Exchange("Name a tea.", "Oolong."), [{"role": "user", "content": "Hello"}]])
+        """
+        parts, windows, logits = self._read(texts)
+        read: list[list[tuple[_Part, Window, float]]] = [[] for _ in texts]
+        for part, window, score in zip(parts, windows, self._calibrated(logits)[:, 0], strict=True):
+            read[part.row].append((part, window, float(score)))
+        scores = self._calibrated(_highest(parts, logits, len(texts)))
+        return [self._verdict(*each) for each in zip(scores, read, strict=True)]
+
+    def _verdict(self, scores: np.ndarray, read: Sequence[tuple["_Part", Window, float]]) -> Verdict:
         threshold = self.card.thresholds[UNSAFE]
-        said = next((window.said for window, _ in read if window.said is not None), None)
+        disguised = next((part for part, _, _ in read if part.said is not None), None)
         return Verdict(
             unsafe=bool(scores[0] >= threshold),
             score=float(scores[0]),
             categories=_named(scores[1:]),
             spans=tuple(
-                Span(window.start, window.end, score, disguised=window.said is not None)
-                for window, score in read
+                Span(window.start, window.end, score, disguised=part.said is not None, message=part.message)
+                for part, window, score in read
                 if score >= threshold
             ),
-            said=said,
-            decoded=() if said is None else deciphered(text).steps,
-            tokens=sum(window.tokens for window, _ in read),
+            said=disguised.said if disguised else None,
+            decoded=disguised.decoded if disguised else (),
+            tokens=sum(len(window.ids) for _, window, _ in read),
             windows=len(read),
+            prompt_cut=max((window.prompt_cut for _, window, _ in read), default=0),
         )
 
-    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+    def probabilities(self, texts: Sequence[Readable | Conversation]) -> np.ndarray:
         """Return calibrated probabilities, float64 [len(texts), len(LABELS)]."""
         return self._calibrated(self.logits(texts))
 
-    def logits(self, texts: Sequence[str]) -> np.ndarray:
+    def logits(self, texts: Sequence[Readable | Conversation]) -> np.ndarray:
         """Return the model's logits, float64 [len(texts), len(LABELS)].
 
-        They are the maximum over the windows of a text, and over both readings of one that is disguised.
+        They are the maximum over the windows of a text, over both readings of one that is disguised, and over the
+        messages of a conversation.
         """
-        windows, logits = self._read(texts)
-        return _highest(windows, logits, len(texts))
+        parts, _, logits = self._read(texts)
+        return _highest(parts, logits, len(texts))
 
     def _calibrated(self, logits: np.ndarray) -> np.ndarray:
         return 1.0 / (1.0 + np.exp(-logits / self.card.temperature))
 
-    def _read(self, texts: Sequence[str]) -> tuple[list["_Window"], np.ndarray]:
-        """Return the windows of all readings of texts, in the texts' order, and their logits [windows, labels].
+    def _read(self, texts: Sequence[Readable | Conversation]) -> tuple[list["_Part"], list[Window], np.ndarray]:
+        """Return all windows of texts, in their order, what part each is of, and their logits [windows, labels].
 
         They are read by rising length, so that those read together are about as long.
         """
-        readings = [
-            (row, reading, place > 0) for row, text in enumerate(texts) for place, reading in enumerate(read_as(text))
-        ]
-        if not readings:
-            return [], np.zeros((0, len(LABELS)))
-        encoded = self.tokenizer(
-            [reading for _, reading, _ in readings],
-            truncation=True,
-            max_length=self.card.window,
-            stride=min(_OVERLAP, self.card.window // 4),
-            return_overflowing_tokens=True,
-        )
-        owners = encoded["overflow_to_sample_mapping"]
-        alone = np.bincount(owners) == 1
-        windows = []
-        for place, owner in enumerate(owners):
-            row, reading, disguised = readings[owner]
-            whole = 0, len(reading)
-            start, end = whole if alone[owner] else _extent(encoded.encodings[place].offsets)
-            length = len(encoded["input_ids"][place])
-            windows.append(_Window(row, start, end, reading if disguised else None, length))
-        # Without special tokens an empty text has no token at all, and a model cannot read nothing.
-        ids = [row or [self.tokenizer.pad_token_id] for row in encoded["input_ids"]]
-        lengths = [len(row) for row in ids]
-        logits = np.empty((len(ids), len(LABELS)))
-        order, budget = sorted(range(len(ids)), key=lengths.__getitem__), self.backend.batch_tokens
+        wholes = list(_parts(texts))
+        parts: list[_Part] = []
+        found: list[Window] = []
+        read = windows([part.reading for part in wholes], self.tokenizer, self.card.window)
+        for part, of_part in zip(wholes, read, strict=True):
+            parts += [part] * len(of_part)
+            found += of_part
+        lengths = [len(window.ids) for window in found]
+        logits = np.empty((len(found), len(LABELS)))
+        order, budget = sorted(range(len(found)), key=lengths.__getitem__), self.backend.batch_tokens
         for batch in token_batches(order, lengths, budget, budget // _PADDED):
-            padded = self.tokenizer.pad({"input_ids": [ids[place] for place in batch]}, return_tensors="np")
+            padded = self.tokenizer.pad({"input_ids": [found[place].ids for place in batch]}, return_tensors="np")
             logits[batch] = self.backend.logits(padded["input_ids"], padded["attention_mask"])
-        return windows, logits
+        return parts, found, logits
 
 
 @dataclasses.dataclass(frozen=True)
-class _Window:
-    """Characters of a reading of the text at `row`; `said`: the reading, if it is not the text as it is written."""
+class _Part:
+    """A reading of the text at `row`, or of a `message` of the conversation there.
+
+    `said` is what is judged, in plain letters, where it is not judged as it is written; `decoded` the steps to it.
+    """
 
     row: int
-    start: int
-    end: int
-    said: str | None
-    tokens: int
+    message: int | None
+    reading: Readable
+    said: str | None = None
+    decoded: tuple[str, ...] = ()
 
 
-def _extent(offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Return the first and last character of tokens; special tokens have none."""
-    told = [offset for offset in offsets if offset[1]]
-    return (min(start for start, _ in told), max(end for _, end in told)) if told else (0, 0)
+def _parts(texts: Sequence[Readable | Conversation]) -> Iterator[_Part]:
+    """Yield all readings of texts."""
+    if isinstance(texts, str):
+        raise TypeError("a guard reads a list of texts, not a text alone: give it in a list")
+    for row, text in enumerate(texts):
+        alone = isinstance(text, str | Exchange)
+        read: list[Readable] = [text] if isinstance(text, str | Exchange) else messages_read(text)
+        if not read:
+            raise ValueError(f"the conversation at {row} has no message")
+        for message, reading in enumerate(read):
+            part = _Part(row, None if alone else message, reading)
+            yield part
+            judged = reading if isinstance(reading, str) else reading.response
+            said = read_as(judged)[-1]
+            plainly = said if isinstance(reading, str) else Exchange(read_as(reading.prompt)[-1], said)
+            if said != judged:
+                yield dataclasses.replace(part, reading=plainly, said=said, decoded=deciphered(judged).steps)
+            elif plainly != reading:  # the prompt alone is disguised
+                yield dataclasses.replace(part, reading=plainly)
 
 
-def _highest(windows: Sequence[_Window], logits: np.ndarray, count: int) -> np.ndarray:
+def _highest(parts: Sequence[_Part], logits: np.ndarray, count: int) -> np.ndarray:
     """Return the highest logits of each text, [count, labels]."""
     result = np.full((count, len(LABELS)), -np.inf)
-    np.maximum.at(result, [window.row for window in windows], logits)
+    np.maximum.at(result, [part.row for part in parts], logits)
     return result
 
 

@@ -6,7 +6,8 @@
       sexual/minors: {block: 0.1}
 
 A label is "unsafe" or a category; from a threshold's score on, the text is flagged or blocked for it. The strictest of
-all labels counts, labels not named do nothing. Knows nothing of guards or of serving.
+all labels counts, labels not named do nothing. `fitted_on` may tell what thresholds were fitted on, which is never a
+registered evaluation set. Knows nothing of guards or of serving.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from guardrail.fitted_on import FittedOn
 from guardrail.taxonomy import UNSAFE, check_category
 
 Action = Literal["allow", "flag", "block"]
@@ -63,6 +65,7 @@ class Policy(BaseModel):
 
     description: str = ""
     thresholds: dict[str, Thresholds] = Field(min_length=1)
+    fitted_on: FittedOn | None = Field(None, description="texts that the thresholds were fitted on, where they were")
 
     @field_validator("thresholds")
     @classmethod

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from guardrail.guard import LABELS, UNSAFE, Guard
+from guardrail.reading import Readable
 
 logger = logging.getLogger(__name__)
 
@@ -200,14 +201,16 @@ def open_guard(target: str) -> Guard | RemoteGuard:
     return RemoteGuard(target) if is_url(target) else Guard.from_pretrained(target)
 
 
-def moderation_of(guard: Guard | RemoteGuard, texts: Sequence[str]) -> Moderation:
+def moderation_of(guard: Guard | RemoteGuard, texts: Sequence[Readable]) -> Moderation:
     """Return what a guard or a service says of texts; a guard of ours decides by its stored threshold.
+
+    A service is sent the prompt and the response of an exchange as one text.
 
     Raises:
         TargetError: see `RemoteGuard.moderate`.
     """
     if isinstance(guard, RemoteGuard):
-        return guard.moderate(texts)
+        return guard.moderate([str(text) for text in texts])
     probabilities = guard.probabilities(texts)
     return Moderation(probabilities, probabilities[:, 0] >= guard.card.thresholds[UNSAFE])
 

@@ -24,6 +24,7 @@ from guardrail.guard import GUARD_FILE, GuardCard
 from guardrail.promotion import load_checked
 from serve.app import moderator
 from serve.config import ModeratorArgs
+from serve.degraded import OnFailure
 from serve.keys import Keys
 from serve.policies import read_policies
 
@@ -96,7 +97,8 @@ def _deploy(args: ModeratorArgs, card: GuardCard) -> None:
 
 def _state(directory: Path) -> tuple[Any, ...]:
     """Return what changes when another guard is promoted, or the copy of one goes on."""
-    files = sorted((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in directory.iterdir())
+    stats = ((path.name, path.stat()) for path in directory.iterdir() if path.suffix != ".md")  # cards are no guard
+    files = sorted((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
     return directory.resolve(), *files
 
 
@@ -167,6 +169,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--policies", type=Path, help="folder of policies, which requests may name")
     parser.add_argument("--policy", help="of them, for requests that name none; by default the guard's own thresholds")
+    parser.add_argument(
+        "--on-failure",
+        choices=get_args(OnFailure),
+        default="block",
+        help="of the guard, or past the deadline: block what was not judged, or answer an error (%(default)s)",
+    )
     parser.add_argument("--shadow", type=Path, help="guard that judges the same texts; disagreements are counted")
     parser.add_argument(
         "--backend",
@@ -184,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{options.host}, or the cluster of RAY_ADDRESS, can be reached from other machines: name the keys "
                 "that may ask with --keys FILE (python -m serve.keys --file FILE add NAME makes one), or say --no-keys"
             )
-        passed = ("backend", "keys", "policies", "policy", "shadow", "num_cpus")
+        passed = ("backend", "keys", "policies", "policy", "on_failure", "shadow", "num_cpus")
         args = {name: getattr(options, name) for name in passed}
         run(lambda: options.guard or newest_guard(options.runs_dir), args, options.host, options.port)
     except (ValueError, OSError) as error:  # the latter: unreadable files, or an address that does not answer

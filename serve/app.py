@@ -27,13 +27,15 @@ from guardrail.backends import BackendName
 from guardrail.guard import Guard, GuardCard, Verdict
 from guardrail.policy import GUARDS_OWN, Action, Policy, guards_own, strictest
 from guardrail.promotion import load_checked
+from guardrail.reading import Readable
 from guardrail.taxonomy import UNSAFE
 from guardrail.text import digest
 from serve import litellm, perspective
-from serve.admission import Admission, Budgets
+from serve.admission import Admission, Budgets, OverBudget, Overloaded, TooMuch
 from serve.batching import Batcher
 from serve.cache import VerdictCache
 from serve.config import DEADLINE_SECONDS, ModeratorArgs, ModeratorConfig
+from serve.degraded import BLOCKS, NOT_JUDGED, Failure, OnFailure, degrade, failure_of
 from serve.errors import answer_errors
 from serve.keys import Keys
 from serve.litellm import GuardrailRequest, GuardrailResponse, guardrail_response
@@ -117,13 +119,14 @@ class _Chosen:
     name: str
     policy: Policy | None
 
-    def over(self, card: GuardCard) -> Policy:
-        return self.policy or guards_own(card.thresholds[UNSAFE])
+    def over(self, card: GuardCard, http: Request) -> Policy:
+        """Return what decides a request that has been answered."""
+        return BLOCKS if failure_of(http.scope) else self.policy or guards_own(card.thresholds[UNSAFE])
 
 
-def work_units(texts: Sequence[str]) -> int:
+def work_units(texts: Sequence[Readable]) -> int:
     """Return how much work texts are, in units."""
-    return sum(max(1, -(-len(text) // _CHARACTERS)) for text in texts)
+    return sum(max(1, -(-len(str(text)) // _CHARACTERS)) for text in texts)
 
 
 # Serve pickles this class where it stands, by value: all it uses, routes and handlers included, must be above it.
@@ -144,6 +147,7 @@ class Moderator:
         self._shadow: Shadow | None = None
         self._policies: Policies | None = None
         self._policy: str | None = None
+        self._on_failure: OnFailure = "block"
         self._batcher = Batcher(self._classify, work_units, _BATCH_UNITS)
         self._admission = Admission(DEADLINE_SECONDS)
         self._budgets = Budgets()
@@ -166,7 +170,7 @@ class Moderator:
         config = ModeratorConfig.model_validate(user_config)
         # First, and whatever becomes of the guard: who turns keys on wants them on.
         require_keys(Keys(config.keys) if config.keys else None)
-        self._admission.deadline = config.deadline_seconds
+        self._admission.deadline, self._on_failure = config.deadline_seconds, config.on_failure
         try:
             policies = read_policies(config.policies, config.policy)
             guard = await self._load(config.guard, config.digest, config.backend)
@@ -225,7 +229,7 @@ class Moderator:
         texts = request.texts()
         chosen = self._chosen(http)
         card, verdicts = await self._answered(texts, http)
-        policy = chosen.over(card)
+        policy = chosen.over(card, http)
         decisions = [policy.decide(verdict.scores) for verdict in verdicts]
         self._tell(http, texts, strictest(decisions).action, card)
         flagged = [decision.action != "allow" for decision in decisions]
@@ -238,7 +242,9 @@ class Moderator:
         chosen = self._chosen(http, request.policy)
         texts = [each.text for each in read]
         card, verdicts = await self._answered(texts, http)
-        answer = guard_response(read, verdicts, card, chosen.name, chosen.over(card))
+        answer = guard_response(
+            read, verdicts, card, chosen.name, chosen.over(card, http), degraded=failure_of(http.scope)
+        )
         self._tell(http, texts, answer.action, card)
         return answer
 
@@ -248,7 +254,7 @@ class Moderator:
         chosen = self._chosen(http)
         texts = request.read()
         card, verdicts = await self._answered(texts, http)
-        answer = guardrail_response(verdicts, chosen.over(card), card.thresholds)
+        answer = guardrail_response(verdicts, chosen.over(card, http), card.thresholds, failure_of(http.scope))
         self._tell(http, texts, "block" if answer.action == "BLOCKED" else "allow", card)
         return answer
 
@@ -263,7 +269,7 @@ class Moderator:
         chosen = self._chosen(http)
         texts = [request.comment.text[begin:end] for begin, end in request.spans()]
         card, verdicts = await self._answered(texts, http)
-        self._tell(http, texts, chosen.over(card).decide(verdicts[0].scores).action, card)
+        self._tell(http, texts, chosen.over(card, http).decide(verdicts[0].scores).action, card)
         return analyze_response(request, verdicts)
 
     @api.post("/v1/guard/stream", responses={status: {"model": ErrorBody} for status in _ERRORS})
@@ -272,7 +278,9 @@ class Moderator:
         chosen = self._chosen(http, request.policy)
         texts = request.texts()
         card, verdicts = await self._answered(texts, http)
-        answer = stream_response(request, verdicts, card, chosen.name, chosen.over(card))
+        answer = stream_response(
+            request, verdicts, card, chosen.name, chosen.over(card, http), degraded=failure_of(http.scope)
+        )
         self._tell(http, texts, answer.action, card)
         return answer
 
@@ -308,22 +316,42 @@ class Moderator:
             )
         return _Chosen(name, policy)
 
-    def _tell(self, http: Request, texts: Sequence[str], action: Action, card: GuardCard) -> None:
+    def _tell(self, http: Request, texts: Sequence[Readable], action: Action, card: GuardCard) -> None:
         """Count and log what was done with texts; of them the log has a hash and a length."""
         self._metrics.count("rayguard_texts", len(texts), action=action)
+        written = [str(text) for text in texts]
         logger.info(
             "%s %s: %d texts, %d characters, sha256 %s, by %s (%s).",
-            http.url.path, action, len(texts), sum(map(len, texts)), digest(*texts), card.version, card.digest,
+            http.url.path, action, len(texts), sum(map(len, written)), digest(*written), card.version, card.digest,
         )  # fmt: skip
 
-    async def _answered(self, texts: list[str], http: Request) -> tuple[GuardCard, list[Verdict]]:
+    async def _answered(self, texts: Sequence[Readable], http: Request) -> tuple[GuardCard, list[Verdict]]:
         """Return the verdicts on the texts of one request and the card of the one guard that gave them all.
+
+        Where the model fails, or is late, they are of texts that were not judged (`serve.degraded`), and the request's
+        scope says so; or these errors are raised, as the service is configured.
 
         Raises:
             OverBudget: its key has spent its tokens.
-            Overloaded: too much is waiting.
-            TimeoutError: the deadline has passed.
+            Overloaded, TooMuch: too much is waiting, or asked.
         """
+        try:
+            return await self._judged(texts, http)
+        except (OverBudget, Overloaded, TooMuch):
+            raise
+        except Exception as error:
+            failure: Failure = "deadline_exceeded" if isinstance(error, TimeoutError) else "model_failed"
+            self._metrics.count("rayguard_failures", failure=failure)
+            # Perspective's answer is scores, and there are none.
+            if self._on_failure == "error" or http.url.path == perspective.PATH:
+                raise
+            # The message may quote the text.
+            logger.error("Not judged, and blocked: %s (%s).", failure, type(error).__name__)
+            degrade(http.scope, failure)
+            return self._in_use().guard.card, [NOT_JUDGED] * len(texts)
+
+    async def _judged(self, texts: Sequence[Readable], http: Request) -> tuple[GuardCard, list[Verdict]]:
+        """Return what `_answered` does where nothing fails."""
         key = key_of(http.scope)
         self._budgets.check(key)
         used = self._in_use()
@@ -340,7 +368,7 @@ class Moderator:
         fresh = iter(computed)
         return by.guard.card, [verdict or next(fresh) for verdict in known]
 
-    async def _computed(self, texts: list[str]) -> tuple[_InUse, list[Verdict]]:
+    async def _computed(self, texts: Sequence[Readable]) -> tuple[_InUse, list[Verdict]]:
         """Return what `_classify` does of one request, unless it takes too long."""
         with self._admission.admitted(work_units(texts)):
             self._metrics.set("rayguard_waiting", self._admission.waiting)
@@ -360,7 +388,7 @@ class Moderator:
         card = self._in_use().guard.card
         return Health(status="ok", guard=card.version, digest=card.digest)
 
-    async def _classify(self, requests: Sequence[list[str]]) -> list[tuple[_InUse, list[Verdict]]]:
+    async def _classify(self, requests: Sequence[Sequence[Readable]]) -> list[tuple[_InUse, list[Verdict]]]:
         """Return for each request the verdicts on its texts and the guard that gave them.
 
         All texts of a request are judged by one guard, whatever is swapped meanwhile.

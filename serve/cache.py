@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from guardrail.guard import Verdict
+from guardrail.reading import Readable
 
 _LONGEST = 10_000  # characters: a verdict keeps what a disguised text says
 
@@ -20,7 +21,7 @@ class VerdictCache:
         self._size = size
         self._kept: OrderedDict[bytes, Verdict] = OrderedDict()
 
-    def get(self, texts: Sequence[str]) -> list[Verdict | None]:
+    def get(self, texts: Sequence[Readable]) -> list[Verdict | None]:
         """Return the verdict on each text, None where it is not known."""
         if not self._kept:
             return [None] * len(texts)
@@ -33,14 +34,14 @@ class VerdictCache:
             found.append(verdict)
         return found
 
-    def put(self, texts: Sequence[str], verdicts: Sequence[Verdict]) -> None:
+    def put(self, texts: Sequence[Readable], verdicts: Sequence[Verdict]) -> None:
         """Keep verdicts, and forget those that were not asked for the longest."""
         for text, verdict in zip(texts, verdicts, strict=True):
-            if len(text) <= _LONGEST:
+            if len(str(text)) <= _LONGEST:
                 self._kept[_key(text)] = verdict
         while len(self._kept) > self._size:
             self._kept.popitem(last=False)
 
 
-def _key(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+def _key(text: Readable) -> bytes:
+    return hashlib.sha256(repr(text).encode()).digest()  # which tells an exchange from its text

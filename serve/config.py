@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from guardrail.backends import BackendName
+from serve.degraded import OnFailure
 
 DEADLINE_SECONDS = 30.0
 
@@ -26,6 +27,9 @@ class ModeratorConfig(BaseModel):
         default=DEADLINE_SECONDS,
         gt=0,
         description="in which a request is answered; what would take longer is refused at once (429)",
+    )
+    on_failure: OnFailure = Field(
+        default="block", description="of the model, or past the deadline: block what was not judged, or answer an error"
     )
 
 

@@ -13,7 +13,9 @@ from pydantic import BaseModel
 
 from guardrail.guard import Verdict
 from guardrail.policy import Policy, strictest
+from guardrail.reading import Readable
 from guardrail.taxonomy import UNSAFE
+from serve.degraded import Failure
 from serve.moderation import MAX_INPUTS, RequestRefused
 from serve.native import Message, of_messages
 
@@ -40,7 +42,7 @@ class GuardrailRequest(BaseModel):
     tool_calls: list[ToolCall] | None = None
     structured_messages: list[dict[str, Any]] | None = None
 
-    def read(self) -> list[str]:
+    def read(self) -> list[Readable]:
         """Return the texts to judge; there may be none.
 
         Raises:
@@ -58,7 +60,7 @@ class GuardrailRequest(BaseModel):
         texts = [text.encode(errors="replace").decode() for text in texts if text.strip()]
         prompts = ["\n".join(_parts(message)) for message in messages if message.get("role") == "user"]
         if self.input_type == "request" or not prompts:
-            return texts
+            return list(texts)
         prompt = Message(role="user", content=prompts[-1].encode(errors="replace").decode())
         _, *read = of_messages([prompt, *(Message(role="assistant", content=text) for text in texts)])
         return [each.text for each in read]
@@ -72,7 +74,7 @@ class GuardrailResponse(BaseModel):
 
 
 def guardrail_response(
-    verdicts: Sequence[Verdict], policy: Policy, thresholds: Mapping[str, float]
+    verdicts: Sequence[Verdict], policy: Policy, thresholds: Mapping[str, float], degraded: Failure | None = None
 ) -> GuardrailResponse:
     """Return the answer; the reason names categories, never the text.
 
@@ -81,10 +83,13 @@ def guardrail_response(
         policy: blocks or lets pass; LiteLLM knows nothing between.
         thresholds: of the guard, by label, for categories to name where the policy's own reason is "unsafe" alone; a
             label not named takes that of "unsafe".
+        degraded: why the texts were not judged, where they were not.
     """
     decisions = [policy.decide(verdict.scores) for verdict in verdicts]
     if not decisions or strictest(decisions).action != "block":
         return GuardrailResponse(action="NONE")
+    if degraded:
+        return GuardrailResponse(action="BLOCKED", blocked_reason=f"Blocked unread: the guard failed ({degraded}).")
     named: dict[str, None] = {}  # in this order, each once
     for verdict, decision in zip(verdicts, decisions, strict=True):
         if decision.action == "block":

@@ -22,6 +22,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "rayguard_cached_texts": ("Texts whose verdict was known.", ()),
     "rayguard_windows": ("Windows read.", ()),
     "rayguard_tokens": ("Tokens read.", ()),
+    "rayguard_failures": ("Requests that the model failed, or was late for.", ("failure",)),
     "rayguard_swaps": ("Guards offered, by whether they were taken or refused.", ("outcome",)),
     "rayguard_shadow_texts": ("Texts the shadow guard judged, by whether it agrees; or skipped.", ("outcome",)),
 }

@@ -14,7 +14,8 @@ from pydantic_core import PydanticCustomError
 from guardrail.answers import GuardResponse, PartResult, SpanResult
 from guardrail.guard import GuardCard, Verdict
 from guardrail.policy import Policy, strictest
-from guardrail.text import joined
+from guardrail.reading import Exchange, Readable
+from serve.degraded import Failure
 from serve.moderation import MAX_INPUTS, RequestRefused, Text, model_name
 
 MOST_REPEATED = 4_000_000  # characters: a prompt is read again with each answer to it
@@ -59,23 +60,38 @@ class GuardRequest(BaseModel):
     def read(self) -> list["Read"]:
         """Return what the guard is shown, in the order of the request."""
         if self.prompt is not None:
-            prompt = Read("prompt", self.prompt, 0)
-            return [prompt] if self.response is None else [prompt, _answer("response", self.prompt, self.response)]
+            prompt = Read("prompt", self.prompt)
+            if self.response is None:
+                return [prompt]
+            return [prompt, Read("response", Exchange(self.prompt, self.response))]
         return list(of_messages(self.messages or ()))
 
 
 class Read(NamedTuple):
-    """A text that the guard is shown: which part of the request it judges, and where in the text that part begins."""
+    """What the guard is shown, and which part of the request that judges."""
 
     part: str
-    text: str
-    start: int
+    text: Readable
 
 
 def guard_response(
-    read: Sequence[Read], verdicts: Sequence[Verdict], card: GuardCard, name: str, policy: Policy
+    read: Sequence[Read],
+    verdicts: Sequence[Verdict],
+    card: GuardCard,
+    name: str,
+    policy: Policy,
+    *,
+    degraded: Failure | None = None,
 ) -> GuardResponse:
-    """Return the whole answer, one part for each text that was read; `name` is the policy's."""
+    """Return the whole answer, one part for each text that was read.
+
+    Args:
+        read: what the guard was shown.
+        verdicts: on each of these.
+        card: of the guard that gave them.
+        name, policy: by which the action is chosen.
+        degraded: why the guard did not give them, where it did not.
+    """
     decision = strictest(policy.decide(verdict.scores) for verdict in verdicts)
     return GuardResponse(
         id=f"guard-{uuid4().hex}",
@@ -88,28 +104,23 @@ def guard_response(
         score=max(verdict.score for verdict in verdicts),
         threshold=card.thresholds["unsafe"],
         categories={key: max(verdict.categories[key] for verdict in verdicts) for key in card.taxonomy},
-        parts=[_part(*each) for each in zip(read, verdicts, strict=True)],
+        parts=[_part(each.part, verdict) for each, verdict in zip(read, verdicts, strict=True)],
+        degraded=degraded,
     )
 
 
-def _part(read: Read, verdict: Verdict) -> PartResult:
-    spans = [
-        # What was read in plain letters has other places than the text: it is told as it is.
-        SpanResult(start=span.start, end=span.end, score=span.score, disguised=True)
-        if span.disguised
-        else SpanResult(
-            start=max(0, span.start - read.start), end=span.end - read.start, score=span.score, disguised=False
-        )
-        for span in verdict.spans
-        if span.disguised or span.end > read.start
-    ]
+def _part(name: str, verdict: Verdict) -> PartResult:
     return PartResult(
-        part=read.part,
+        part=name,
         unsafe=verdict.unsafe,
         score=verdict.score,
-        spans=spans,
+        spans=[
+            SpanResult(start=span.start, end=span.end, score=span.score, disguised=span.disguised)
+            for span in verdict.spans
+        ],
         said=verdict.said,
         decoded=list(verdict.decoded),
+        prompt_cut=verdict.prompt_cut,
     )
 
 
@@ -131,13 +142,8 @@ def of_messages(messages: Sequence[Message]) -> Iterator[Read]:
                     param="messages",
                     code="conversation_too_long",
                 )
-            yield _answer(part, asked, message.content)
+            yield Read(part, Exchange(asked, message.content))
             continue
         if message.role == "user":
             asked = message.content
-        yield Read(part, message.content, 0)
-
-
-def _answer(part: str, asked: str, answer: str) -> Read:
-    text = joined(asked, answer)
-    return Read(part, text, len(text) - len(answer))
+        yield Read(part, message.content)

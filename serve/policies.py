@@ -2,10 +2,12 @@
 
 python -m serve.policies lint FILE_OR_FOLDER ...
 python -m serve.policies propose --guard DIR --benign FILE --output FILE.yaml [--flag-fpr 0.05] [--block-fpr 0.01]
-                                 [--unsafe FILE] [--picture FILE.png]
+                                 [--unsafe FILE] [--picture FILE.png] [--data-dir DIR]
 
 `propose` finds the thresholds at which so many of your own benign texts are flagged and blocked, and shows what other
-thresholds would do. Texts: a file of lines (.txt), or the column "text" of CSV, TSV, JSON lines or parquet.
+thresholds would do. Texts: a file of lines (.txt), or the column "text" of CSV, TSV, JSON lines or parquet. A file that
+is named as a registered evaluation set, or whose column "source" names one, is refused, and with --data-dir also one
+that shares texts with a set there; a policy tells what it was fitted on, and `lint` refuses it for the same reasons.
 """
 
 import argparse
@@ -15,13 +17,16 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import yaml
 
 from guardrail.calibration import choose_threshold
+from guardrail.fitted_on import FittedOn, fitted_on
 from guardrail.guard import Guard
 from guardrail.policy import GUARDS_OWN, Policy, read_policy
+from guardrail.records import record_id
 from guardrail.rows import raise_problems, read_rows, text_problem
 from guardrail.seeds import embedded_seeds
 from guardrail.taxonomy import UNSAFE
@@ -111,7 +116,14 @@ def lint(paths: Sequence[Path]) -> list[str]:
     return problems
 
 
-def read_texts(path: Path) -> list[str]:
+class Texts(NamedTuple):
+    """The texts of a file, and what its rows name as their source."""
+
+    texts: list[str]
+    sources: frozenset[str]
+
+
+def read_texts(path: Path) -> Texts:
     """Return the texts of a file: its lines (.txt), or its column "text".
 
     Raises:
@@ -119,13 +131,26 @@ def read_texts(path: Path) -> list[str]:
     """
     if path.suffix == ".txt":
         try:
-            return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"cannot read {path}: {error}") from None
+        return Texts([line for line in lines if line.strip()], frozenset())
     rows = list(read_rows(path))
     problems = [(row, row.problem or text_problem(row.values.get("text"))) for row in rows]
     raise_problems(path, [f"{row.where}: text {problem}" for row, problem in problems if problem])
-    return [row.values["text"] for row in rows]
+    sources = frozenset(source for row in rows if isinstance(source := row.values.get("source"), str))
+    return Texts([row.values["text"] for row in rows], sources)
+
+
+def _read_to_fit(path: Path, data_dir: Path | None) -> tuple[list[str], FittedOn]:
+    """Return the texts of a file, and its entry for the policy that is fitted on them.
+
+    Raises:
+        FittedOnEvaluationSet: they are of a registered evaluation set.
+        ValueError: as `read_texts`; or the data folder cannot be read.
+    """
+    texts, sources = read_texts(path)
+    return texts, fitted_on(path.name, [record_id(text) for text in texts], sources, data_dir)
 
 
 def propose(benign: np.ndarray, unsafe: np.ndarray, flag_fpr: float, block_fpr: float, description: str) -> Policy:
@@ -208,6 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     proposal.add_argument("--flag-fpr", type=float, default=0.05, help="share of benign texts flagged (%(default)s)")
     proposal.add_argument("--block-fpr", type=float, default=0.01, help="share of them blocked (%(default)s)")
     proposal.add_argument("--output", type=Path, required=True, help="the policy, FILE.yaml")
+    proposal.add_argument("--data-dir", type=Path, help="local copies of evaluation sets, of which no text may be")
     proposal.add_argument("--picture", type=Path, help="the trade-off, FILE.png or .svg")
     options = parser.parse_args(arguments)
     try:
@@ -223,16 +249,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _propose(options: argparse.Namespace) -> None:
-    guard = Guard.from_pretrained(options.guard)
-    benign = guard.probabilities(read_texts(options.benign))[:, 0]
+    benign_texts, fitted = _read_to_fit(options.benign, options.data_dir)
     if options.unsafe:
-        unsafe_texts = read_texts(options.unsafe)
+        unsafe_texts, _ = _read_to_fit(options.unsafe, options.data_dir)
     else:
         unsafe_texts = [seed["text"] for seed in embedded_seeds() if seed["unsafe"]]
         print("Unsafe texts are the shipped seeds; a guard trained on them finds more of them than of others.")
+    guard = Guard.from_pretrained(options.guard)
+    benign = guard.probabilities(benign_texts)[:, 0]
     unsafe = guard.probabilities(unsafe_texts)[:, 0]
     description = f"Proposed for guard {guard.card.version} ({guard.card.digest}) on {len(benign)} benign texts."
     policy = propose(benign, unsafe, options.flag_fpr, options.block_fpr, description)
+    policy = policy.model_copy(update={"fitted_on": fitted})
     print(trade_off(benign, unsafe))
     options.output.write_text(yaml.safe_dump(policy.model_dump(exclude_none=True), sort_keys=False), encoding="utf-8")
     print(f"Wrote {options.output}")

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from guardrail.guard import Guard, Verdict
+from guardrail.reading import Readable
 from serve.metrics import Metrics
 
 _QUEUED = 256  # texts
@@ -30,10 +31,10 @@ class Shadow:
     def __init__(self, guard: Guard, busy: Callable[[], bool], metrics: Metrics) -> None:
         self.guard, self._busy, self._metrics = guard, busy, metrics
         self.agreed = self.disagreed = 0
-        self._queue: deque[tuple[str, bool]] = deque()
+        self._queue: deque[tuple[Readable, bool]] = deque()
         self._task: asyncio.Task[None] | None = None
 
-    def offer(self, texts: Sequence[str], verdicts: Sequence[Verdict]) -> None:
+    def offer(self, texts: Sequence[Readable], verdicts: Sequence[Verdict]) -> None:
         """Take texts and what the guard in use said of them."""
         skipped = 0
         for text, verdict in zip(texts, verdicts, strict=True):

@@ -16,7 +16,8 @@ from pydantic_core import PydanticCustomError
 from guardrail.answers import StreamResponse
 from guardrail.guard import GuardCard, Verdict
 from guardrail.policy import Decision, Policy, strictest
-from guardrail.text import joined
+from guardrail.reading import Exchange, Readable
+from serve.degraded import Failure
 from serve.moderation import MAX_INPUTS, RequestRefused, Text, model_name
 from serve.native import MOST_REPEATED
 
@@ -55,7 +56,7 @@ class StreamRequest(BaseModel):
             reached.append(length)
         return reached
 
-    def texts(self) -> list[str]:
+    def texts(self) -> list[Readable]:
         """Return what the guard is shown, a text for each checkpoint.
 
         Raises:
@@ -70,13 +71,19 @@ class StreamRequest(BaseModel):
                 code="response_too_long",
             )
         read = [self.response[max(0, end - REACH) : end] for end in self.checkpoints()]
-        return read if self.prompt is None else [joined(self.prompt, each) for each in read]
+        return [each if self.prompt is None else Exchange(self.prompt, each) for each in read]
 
 
 def stream_response(
-    request: StreamRequest, verdicts: Sequence[Verdict], card: GuardCard, name: str, policy: Policy
+    request: StreamRequest,
+    verdicts: Sequence[Verdict],
+    card: GuardCard,
+    name: str,
+    policy: Policy,
+    *,
+    degraded: Failure | None = None,
 ) -> StreamResponse:
-    """Return the answer from the verdicts on `request.texts()`; `name` is the policy's."""
+    """Return the answer from the verdicts on `request.texts()`; see `serve.native.guard_response`."""
     checked, stop_at = request.checked, None
     decisions = [Decision("allow", ())]
     for end, verdict in zip(request.checkpoints(), verdicts, strict=True):
@@ -98,6 +105,7 @@ def stream_response(
         release=checked if finished else _shown(checked),
         next=(checked // STEP + 1) * STEP,
         stop_at=stop_at,
+        degraded=degraded,
     )
 
 

@@ -12,7 +12,7 @@ _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 _WINDOW = 48  # tokens: short, so that a paragraph already takes several windows
 
 
-def tiny_guard(directory: Path, seed: int = 0, layers: int = 1) -> Path:
+def tiny_guard(directory: Path, seed: int = 0, layers: int = 1, hidden: int = 16) -> Path:
     """Write a guard "tiny-SEED" to `directory` and return it; its opinions are random, fixed by the seed."""
     characters = [chr(code) for code in range(33, 127)]
     tokens = [*_SPECIAL, *characters, *(f"##{character}" for character in characters)]
@@ -29,7 +29,7 @@ def tiny_guard(directory: Path, seed: int = 0, layers: int = 1) -> Path:
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(tokens),
-        hidden_size=16,
+        hidden_size=hidden,
         intermediate_size=32,
         num_hidden_layers=layers,
         num_attention_heads=2,

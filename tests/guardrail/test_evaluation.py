@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from guardrail.evaluation import category_metrics, evaluate_set
+from guardrail.evaluation import category_metrics, evaluate_set, misjudged
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.guard import LABELS, UNSAFE, Guard
 from guardrail.metrics import binary_metrics, wilson
+from guardrail.reading import Exchange
+from guardrail.records import make_record
 from guardrail.remote import Moderation
 from tests.tiny_guard import tiny_guard
 
@@ -45,6 +47,21 @@ def test_of_a_service_the_scores_of_its_own_categories_only_rank():
 def test_a_set_whose_known_categories_are_all_one_defines_no_ranking():
     found = category_metrics([["fraud"], None], Moderation(np.ones((2, len(LABELS))), np.ones(2, dtype=bool)), None)
     assert found["fraud"]["auprc"] is None and found["fraud"]["recall"] == 1.0
+
+
+def test_a_response_is_measured_behind_its_prompt_in_every_window(tmp_path):
+    guard = Guard.from_pretrained(tiny_guard(tmp_path / "guard"))
+    responses = ["Oolong. " * length for length in (1, 30)]
+    items = [EvaluationItem(str(i), "Name a tea.", each, i > 0, None, None) for i, each in enumerate(responses)]
+    scores = guard.probabilities([Exchange("Name a tea.", each) for each in responses])[:, 0]
+    threshold = guard.card.thresholds[UNSAFE]
+    expected = binary_metrics([False, True], scores, threshold)
+    assert evaluate_set(guard, items) == {**expected, "tags": {}}
+    records = [
+        make_record("Name a tea.", unsafe=score < threshold, source="s", response=each)
+        for score, each in zip(scores, responses, strict=True)
+    ]
+    assert misjudged(guard, records) == records
 
 
 def test_intervals_and_categories_are_there_where_a_seed_asks_for_them(tmp_path):

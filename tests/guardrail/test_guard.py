@@ -1,4 +1,4 @@
-"""The guard directory on a real, tiny classifier, and the pieces of its training that need no Ray."""
+"""The guard directory on a real, tiny classifier."""
 
 import dataclasses
 import json
@@ -11,9 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardrail.guard import LABELS, Guard, GuardCard, content_digest, load_base, read_as, token_batches, write_card
-from guardrail.records import make_record
 from guardrail.taxonomy import CATEGORIES
-from guardrail.training import encode, epoch_batches, guard_loss
 from guardrail.transforms import TRANSFORMS
 from tests.tiny_llama import tiny_llama
 
@@ -170,36 +168,3 @@ def test_batches_hold_everything_once_within_the_budget(lengths, budget):
     assert [index for batch in tight for index in batch] == order
     padding = [max(lengths[i] for i in b) * len(b) - sum(lengths[i] for i in b) for b in tight]
     assert all(each <= budget // 8 for each in padding)
-
-
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 4), st.integers(0, 3))
-def test_an_epoch_shows_everything_and_gives_every_worker_as_many_batches(lengths, world, seed):
-    batches = epoch_batches(lengths, 64, seed, world)
-    assert {index for batch in batches for index in batch} == set(range(len(lengths)))
-    assert len(batches) % world == 0
-    assert batches == epoch_batches(lengths, 64, seed, world)
-
-
-def test_unknown_categories_do_not_count_in_the_loss(directory):
-    records = [
-        make_record("a", unsafe=True, source="s", categories=["hate"]),
-        make_record("b", unsafe=True, source="s", categories=None),
-        make_record("c", unsafe=False, source="s", categories=[]),
-    ]
-    data = encode(records, Guard.from_pretrained(directory).tokenizer, WINDOW)
-    hate = LABELS.index("hate")
-    assert data.targets[:, 0].tolist() == [1, 1, 0] and data.targets[0, hate] == 1
-    assert data.known[1].tolist() == [1] + [0] * len(CATEGORIES) and data.known[[0, 2]].all()
-    targets, known = torch.from_numpy(data.targets), torch.from_numpy(data.known)
-    logits = torch.zeros(3, len(LABELS))
-    changed = logits.clone()
-    changed[1, 1:] = 9.0
-    assert guard_loss(changed, targets, known, 0.5) == guard_loss(logits, targets, known, 0.5)
-    assert guard_loss(logits, targets, known, 0.5).item() == pytest.approx(1.5 * np.log(2))
-
-
-def test_what_training_cuts_off_is_counted(directory):
-    data = encode(
-        [make_record("x" * 100, unsafe=False, source="s")], Guard.from_pretrained(directory).tokenizer, WINDOW
-    )
-    assert data.truncated == 1 and len(data.input_ids[0]) == WINDOW

@@ -1,6 +1,7 @@
 """Verdicts that are remembered."""
 
 from guardrail.guard import Verdict
+from guardrail.reading import Exchange
 from serve.cache import VerdictCache
 
 
@@ -12,6 +13,7 @@ def test_a_text_is_known_to_the_last_character_until_others_take_its_place() -> 
     cache = VerdictCache(2)
     cache.put(["a", "b"], [verdict(0.1), verdict(0.2)])
     assert cache.get(["a", "A", "a "]) == [verdict(0.1), None, None]
+    assert cache.get([Exchange("a", "b"), "a\n\nb"]) == [None, None]
     cache.put(["c"], [verdict(0.3)])
     assert cache.get(["a", "b", "c"]) == [verdict(0.1), None, verdict(0.3)]  # "a" was asked for after "b"
 

@@ -8,7 +8,9 @@ from pydantic import ValidationError
 
 from guardrail.guard import Verdict
 from guardrail.policy import Policy, guards_own
+from guardrail.reading import Exchange, Readable
 from guardrail.taxonomy import CATEGORIES
+from serve.degraded import BLOCKS, NOT_JUDGED
 from serve.litellm import GuardrailRequest, guardrail_response
 from serve.moderation import MAX_INPUTS, RequestRefused
 
@@ -24,7 +26,7 @@ def verdict(score: float, **categories: float) -> Verdict:
     return Verdict(score >= 0.5, score, dict.fromkeys(CATEGORIES, 0.0) | categories)
 
 
-def read(input_type: str = "request", **body: Any) -> list[str]:
+def read(input_type: str = "request", **body: Any) -> list[Readable]:
     return GuardrailRequest.model_validate({"input_type": input_type, "request_data": {}, **body}).read()
 
 
@@ -40,7 +42,7 @@ def test_all_texts_of_a_request_are_read_and_split_ones_together() -> None:
 
 def test_an_answer_is_read_behind_its_prompt_where_that_is_sent() -> None:
     assert read("response", texts=["Tea.", "Rum."]) == ["Tea.", "Rum."]
-    behind = ["Name\nit\n\nTea.", "Name\nit\n\nRum."]
+    behind = [Exchange("Name\nit", "Tea."), Exchange("Name\nit", "Rum.")]
     assert read("response", texts=["Tea.", "Rum."], structured_messages=MESSAGES) == behind
     assert read("response", texts=["Tea."], structured_messages=MESSAGES[:1]) == ["Tea."]
 
@@ -111,3 +113,8 @@ def test_a_policy_decides_and_what_it_only_flags_passes() -> None:
     assert guardrail_response([verdict(0.9, hate=1.0)], policy, THRESHOLDS).action == "NONE"
     answer = guardrail_response([verdict(0.9, hate=1.0), verdict(0.1, fraud=0.8)], policy, THRESHOLDS)
     assert json.loads(answer.model_dump_json()) == {"action": "BLOCKED", "blocked_reason": "Blocked as unsafe: fraud."}
+
+
+def test_what_was_not_judged_is_blocked_for_that() -> None:
+    answer = guardrail_response([NOT_JUDGED], BLOCKS, THRESHOLDS, "model_failed")
+    assert (answer.action, answer.blocked_reason) == ("BLOCKED", "Blocked unread: the guard failed (model_failed).")

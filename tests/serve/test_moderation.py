@@ -147,6 +147,9 @@ def test_a_category_has_its_own_threshold_where_the_guard_names_one() -> None:
     thresholds = {UNSAFE: 0.5, "fraud": 0.9, "hate": 0.2}
     result = moderation_result(verdict(fraud=0.8, hate=0.3), True, thresholds)
     assert [key for key, on in result.categories.items() if on] == ["hate"]
+    # It decides nothing: what is not flagged has no category on.
+    result = moderation_result(verdict(unsafe=False, hate=0.3), False, thresholds)
+    assert not result.flagged and not any(result.categories.values())
 
 
 def test_work_is_counted_by_length_and_by_number() -> None:

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from guardrail.guard import GuardCard, Span, Verdict
 from guardrail.policy import GUARDS_OWN, Policy, guards_own
+from guardrail.reading import Exchange, Readable, messages_read
 from guardrail.taxonomy import CATEGORIES
 from serve.moderation import RequestRefused, invalid_body
 from serve.native import GuardRequest, guard_response
@@ -25,23 +26,24 @@ def verdict(score: float, *spans: Span, said: str | None = None, **categories: f
     return Verdict(score >= 0.5, score, dict.fromkeys(CATEGORIES, 0.0) | categories, spans, said)
 
 
-def read(**body: Any) -> list[tuple[str, str, int]]:
+def read(**body: Any) -> list[tuple[str, Readable]]:
     return [tuple(each) for each in GuardRequest.model_validate(body).read()]
 
 
 def test_prompt_and_response_are_read_together_and_the_prompt_alone() -> None:
-    assert read(prompt="a") == [("prompt", "a", 0)]
-    assert read(prompt="a", response="") == [("prompt", "a", 0), ("response", "a\n\n", 3)]
+    assert read(prompt="a") == [("prompt", "a")]
+    assert read(prompt="a", response="") == [("prompt", "a"), ("response", Exchange("a", ""))]
 
 
 def test_an_answer_of_a_conversation_is_read_behind_what_was_asked_last() -> None:
     assert read(messages=CONVERSATION) == [
-        ("messages[0]", "Be kind.", 0),
-        ("messages[1]", "Hello.", 0),
-        ("messages[2]", "Name a tea.", 0),
-        ("messages[3]", "[]", 0),
-        ("messages[4]", "Name a tea.\n\nOolong.", 13),
+        ("messages[0]", "Be kind."),
+        ("messages[1]", "Hello."),
+        ("messages[2]", "Name a tea."),
+        ("messages[3]", "[]"),
+        ("messages[4]", Exchange("Name a tea.", "Oolong.")),
     ]
+    assert [text for _, text in read(messages=CONVERSATION)] == messages_read(CONVERSATION)  # as the Python API does
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_the_most_unsafe_part_decides_and_spans_are_of_their_part() -> None:
     parts = GuardRequest.model_validate({"prompt": "abcd", "response": "efgh"}).read()
     verdicts = [
         verdict(0.2, hate=0.3),
-        verdict(0.9, Span(0, 5, 0.6, False), Span(4, 8, 0.9, False), Span(1, 2, 0.7, True), said="x", violence=0.8),
+        verdict(0.9, Span(0, 2, 0.9, False), Span(1, 2, 0.7, True), said="x", violence=0.8),
     ]
     answer = guard_response(parts, verdicts, CARD, GUARDS_OWN, guards_own(0.5))
     assert (answer.unsafe, answer.action, answer.score, answer.model) == (True, "block", 0.9, "rayguard-v1")

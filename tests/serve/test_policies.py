@@ -92,10 +92,37 @@ def test_propose_writes_a_policy_and_a_picture(tmp_path: Path, capsys: pytest.Ca
     command += ["--unsafe", str(tmp_path / "unsafe.csv"), "--output", str(tmp_path / "mine.yaml")]
     assert main([*command, "--block-fpr", "0.05", "--flag-fpr", "0.1", "--picture", str(tmp_path / "mine.png")]) == 0
     assert read_policy(tmp_path / "mine.yaml").thresholds["unsafe"].block
+    fitted = read_policy(tmp_path / "mine.yaml").fitted_on
+    assert fitted and (fitted.name, fitted.n, fitted.sources) == ("benign.txt", 40, ())
     assert "40 benign texts" in yaml.safe_load((tmp_path / "mine.yaml").read_text())["description"]
     assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG") and "false positives" in capsys.readouterr().out
     assert main([*command, "--block-fpr", "0.001"]) == 2
     assert "give at least 1000" in capsys.readouterr().err
+
+
+def test_thresholds_are_not_proposed_on_an_evaluation_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [f"How do I bake bread number {index}?" for index in range(40)]
+    (tmp_path / "xstest.txt").write_text("\n".join(texts))
+    (tmp_path / "mine.csv").write_text("text,source\n" + "".join(f"{text},xstest\n" for text in texts))
+    (tmp_path / "renamed.txt").write_text("\n".join(texts))
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "xstest.csv").write_text(f"prompt,label,type,focus,note\n{texts[7].upper()},safe,a,b,c\n")
+
+    def proposed(name: str, *more: str) -> int:
+        command = ["propose", "--guard", str(tmp_path / "guard"), "--benign", str(tmp_path / name)]
+        return main([*command, "--output", str(tmp_path / "mine.yaml"), "--block-fpr", "0.05", *more])
+
+    for name in ("xstest.txt", "mine.csv"):  # before the guard, which is not there, is read
+        assert proposed(name) == 2
+        assert "xstest is an evaluation set" in capsys.readouterr().err
+    assert proposed("renamed.txt", "--data-dir", str(tmp_path / "sets")) == 2
+    assert "of the evaluation set xstest" in capsys.readouterr().err
+    assert proposed("renamed.txt") == 2
+    assert "no guard directory" in capsys.readouterr().err
+    fitted = "{name: mine, n: 40, digest: d, sources: [strongreject]}"
+    (tmp_path / "mine.yaml").write_text(f"{STRICT}\nfitted_on: {fitted}")
+    assert main(["lint", str(tmp_path / "mine.yaml")]) == 1
+    assert "strongreject is an evaluation set" in capsys.readouterr().err
 
 
 def test_rows_without_a_text_are_named(tmp_path: Path) -> None:

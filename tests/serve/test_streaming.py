@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from guardrail.answers import StreamResponse
 from guardrail.guard import GuardCard, Verdict
 from guardrail.policy import GUARDS_OWN, guards_own
+from guardrail.reading import Exchange, Readable
 from guardrail.taxonomy import CATEGORIES
 from serve.moderation import MAX_INPUTS, RequestRefused
 from serve.streaming import HOLD_BACK, REACH, STEP, StreamRequest, stream_response
@@ -17,9 +18,9 @@ from serve.streaming import HOLD_BACK, REACH, STEP, StreamRequest, stream_respon
 CARD = GuardCard(version="v1", digest="d", temperature=1.0, thresholds={"unsafe": 0.5}, window=8)
 
 
-def judged(texts: Sequence[str]) -> list[Verdict]:
+def judged(texts: Sequence[Readable]) -> list[Verdict]:
     """A guard that finds texts unsafe that have an exclamation mark."""
-    return [Verdict("!" in text, float("!" in text), dict.fromkeys(CATEGORIES, 0.0)) for text in texts]
+    return [Verdict("!" in str(text), float("!" in str(text)), dict.fromkeys(CATEGORIES, 0.0)) for text in texts]
 
 
 def answer(response: str, checked: int, done: bool) -> StreamResponse:
@@ -60,7 +61,7 @@ def test_what_is_shown_is_held_back_until_the_end(length: int, done: bool) -> No
 
 def test_each_checkpoint_reads_the_last_characters_behind_the_prompt() -> None:
     request = StreamRequest(prompt="Why?", response="x" * (REACH + 3 * STEP), checked=REACH + STEP)
-    assert request.texts() == ["Why?\n\n" + "x" * REACH] * 2
+    assert request.texts() == [Exchange("Why?", "x" * REACH)] * 2
 
 
 @pytest.mark.parametrize(

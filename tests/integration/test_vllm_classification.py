@@ -1,0 +1,36 @@
+"""The guard directory as it is, in plain transformers and in vLLM's classification server: the same probabilities."""
+
+from pathlib import Path
+
+import httpx
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from guardrail.guard import Guard
+from guardrail.reading import Exchange
+from tests.benchmarks.serve_speed import peers
+from tests.tiny_guard import tiny_guard
+
+READ = ["How do I kill a Python process?", "Hello", "  A   tea? ", Exchange("Name a tea.", "Oolong.")]
+TEXTS = [str(each) for each in READ]  # an exchange is its prompt, an empty line and its response
+
+
+def test_plain_transformers_and_vllm_give_the_guards_probabilities(tmp_path: Path) -> None:
+    directory = tiny_guard(tmp_path / "guard", hidden=64)  # vLLM on CPUs reads heads of 32 and up
+    expected = 1 / (1 + np.exp(-Guard.from_pretrained(directory).logits(READ)))  # of temperature 1
+    assert expected.std() > 0.1  # no model that says the same of all
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForSequenceClassification.from_pretrained(directory)
+    with torch.no_grad():
+        plain = torch.sigmoid(model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits).numpy()
+    assert np.abs(plain - expected).max() < 1e-3
+
+    (vllm,) = [peer for peer in peers(directory, threads=1) if peer.name == "vLLM"]
+    with vllm.running(tmp_path / "vllm.log") as url:
+        body = {"model": "guard", "input": TEXTS}
+        answers = httpx.post(url, json=body, timeout=60).raise_for_status().json()["data"]
+    assert np.abs(np.array([answer["probs"] for answer in answers]) - expected).max() < 1e-3
+    labels = [model.config.id2label[row.argmax()] for row in expected]
+    assert [answer["label"] for answer in answers] == labels
