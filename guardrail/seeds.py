@@ -32,7 +32,23 @@ def embedded_seeds() -> list[Record]:
     Raises:
         ValueError: a seed file is broken, or two seeds with one text have different labels.
     """
-    folder = resources.files("guardrail").joinpath("seed_data")
+    return _embedded("seed_data", "rayguard-seeds")
+
+
+def embedded_texts() -> list[Record]:
+    """Return longer and harder texts that rayguard ships to train guards on; nothing is grown from them.
+
+    Statements and stories, requests at the end of long passages, frames around harm and around nothing, many voices.
+    `source` is "rayguard-texts:" and the topic.
+
+    Raises:
+        ValueError: as `embedded_seeds`.
+    """
+    return _embedded("guard_data", "rayguard-texts")
+
+
+def _embedded(name: str, source: str) -> list[Record]:
+    folder = resources.files("guardrail").joinpath(name)
     records: list[Record] = []
     places: list[str] = []
     for file in sorted(folder.iterdir() if folder.is_dir() else (), key=lambda each: each.name):
@@ -41,7 +57,7 @@ def embedded_seeds() -> list[Record]:
         for row in json_line_rows(file.read_text("utf-8")):
             place = f"{file.name}, {row.where}"
             try:
-                records.append(_embedded_seed(row))
+                records.append(_embedded_seed(row, source))
             except ValueError as error:
                 raise ValueError(f"{place}: {error}") from None
             places.append(place)
@@ -53,7 +69,7 @@ def embedded_seeds() -> list[Record]:
     return kept
 
 
-def _embedded_seed(row: SourceRow) -> Record:
+def _embedded_seed(row: SourceRow, source: str) -> Record:
     if row.problem or row.values.keys() != EMBEDDED_KEYS:
         raise ValueError(row.problem or f"a seed has exactly the keys {', '.join(sorted(EMBEDDED_KEYS))}")
     text, unsafe, topic = (row.values[key] for key in ("text", "unsafe", "topic"))
@@ -63,7 +79,7 @@ def _embedded_seed(row: SourceRow) -> Record:
     return make_record(
         text,
         unsafe=unsafe,
-        source=f"rayguard-seeds:{topic}",
+        source=f"{source}:{topic}",
         categories=row.values["categories"],
         licence="Apache-2.0",
         language=None if topic == "other_languages" else "en",

@@ -3,9 +3,9 @@
 python jobs/curate.py --input embedded grown.parquet beavertails-train --output curated/ [--evaluation xstest ...]
 python jobs/curate.py --explain ID --output curated/
 
-Inputs are parquet files of records, CSV or JSON-lines files of labelled rows, public sets by name, and "embedded": the
-seeds that rayguard ships. The second form tells the story of one record of what the first wrote: its lineage, the
-stages it passed, where and why it was dropped.
+Inputs are parquet files of records, CSV or JSON-lines files of labelled rows, public sets by name, "embedded": the
+seeds that rayguard ships, and "embedded-texts": what it ships for guards alone. The second form tells the story of one
+record of what the first wrote: its lineage, the stages it passed, where and why it was dropped.
 
 Exit status: 0 if all went well; 1 if a file cannot be read or is no record file, which the message names; 2 for a
 mistake in the settings; 3 if rows were set aside because they do not fit the record schema: OUTPUT/set_aside.parquet
@@ -29,13 +29,13 @@ from guardrail.dataset_registry import registry
 from guardrail.datasets import load_dataset_by_name
 from guardrail.evaluation_sets import evaluation_texts, load_evaluations
 from guardrail.records import Record, write_records
-from guardrail.seeds import embedded_seeds, load_seeds
+from guardrail.seeds import embedded_seeds, embedded_texts, load_seeds
 from guardrail.text import digest
 from jobs.settings import JobSettings, load, save_beside
 from jobs.terminal import reported_errors, show_funnel
 
 ROWS_SET_ASIDE = 3
-EMBEDDED = "embedded"
+EMBEDDED = {"embedded": embedded_seeds, "embedded-texts": embedded_texts}
 
 
 class CurateSettings(JobSettings):
@@ -43,7 +43,8 @@ class CurateSettings(JobSettings):
 
     input: list[str] = Field(
         [],
-        description="files of records or labelled rows, public sets to train on by name, embedded: the shipped seeds",
+        description="files of records or labelled rows, public sets to train on by name; embedded, embedded-texts: "
+        "the shipped seeds, and what is shipped for guards alone",
     )
     at_most: dict[str, int] = Field(
         {}, description="records of a label that are taken of a public set, by its name: of its categories equally many"
@@ -60,8 +61,8 @@ def _records_file(name: str, number: int, settings: CurateSettings) -> Path:
     path = Path(name)
     if path.suffix in (".csv", ".jsonl", ".json"):
         records = load_seeds(path)
-    elif name == EMBEDDED:
-        records = embedded_seeds()
+    elif name in EMBEDDED:
+        records = EMBEDDED[name]()
     elif name not in registry() or path.exists():
         return path
     elif registry()[name].use == "eval":

@@ -37,7 +37,7 @@ class CurationConfig(BaseModel):
         0.65, ge=0.5, le=1, description="probability of the other label that a label taken for wrong must have"
     )
     trusted_sources: tuple[str, ...] = Field(
-        ("rayguard-seeds:",),
+        ("rayguard-seeds:", "rayguard-texts:"),
         description="starts of sources labelled by hand: seeds of these are no semantic duplicates",
     )
     balance: float = Field(

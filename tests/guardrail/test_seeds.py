@@ -13,12 +13,14 @@ from guardrail.seeds import (
     TRAIN,
     VALIDATION,
     embedded_seeds,
+    embedded_texts,
     generation_seeds,
     load_seeds,
     may_sexualise_minors,
     split_by_seed,
 )
 from guardrail.taxonomy import CATEGORIES, NEVER_GENERATED
+from guardrail.text import canonical
 
 GENERABLE = [key for key in CATEGORIES if key not in NEVER_GENERATED]
 
@@ -51,6 +53,16 @@ def test_our_seeds_are_short_requests_that_may_be_generated_from(seeds):
     assert all(seed["licence"] == "Apache-2.0" and len(seed["text"].split()) <= 90 for seed in seeds)
     assert not any(NEVER_GENERATED.intersection(seed["categories"]) for seed in seeds)
     assert generation_seeds(seeds) == seeds
+
+
+def test_texts_for_guards_are_of_both_labels_and_hold_nothing_that_sexualises_minors():
+    texts = embedded_texts()
+    assert 0.3 < sum(text["unsafe"] for text in texts) / len(texts) < 0.7
+    assert all(text["source"].startswith("rayguard-texts:") and text["licence"] == "Apache-2.0" for text in texts)
+    assert not any(NEVER_GENERATED.intersection(text["categories"]) for text in texts)
+    assert generation_seeds(texts) == texts
+    seeds = {canonical(seed["text"]) for seed in embedded_seeds()}
+    assert not seeds & {canonical(text["text"]) for text in texts}
 
 
 def test_what_sexualises_minors_is_never_generated_from():

@@ -10,7 +10,7 @@ import pytest
 from guardrail.curation import CurationReport
 from guardrail.curation.intake import SET_ASIDE
 from guardrail.records import make_record, read_records, write_records, write_table
-from guardrail.seeds import embedded_seeds
+from guardrail.seeds import embedded_seeds, embedded_texts
 from jobs import curate
 
 
@@ -52,9 +52,9 @@ def test_the_shipped_seeds_and_a_part_of_a_public_set_are_inputs_too(tmp_path, c
     lines = [f"{number},,,,,{label},how {text}\n" for number, (label, text) in enumerate(rows)]
     (tmp_path / "davidson.csv").write_text(",count,hate,offensive,neither,class,tweet\n" + "".join(lines))
     arguments = ["--data-dir", str(tmp_path), "--output", str(tmp_path / "out"), "--at-most", '{"davidson": 5}']
-    assert ended(["--input", "embedded", "davidson", *arguments]) == 0
-    seeds, drawn = map(read_records, curated.paths)
-    assert len(seeds) == len(embedded_seeds())
+    assert ended(["--input", "embedded", "embedded-texts", "davidson", *arguments]) == 0
+    seeds, texts, drawn = map(read_records, curated.paths)
+    assert (len(seeds), len(texts)) == (len(embedded_seeds()), len(embedded_texts()))
     kinds = Counter((record["unsafe"], *record["categories"]) for record in drawn)
     assert kinds == {(True, "hate"): 2, (True, "harassment"): 3, (False,): 3}
 

@@ -103,6 +103,6 @@ def test_the_presets_of_the_guard_are_in_order():
     gathered = load(CurateSettings, ["--config", "jobs/configs/guard/curate.yaml"], "")
     trained = load(TrainGuardSettings, ["--config", "jobs/configs/guard/train.yaml"], "")
     assert trained.records == gathered.output / "kept.parquet"
-    sets = {name: registry()[name].use for name in [*gathered.input, *gathered.evaluation] if name != EMBEDDED}
+    sets = {name: registry()[name].use for name in [*gathered.input, *gathered.evaluation] if name not in EMBEDDED}
     assert {sets.pop(name) for name in gathered.evaluation} == {"eval"} and set(sets.values()) == {"train"}
     assert gathered.at_most.keys() <= sets.keys()
