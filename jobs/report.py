@@ -1,23 +1,33 @@
 """The report of a run: `report.json` and one offline HTML page, from what the run directory holds.
 
-python jobs/report.py RUN_DIR
+python jobs/report.py RUN_DIR [--against OTHER_RUN_DIR] [--texts]
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import yaml
 
+from actors.attempts import successes_of
 from guardrail.metrics import share_text, wilson
-from guardrail.report import comparison, render
+from guardrail.records import Record
+from guardrail.report import Material, comparison, render
+from guardrail.report_difference import compare, differing, final_round, flat
+from guardrail.report_scores import read_scores
+from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION
 from jobs.run import Manifest, round_directory, write_text
 
 NO_DIVERSITY = {"self_bleu": None, "unique_clusters": 0, "mean_distance": None}
+MOST_TEXTS = 200  # of attacks in a page
+
+_UNDECIDING = ("run_dir", "cluster.address")  # where a run lies and runs
 
 
 def round_entry(directory: Path, index: int) -> dict[str, Any]:
@@ -42,6 +52,7 @@ def round_entry(directory: Path, index: int) -> dict[str, Any]:
             "weight_distance": syncs[-1]["weight_distance"] if syncs else None,
         },
         "iterations": iterations,
+        "curation": _json(folder / "curation" / "funnel.json"),
         "evaluation": metrics["evaluation"],
         "phases": {name: {"seconds": p["seconds"], "tokens": p["tokens"]} for name, p in _with_parts(phases).items()},
     }
@@ -80,23 +91,120 @@ def build_report(directory: Path) -> dict[str, Any]:
         ValueError: the directory holds no run, or one that has not ended.
     """
     manifest = Manifest.read(directory)
-    harden = next((phase for key, phase in manifest.phases.items() if key.endswith("/harden")), None)
-    if harden is None:
-        raise ValueError(f"the run in {directory} has not ended; the command that began it goes on with it")
+    harden = _harden_phase(directory, manifest)
     count = sum(key.endswith("/evaluate") for key in manifest.phases)
+    ran_with = harden.get("environment", {}).get("versions")
     return {
-        "run": manifest.facts(),
+        "run": {**manifest.facts(), **({"versions": ran_with} if ran_with else {})},
         "rounds": [round_entry(directory, index) for index in range(count)],
         "hardening": harden["hardening"],
     }
 
 
-def write_report(directory: Path) -> dict[str, Any]:
-    """Write `report.json` and `report.html` into a run directory, and return the former's contents."""
+def _harden_phase(directory: Path, manifest: Manifest) -> dict[str, Any]:
+    """Return what the last phase of a run found."""
+    harden = next((phase for key, phase in manifest.phases.items() if key.endswith("/harden")), None)
+    if harden is None:
+        raise ValueError(f"the run in {directory} has not ended; the command that began it goes on with it")
+    return harden
+
+
+def write_report(directory: Path, *, against: Path | None = None, texts: bool = False) -> dict[str, Any]:
+    """Write `report.json` and `report.html` into a run directory, and return the former's contents.
+
+    Args:
+        directory: of a run that has ended.
+        against: that of another one; the page then shows the differences, too.
+        texts: whether the page holds texts of attacks.
+
+    Raises:
+        ValueError: a directory holds no run, or one that has not ended.
+    """
     report = build_report(directory)
+    material = _material(directory, report, texts)
+    if against is not None:
+        other = build_report(against)
+        settings = differing(material.config, _config(against))
+        compared = {"name": _name(against), "rows": compare(report, other), "settings": settings}
+        material = dataclasses.replace(material, against=compared)
+    page = render(report, material)
     write_text(directory / "report.json", json.dumps(report, indent=2) + "\n")
-    write_text(directory / "report.html", render(report))
+    write_text(directory / "report.html", page)
     return report
+
+
+def _material(directory: Path, report: dict[str, Any], texts: bool) -> Material:
+    manifest = Manifest.read(directory)
+    folders = {entry["round"]: round_directory(directory, entry["round"]) for entry in report["rounds"]}
+    guards = {index: _json(folder / "guard" / "guard.json") for index, folder in folders.items()}
+    stored = _stored_attacks(folders) if texts else []
+    return Material(
+        name=_name(directory),
+        config=_config(directory),
+        environment=_environment(directory, manifest),
+        guards={index: guard for index, guard in guards.items() if guard},
+        scores={index: read_scores(folders[index] / "scores.parquet") for index in (0, final_round(report)["round"])},
+        map=_json(folders[max(folders)] / "map.json"),
+        texts=_in_turn(stored)[:MOST_TEXTS] if texts else None,
+        stored=len(stored),
+    )
+
+
+def _environment(directory: Path, manifest: Manifest) -> dict[str, str]:
+    """Return what was run with what, as far as it was kept, by what people call it."""
+    config = _config(directory)
+    told = _harden_phase(directory, manifest).get("environment", {})
+    seeds = manifest.of_round(0).get("seed", {})
+    splits = [f"{name} {seeds[name]}" for name in (TRAIN, VALIDATION, HELD_OUT) if name in seeds]
+    facts = {
+        "ended": told.get("ended"),
+        "machine": told.get("machine"),
+        "Python": told.get("python"),
+        "seeds": config.get("seeds") or ("those of rayguard" if config else None),
+        "seeds by split": ", ".join(splits),
+        "evaluation sets": ", ".join(map(str, config.get("evaluation", []))),
+        "synthesis model": config.get("synthesis.model"),
+        "guard base": config.get("training.base"),
+        "attacker": config.get("adversary.model"),
+        "embedder": config.get("adversary.embedder"),
+        "judges": ", ".join(map(str, config.get("adversary.judges", []))),
+    }
+    return {name: str(value) for name, value in facts.items() if value}
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    """Return the settings that decide what a run finds, by dotted key; none where they were not kept."""
+    path = directory / "config.yaml"
+    values = flat(yaml.safe_load(path.read_text())) if path.exists() else {}
+    return {key: value for key, value in values.items() if key not in _UNDECIDING}
+
+
+def _stored_attacks(folders: Mapping[int, Path]) -> list[Record]:
+    """Return the valid successes of all rounds, each text once."""
+    found: dict[str, Record] = {}
+    for folder in folders.values():
+        if (path := folder / "attacks.parquet").exists():
+            for attack in successes_of(pq.read_table(path)):
+                found.setdefault(attack["id"], attack)
+    return list(found.values())
+
+
+def _in_turn(attacks: Sequence[Record]) -> list[Record]:
+    """Return attacks so that any first part has as many of each round as can be."""
+    seen: Counter[int] = Counter()
+    turns = []
+    for place, attack in enumerate(attacks):
+        turns.append((seen[attack["round"]], place))
+        seen[attack["round"]] += 1
+    return [attacks[place] for _, place in sorted(turns)]
+
+
+def _name(directory: Path) -> str:
+    return directory.resolve().name
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -128,12 +236,16 @@ def main(arguments: Sequence[str]) -> None:
     """Write the report of the run that the command line names, and print a summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
-    directory = parser.parse_args(arguments).run_dir
+    parser.add_argument("--against", type=Path, metavar="RUN_DIR", help="another run, to show the difference")
+    parser.add_argument(
+        "--texts", action="store_true", help=f"write texts of attacks into the page, at most {MOST_TEXTS}, folded up"
+    )
+    given = parser.parse_args(arguments)
     try:
-        report = write_report(directory)
+        report = write_report(given.run_dir, against=given.against, texts=given.texts)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
-    print(summary(report), directory / "report.html", sep="\n\n")
+    print(summary(report), given.run_dir / "report.html", sep="\n\n")
 
 
 if __name__ == "__main__":

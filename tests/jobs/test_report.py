@@ -1,72 +1,172 @@
-"""The report's page and its errors; what `report.json` holds of a real run is tested with the loop."""
+"""The report of a written run: what `report.json` and the page hold, and how the page is in a browser."""
+
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from guardrail.report import render
-from jobs.report import main, summary
+from jobs.report import MOST_TEXTS, main, summary
+from jobs.run import Manifest
+from tests.browser import binary, chromium
+from tests.written_run import NOT_PROMOTED, ROUNDS, SETS, forget_what_older_versions_did_not_keep, write_run
 
-METRICS = {"n": 2, "f1": 0.5, "precision": None, "recall": 1.0, "fpr": 0.0, "auprc": 0.9, "ece": 0.1}
-NO_ATTACKS = {
-    "attempts": 0,
-    "valid": 0,
-    "successes": 0,
-    "success_rate": None,
-    "interval": None,
-    "yield": None,
-    "rejected": {},
-    "diversity": {"self_bleu": None, "unique_clusters": 0, "mean_distance": None},
-}
+PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 
 
-def entry(index, attacks):
-    return {
-        "round": index,
-        "promoted": True,
-        "reason": "first guard",
-        "transforms": None,
-        "attacks": attacks,
-        "sync": {"updates": 0, "probe_max_abs_logprob_diff": None, "weight_distance": None},
-        "evaluation": {"validation": METRICS},
-        "phases": {"train": {"seconds": 1.25, "tokens": 10}},
-    }
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "one")
 
 
-def report(attacks):
-    compared = {
-        "stored_attacks": 0,
-        "success_rate_round0_guard": None,
-        "success_rate_final_guard": None,
-        "benign_fpr_round0_guard": 0.02,
-        "benign_fpr_final_guard": 0.0,
-    }
-    return {
-        "run": {"seconds": 60, "peak_rss_gib": 1, "config_digest": "d", "versions": {"ray": "2"}},
-        "rounds": [entry(0, NO_ATTACKS), entry(1, attacks)],
-        "hardening": {**compared, "held_out_goals": compared},
-    }
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    settings = {"adversary": {"model": "tiny", "groups": 8}}
+    return write_run(tmp_path_factory.mktemp("runs") / "another", seed=3, attempts=60, config=settings)
 
 
-def test_a_round_without_one_valid_attempt_has_a_page_too():
-    page = render(report({**NO_ATTACKS, "attempts": 4, "rejected": {"refusal": 3, "empty": 1}}))
-    assert "<td>refusal</td><td>3</td>" in page and "<svg" in page
+def page_of(run_dir, *arguments):
+    main([str(run_dir), *map(str, arguments)])
+    return (run_dir / "report.html").read_text()
 
 
-def test_reasons_and_names_are_text_and_not_markup():
-    page = render(report({**NO_ATTACKS, "rejected": {"<script>": 1}}))
-    assert "<script>" not in page and "&lt;script&gt;" in page
+def section(page, name):
+    """Return a section of the page as words."""
+    (found,) = re.findall(rf'<section id="{name}">(.*?)</section>', page, re.DOTALL)
+    return " ".join(re.sub(r"<[^>]+>", " ", found).split())
 
 
-def test_a_run_that_has_not_ended_has_no_report(tmp_path):
+def test_every_section_is_drawn(run):
+    page = page_of(run)
+    assert 'class="note absent">No curves: all items have one label' in page and page.count('class="note absent"') == 1
+    assert len(page) < 2_000_000
+    for name in SETS:
+        assert f"<h3>{name}</h3>" in page
+    for title in ("ROC curves on public", "Precision-recall curves on held_out", "Reliability on validation"):
+        assert f'role="img" aria-label="{title}' in page
+    assert f"round {NOT_PROMOTED}, not promoted" in section(page, "matrix")
+    assert "digest-0" in section(page, "with") and "bundled:mini" in section(page, "with")
+    assert page.count("<circle") == 450 and "150 of 280 synthetic records" in section(page, "map")
+    assert re.findall(r'href="#([a-z]+)"', page) == re.findall(r'<section id="([a-z]+)">', page)
+
+
+def test_the_confusion_is_that_of_the_metrics(run):
+    metrics = json.loads((run / "rounds/00/metrics.json").read_text())["evaluation"]["public"]
+    own = page_of(run).split("<h3>public</h3>")[1]
+    hits, misses, alarms, passed = map(int, re.findall(r'<td class="(?:right|wrong)">(\d+)', own)[:4])
+    assert hits + misses == alarms + passed == 150
+    assert metrics["f1"] == pytest.approx(2 * hits / (2 * hits + misses + alarms))
+
+
+def test_the_matrix_shows_each_guard_against_each_round(run):
+    by_round = Manifest.read(run).phases[f"{ROUNDS:02d}/harden"]["hardening"]["by_round"]
+    shown = re.findall(r"(\d+) of (\d+);", section(page_of(run), "matrix"))
+    expected = [(n, of) for row in by_round["successes"] for n, of in zip(row, by_round["stored_attacks"], strict=True)]
+    assert [(int(n), int(of)) for n, of in shown] == expected and len(expected) == (ROUNDS + 1) * ROUNDS
+
+
+def test_texts_are_in_the_file_only_where_asked_for(run, tmp_path, monkeypatch):
+    assert "attack 1." not in page_of(run) and "--texts" in section(page_of(run), "texts")
+    stored = Manifest.read(run).phases[f"{ROUNDS:02d}/harden"]["hardening"]["stored_attacks"]
+    page = page_of(run, "--texts")
+    assert stored <= MOST_TEXTS and f"{stored} of {stored} stored attacks" in section(page, "texts")
+    assert page.count('<td class="text attack">') == stored
+    assert "<details class=" in page and "<details open" not in page
+    assert "&lt;b&gt;on&lt;/b&gt;" in page and "<b>on</b>" not in page
+    monkeypatch.setattr("jobs.report.MOST_TEXTS", 7)
+    page = page_of(run, "--texts")
+    rounds = re.findall(
+        r'<tr><th scope="row">(\d)</th><td class="text">[^<]*</td><td class="text">[^<]*</td><td class="t', page
+    )
+    assert f"7 of {stored} stored attacks" in section(page, "texts")
+    assert sorted(rounds) == ["1", "1", "1", "2", "2", "3", "3"]
+
+
+def test_a_run_of_an_older_version_says_what_it_lacks(other, tmp_path):
+    older = Path(shutil.copytree(other, tmp_path / "older", symlinks=True))
+    forget_what_older_versions_did_not_keep(older)
+    shutil.rmtree(older / "rounds/00/guard")
+    (older / "config.yaml").unlink()
+    page = page_of(older, "--against", other)
+    for name, what in (("matrix", "matrix"), ("sets", "curves"), ("categories", "categories"), ("curation", "funnel")):
+        assert f"No {what}: " in section(page, name)
+    assert "No map: " in section(page, "map") and "No settings: " in section(page, "with")
+    assert "public this run" in section(page, "against")
+    assert "older" in section(page_of(other, "--against", older), "against")
+
+
+def test_two_runs_are_set_side_by_side(run, other):
+    text = section(page_of(run, "--against", other), "against")
+    assert "adversary.groups 13 8" in text and "seed 0 3" in text and "run_dir" not in text
+    for row in ("round 1, success rate", "round 3, yield", "attack/generate", "success of stored attacks on all goals"):
+        assert row in text
+    assert "None: the two runs have the same settings" in section(page_of(run, "--against", run), "against")
+    assert set(json.loads((run / "report.json").read_text())) == {"run", "rounds", "hardening"}
+
+
+def test_versions_are_those_the_run_was_made_with(run):
+    page_of(run)
+    assert json.loads((run / "report.json").read_text())["run"]["versions"] == {"rayguard": "0.1.0", "ray": "2.60.0"}
+
+
+def test_a_run_without_one_valid_attempt_and_without_promotion_has_a_page_too(tmp_path):
+    empty = write_run(tmp_path / "empty", attempts=60)
+    for path in empty.glob("rounds/*/attacks.parquet"):
+        path.unlink()
+    for path in empty.glob("rounds/0[1-9]/metrics.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"promoted": False}))
+    page = page_of(empty)
+    assert "No curve: no attempt of any round was valid" in section(page, "attacks")
+    assert "No diversity: no round attacked" in section(page, "diversity")
+    assert "it is the final guard, too" in page
+
+
+def test_a_run_that_has_not_ended_has_no_report(run, tmp_path):
     with pytest.raises(SystemExit, match="holds no run"):
         main([str(tmp_path)])
+    with pytest.raises(SystemExit, match="holds no run"):
+        main([str(run), "--against", str(tmp_path)])
     (tmp_path / "manifest.json").write_text('{"config_digest": "d", "phases": {"00/seed": {"seconds": 1}}}')
     with pytest.raises(SystemExit, match="has not ended; the command that began it"):
         main([str(tmp_path)])
 
 
-def test_the_summary_sets_the_two_guards_side_by_side():
-    text = summary(report({**NO_ATTACKS, "attempts": 4, "valid": 2, "successes": 1}))
-    assert text.startswith("1 min 0 s, peak memory 1.0 GiB, 4 attack attempts\n")
-    assert "| 1 | 4 | 2 | 1 | - | 0.500 | yes |" in text
-    assert "| false positives, benign held-out seeds | 0.020 | 0.000 |" in text
-    assert "| success of the 0 stored attacks of all rounds | - | - |" in text
+def test_the_summary_sets_the_two_guards_side_by_side(run):
+    page_of(run)
+    report = json.loads((run / "report.json").read_text())
+    text = summary(report)
+    assert text.startswith("18 min 1 s, peak memory 3.5 GiB, 360 attack attempts\n")
+    attacks, f1 = report["rounds"][1]["attacks"], report["rounds"][1]["evaluation"]["validation"]["f1"]
+    assert f"| 1 | 120 | {attacks['valid']} | {attacks['successes']} | 3.0e-05 | {f1:.3f} | yes |" in text
+    assert "| false positives, benign held-out seeds | 0.050 | 0.037 |" in text
+
+
+@pytest.mark.skipif(binary() is None, reason="no chromium or chrome is installed")
+def test_in_a_browser_the_page_asks_for_nothing_and_fits_a_phone(run, other):
+    page_of(run, "--against", other, "--texts")
+    profile = tempfile.mkdtemp()  # a short path, for the browser's sockets
+    try:
+        with chromium(binary(), Path(profile)) as browser:
+            browser.command("Emulation.setDeviceMetricsOverride", **PHONE)
+            browser.open((run / "report.html").as_uri())
+            assert [each["request"]["url"] for each in browser.told("Network.requestWillBeSent")] == [
+                (run / "report.html").as_uri()
+            ]
+            assert browser.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+            assert not browser.evaluate("document.querySelector('.attack').checkVisibility()")
+            browser.evaluate(
+                "document.querySelector('circle.success').dispatchEvent(new Event('click', {bubbles: true}))"
+            )
+            assert browser.evaluate("document.querySelector('.says').textContent").startswith("attack of round")
+            browser.evaluate("document.getElementById('show-seed').click()")
+            hidden = (
+                "[...document.querySelectorAll('circle')].filter(c => getComputedStyle(c).display == 'none').length"
+            )
+            assert browser.evaluate(hidden) == 150
+            named = [node for node in browser.spoken() if node["role"]["value"] == "image"]
+            assert len(named) > 15 and all(node["name"]["value"] for node in named)
+            assert browser.complaints() == []
+    finally:
+        shutil.rmtree(profile, ignore_errors=True)
