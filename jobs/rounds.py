@@ -2,8 +2,10 @@
 
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,19 @@ from actors.attempts import kept_of, merge_attempts, read_successes, successes_o
 from actors.synthesizer import synthesize
 from cluster.observability import record, record_iteration
 from cluster.resources import ResourcePlan
+from guardrail.cards import Provenance, write_cards
 from guardrail.curation import curate
 from guardrail.diversity import diversity
-from guardrail.evaluation import evaluate_set, misjudged, success_rate
+from guardrail.embedding import shared_encoder
+from guardrail.evaluation import misjudged, success_rate
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.evaluation_sets import evaluation_texts, load_evaluations
 from guardrail.guard import Guard, GuardCard
+from guardrail.hardening import hardening
 from guardrail.promotion import promote
-from guardrail.records import Record, read_records, write_records
+from guardrail.records import Record, read_records, write_records, write_table
+from guardrail.report_map import embedding_map
+from guardrail.report_scores import evaluate_sets
 from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, generation_seeds, load_or_embedded, split_by_seed
 from guardrail.text import joined
 from guardrail.training import fine_tune
@@ -63,7 +70,10 @@ class Rounds:
 
         Not the link that `_promote` sets: that may point at the round's own guard when a killed phase starts over.
         """
-        return self.guard_of(max(i for i in range(round_index) if self.metrics_of(i)["promoted"]))
+        return self.guard_of(self._round_in_use(round_index))
+
+    def _round_in_use(self, round_index: int) -> int:
+        return max(i for i in range(round_index) if self.metrics_of(i)["promoted"])
 
     def attacks(self, round_index: int) -> pa.Table:
         """Return all attempts of a round."""
@@ -237,9 +247,11 @@ class Rounds:
         """Measure the round's guard, and promote it if it passes the gate."""
         candidate = Guard.from_pretrained(self.guard_of(round_index))
         attacks = self.stored_attacks(range(1, round_index + 1))
+        evaluation, scores = evaluate_sets(candidate, self._evaluation_sets(), self.settings.seed)
+        write_table(scores, self.run.round(round_index) / "scores.parquet")
         metrics: dict[str, Any] = {
             "guard": candidate.card.digest,
-            "evaluation": {name: evaluate_set(candidate, items) for name, items in self._evaluation_sets().items()},
+            "evaluation": evaluation,
             "attack_success_rate": success_rate(candidate, attacks),
         }
         metrics["promoted"], metrics["reason"] = self._gate(round_index, metrics, attacks)
@@ -284,23 +296,53 @@ class Rounds:
         return True, f"attack success {in_use:.3f} to {metrics['attack_success_rate']:.3f}"
 
     def _promote(self, round_index: int) -> None:
-        """Point `guard` at the round's guard, in one step."""
+        """Write the cards of the round's guard, and point `guard` at it, in one step."""
+        write_cards(self.guard_of(round_index), self._provenance(round_index))
         promote(self.run.directory / "guard", self.guard_of(round_index))
 
-    def harden(self, last_round: int) -> dict[str, Any]:
-        """Compare the round-0 guard with the final one on the stored attacks of all rounds and on benign records."""
-        guards = {
-            "round0": Guard.from_pretrained(self.guard_of(0)),
-            "final": Guard.from_pretrained(self.guard_in_use(last_round + 1)),
-        }
-        held_out = {record["id"] for record in self.split(HELD_OUT)}
-        attacks = self.stored_attacks(range(1, last_round + 1))
-        hardening = _compare(guards, attacks, self.split(VALIDATION))
-        hardening["held_out_goals"] = _compare(
-            guards, [a for a in attacks if a["seed_id"] in held_out], self.split(HELD_OUT)
+    def _provenance(self, round_index: int) -> Provenance:
+        """Return what the cards tell of the round's guard, once its metrics are written."""
+        name, metrics = self.run.name, self.metrics_of(round_index)
+        attacks = len(self.stored_attacks(range(1, round_index + 1)))
+        return Provenance(
+            records=read_records(self.run.round(round_index) / "training.parquet"),
+            metrics=metrics["evaluation"],
+            command=f"python jobs/adversarial_loop.py --config {name}/config.yaml --run-dir {name}-again",
+            config_digest=self.run.manifest.config_digest,
+            ledgers=[self.run.round(i) / "ledger.parquet" for i in range(round_index + 1)],
+            kept_out={name: len(texts) for name, texts in self._evaluation_texts().items()},
+            attacks=(attacks, metrics["attack_success_rate"]) if attacks else None,
         )
-        shown = {key: value for key, value in hardening.items() if isinstance(value, int | float)}
-        return {"hardening": hardening, **shown}
+
+    def harden(self, last_round: int) -> dict[str, Any]:
+        """Measure every round's guard on the stored attacks of all rounds, and keep a map of the run's texts."""
+        attacks = self.stored_attacks(range(1, last_round + 1))
+        fooled = [
+            {attack["id"] for attack in misjudged(Guard.from_pretrained(self.guard_of(index)), attacks)}
+            for index in range(last_round + 1)
+        ]
+        found = hardening(
+            attacks,
+            fooled,
+            [self.metrics_of(index)["evaluation"] for index in range(last_round + 1)],
+            final=self._round_in_use(last_round + 1),
+            held_out={record["id"] for record in self.split(HELD_OUT)},
+        )
+        write_text(self.run.round(last_round) / "map.json", json.dumps(self._map(last_round)) + "\n")
+        shown = {key: value for key, value in found.items() if isinstance(value, int | float)}
+        return {"hardening": found, "environment": _environment(self.run), **shown}
+
+    def _map(self, last_round: int) -> dict[str, Any]:
+        """Return a map of seeds, synthetic records and attacks that kept their label."""
+        seeds = [self.run.directory / "seeds" / f"{name}.parquet" for name in (TRAIN, VALIDATION, HELD_OUT)]
+        tables = {
+            "seed": pa.concat_tables(pq.read_table(path) for path in seeds),
+            "synthetic": pq.read_table(self.run.round(0) / "synthetic.parquet"),
+        }
+        if attempts := [self.attacks(index) for index in range(1, last_round + 1)]:
+            tables["attack"] = pa.concat_tables(each.filter(each["valid"]) for each in attempts)
+        encoder = shared_encoder(self.settings.adversary.embedder)
+        return embedding_map(tables, encoder.encode, seed=self.settings.seed)
 
     def close(self) -> None:
         """Stop the attackers."""
@@ -350,11 +392,11 @@ def _as_item(record: Record) -> EvaluationItem:
     )
 
 
-def _compare(guards: dict[str, Guard], attacks: Sequence[Record], records: Sequence[Record]) -> dict[str, Any]:
-    """Return how often each guard is fooled by the attacks, and how often it flags the benign among the records."""
-    benign = [record for record in records if not record["unsafe"]]
-    result: dict[str, Any] = {"stored_attacks": len(attacks)}
-    for name, guard in guards.items():
-        result[f"success_rate_{name}_guard"] = success_rate(guard, attacks)
-        result[f"benign_fpr_{name}_guard"] = success_rate(guard, benign)
-    return result
+def _environment(run: Run) -> dict[str, Any]:
+    """Return when and with what a run ends; a report may be written on another machine."""
+    return {
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "python": platform.python_version(),
+        "versions": run.manifest.facts()["versions"],
+    }
