@@ -27,6 +27,7 @@ class Material:
         map: as `guardrail.report_map.embedding_map` returns it.
         texts: stored attacks, records with a `style`.
         stored: how many there are in all.
+        signatures: rows of `guardrail.failure_signatures` by signature, measured on the final guard.
         against: `name` of another run, its `rows` (`guardrail.report_difference.compare`) and `settings` that differ.
     """
 
@@ -38,6 +39,7 @@ class Material:
     map: Mapping[str, Any] | None = None
     texts: Sequence[Mapping[str, Any]] | None = None
     stored: int = 0
+    signatures: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     against: Mapping[str, Any] | None = None
 
 

@@ -147,7 +147,14 @@ def _material(directory: Path, report: dict[str, Any], texts: bool) -> Material:
         map=_json(folders[max(folders)] / "map.json"),
         texts=_in_turn(stored)[:MOST_TEXTS] if texts else None,
         stored=len(stored),
+        signatures=_signatures(directory, final_round(report)["guard"]),
     )
+
+
+def _signatures(directory: Path, guard: str) -> dict[str, Any]:
+    """Return the rows of jobs/failure_signatures.py by signature; none where it was not run on this guard."""
+    found = _json(directory / "failure_signatures.json") or {}
+    return found["signatures"] if found.get("guard") == guard else {}
 
 
 def _environment(directory: Path, manifest: Manifest) -> dict[str, str]:

@@ -40,7 +40,7 @@ def section(page, name):
 
 def test_every_section_is_drawn(run):
     page = page_of(run)
-    assert 'class="note absent">No curves: all items have one label' in page and page.count('class="note absent"') == 1
+    assert 'class="note absent">No curves: all items have one label' in page and page.count('class="note absent"') == 2
     assert len(page) < 2_000_000
     for name in SETS:
         assert f"<h3>{name}</h3>" in page
@@ -50,6 +50,22 @@ def test_every_section_is_drawn(run):
     assert "digest-0" in section(page, "with") and "bundled:mini" in section(page, "with")
     assert page.count("<circle") == 450 and "150 of 280 synthetic records" in section(page, "map")
     assert re.findall(r'href="#([a-z]+)"', page) == re.findall(r'<section id="([a-z]+)">', page)
+
+
+def test_failure_signatures_are_shown_where_they_are_of_the_final_guard(run):
+    share = {"what": "<attacks>", "n": 40, "value": 0.25, "interval": [0.14, 0.4]}
+    row = {**share, "name": "fiction", "metric": "recall", "beside": {**share, "value": 0.75}, "note": ""}
+    path = run / "failure_signatures.json"
+    final = json.loads((run / "report.json").read_text())["rounds"]
+    digest = [entry["guard"] for entry in final if entry["promoted"]][-1]
+    try:
+        path.write_text(json.dumps({"guard": digest, "signatures": {"styles": [row], "drift": []}}))
+        shown = section(page_of(run), "signatures")
+        assert "styles" in shown and "&lt;attacks&gt; recall 40 25.0% 14.0 to 40.0% &lt;attacks&gt; 40 75.0%" in shown
+        path.write_text(json.dumps({"guard": "another", "signatures": {"styles": [row]}}))
+        assert "was not run on this guard" in section(page_of(run), "signatures")
+    finally:
+        path.unlink()
 
 
 def test_the_confusion_is_that_of_the_metrics(run):
