@@ -30,6 +30,7 @@ from serve.policies import read_policies
 
 APPLICATION = "moderation"
 _VERSION = uuid4().hex  # of the deployment, as long as this process serves it
+_REPLICAS = 2  # a dead one is back after half a minute, most of which it imports torch
 _LOOK_SECONDS = 2.0  # between two looks for a guard that was promoted
 
 
@@ -182,8 +183,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="torch",
         help="what computes; python -m guardrail.export writes the others (%(default)s)",
     )
+    cpus = os.cpu_count() or 1
     parser.add_argument(
-        "--num-cpus", type=float, default=float(os.cpu_count() or 1), help="that the guard computes with (%(default)s)"
+        "--replicas",
+        type=int,
+        default=min(_REPLICAS, cpus),
+        help="processes with a guard each: where one dies, another answers (%(default)s)",
+    )
+    parser.add_argument(
+        "--num-cpus", type=float, default=float(cpus), help="that all of them compute with (%(default)s)"
     )
     options = parser.parse_args(arguments)
     try:
@@ -192,8 +200,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{options.host}, or the cluster of RAY_ADDRESS, can be reached from other machines: name the keys "
                 "that may ask with --keys FILE (python -m serve.keys --file FILE add NAME makes one), or say --no-keys"
             )
-        passed = ("backend", "keys", "policies", "policy", "on_failure", "shadow", "num_cpus")
+        if options.replicas < 1:
+            raise ValueError(f"--replicas is {options.replicas}; it takes one to serve")
+        passed = ("backend", "keys", "policies", "policy", "on_failure", "shadow")
         args = {name: getattr(options, name) for name in passed}
+        args |= {"num_replicas": options.replicas, "num_cpus": options.num_cpus / options.replicas}
         run(lambda: options.guard or newest_guard(options.runs_dir), args, options.host, options.port)
     except (ValueError, OSError) as error:  # the latter: unreadable files, or an address that does not answer
         print(f"serve: {error}", file=sys.stderr)

@@ -45,9 +45,13 @@ class Budgets:
 
     Args:
         clock: tells the seconds.
+
+    Attributes:
+        replicas: that serve the same keys, each with an equal part of their tokens.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.replicas = 1
         self._clock = clock
         self._left: dict[str, tuple[float, float]] = {}  # tokens, and when there were so many
 
@@ -55,18 +59,20 @@ class Budgets:
         """Raise OverBudget if a key has a limit and no token left."""
         if key is None or key.tokens_per_minute is None:
             return
-        left = self._now(key.name, key.tokens_per_minute)
+        per_minute = key.tokens_per_minute / self.replicas
+        left = self._now(key.name, per_minute)
         if left <= 0:
-            raise OverBudget(max(1, math.ceil((1 - left) * 60 / key.tokens_per_minute)))
+            raise OverBudget(max(1, math.ceil((1 - left) * 60 / per_minute)))
 
     def spend(self, key: Key | None, tokens: int) -> None:
         """Take tokens from a key's, if it has a limit."""
         if key and key.tokens_per_minute:
-            self._left[key.name] = self._now(key.name, key.tokens_per_minute) - tokens, self._clock()
+            left = self._now(key.name, key.tokens_per_minute / self.replicas)
+            self._left[key.name] = left - tokens, self._clock()
 
-    def _now(self, name: str, per_minute: int) -> float:
-        left, then = self._left.get(name, (float(per_minute), self._clock()))
-        return min(float(per_minute), left + (self._clock() - then) * per_minute / 60)
+    def _now(self, name: str, per_minute: float) -> float:
+        left, then = self._left.get(name, (per_minute, self._clock()))
+        return min(per_minute, left + (self._clock() - then) * per_minute / 60)
 
 
 class Admission:

@@ -170,6 +170,7 @@ class Moderator:
         config = ModeratorConfig.model_validate(user_config)
         # First, and whatever becomes of the guard: who turns keys on wants them on.
         require_keys(Keys(config.keys) if config.keys else None)
+        self._budgets.replicas = config.num_replicas
         self._admission.deadline, self._on_failure = config.deadline_seconds, config.on_failure
         try:
             policies = read_policies(config.policies, config.policy)

@@ -22,6 +22,7 @@ class ModeratorConfig(BaseModel):
     keys: Path | None = Field(default=None, description="file of bearer keys (serve/keys.py); none: everybody may ask")
     policies: Path | None = Field(default=None, description="folder of policies (serve/policies.py)")
     policy: str | None = Field(default=None, description="of requests that name none; none: the guard's own thresholds")
+    num_replicas: int = Field(default=1, ge=1, description="processes with a guard each; they share keys' budgets")
     cached_texts: int = Field(default=4096, ge=0, description="texts whose verdict is remembered")
     deadline_seconds: float = Field(
         default=DEADLINE_SECONDS,
@@ -36,6 +37,5 @@ class ModeratorConfig(BaseModel):
 class ModeratorArgs(ModeratorConfig):
     """Arguments of the application, as `serve run serve.app:build KEY=VALUE` takes them."""
 
-    num_replicas: int = Field(default=1, ge=1)
     num_cpus: float = Field(default=1.0, gt=0, description="per replica; also the threads the model computes with")
     num_gpus: float = Field(default=0.0, ge=0, description="per replica")

@@ -2,8 +2,8 @@
 
 python -m tests.benchmarks.serve_resilience --guard DIR [--other-guard DIR] [--soak-minutes 20]
 
-One replica, as `python -m serve` serves it, and one process of clients. Texts: our seeds, joined to lengths from a
-sentence to several windows.
+Two replicas, as `python -m serve` serves a guard, and one process of clients. Texts: our seeds, joined to lengths from
+a sentence to several windows.
 
 - swap: guards are swapped 20 times by a change of `user_config`, under load; requests that fail. Without another guard:
   a copy of the first under another name.
@@ -12,17 +12,17 @@ sentence to several windows.
   A refusal costs the service what an answer costs without its model: where the model takes less than about five times
   that, as a small one does with requests of one text, the cores are at their end before anything can be refused.
 - fuzz: hostile bodies to every POST route of the OpenAPI schema (`tests/fuzzed_bodies.py`); answers 5xx, or none.
-- recovery: the replica's process is killed (SIGKILL) under load; seconds until requests are answered again and none
-  fails any more, and failed requests that were sent after the kill, when it had not even begun with them.
-- soak: resident memory of the replica under mild load; mean of the last quarter over that of the second.
+- recovery: a replica's process is killed (SIGKILL) under load; seconds until requests are answered and none fails any
+  more, and failed requests that were sent after the kill, when it had not even begun with them.
+- soak: resident memory of the replicas under mild load; mean of the last quarter over that of the second.
 """
 
 import argparse
 import asyncio
 import contextlib
 import functools
-import itertools
 import json
+import os
 import random
 import shutil
 import tempfile
@@ -38,7 +38,7 @@ import psutil
 from hypothesis import HealthCheck, Phase, given, settings
 
 from cluster.connect import connect
-from guardrail.guard import GUARD_FILE
+from guardrail.guard import GUARD_FILE, GuardCard
 from guardrail.seeds import embedded_seeds
 from tests.benchmarks.http_load import FAILED, OK, Answer, ask, fresh, session, under_load
 from tests.fuzzed_bodies import Fuzzed, fuzzed_requests
@@ -47,12 +47,19 @@ from tests.waiting import until
 
 SWAPS = 20
 OVERLOAD = 5
+_REPLICAS = 2
 REFUSED = 429
 FUZZED = 2_000
 CLIENTS = 8
 _DEADLINE = 30.0  # seconds, the service's own default, told to it all the same
+SERVED = {
+    "deadline_seconds": _DEADLINE,
+    "num_replicas": _REPLICAS,
+    "num_cpus": max(1.0, (os.cpu_count() or 1) / _REPLICAS),
+}
 _PEAK_SECONDS = 20.0
 _RECOVERY_SECONDS = 300.0
+_SURE = 10  # answers of one guard in a row: none of the replicas has another
 _SETTLED = 50  # answers without a failure between
 _SAMPLE_SECONDS = 2.0
 _REPLICA = "ray::ServeReplica:moderation:Moderator"  # Ray's title of the process
@@ -65,12 +72,12 @@ def texts() -> list[str]:
     return [" ".join(lengths.choices(seeds, k=lengths.choice((1, 1, 1, 2, 4, 12, 40)))) for _ in range(512)]
 
 
-def replica() -> psutil.Process:
-    """Return the replica's process, which is a descendant of this one."""
+def replicas() -> list[psutil.Process]:
+    """Return the replicas' processes, which are descendants of this one."""
     found = [each for each in psutil.Process().children(recursive=True) if _title(each).startswith(_REPLICA)]
-    if len(found) != 1:
+    if len(found) != _REPLICAS:
         raise RuntimeError(f"there are {len(found)} processes titled {_REPLICA} under this one; unset RAY_ADDRESS")
-    return found[0]
+    return found
 
 
 def _title(process: psutil.Process) -> str:
@@ -88,27 +95,32 @@ class Bench:
     """The served guard, and what is measured of it."""
 
     def __init__(self, guard: Path, other: Path, address: str) -> None:
-        self.args = {"guard": str(guard.resolve()), "deadline_seconds": _DEADLINE}
+        self.args = {"guard": str(guard.resolve()), **SERVED}
         self.guards, self.address, self.url = (guard, other), address, f"{address}/v1/moderations"
         self.bodies = fresh(texts())
 
     async def swaps(self) -> dict[str, Any]:
         """Swap guards under load."""
-        seen = [await asyncio.to_thread(in_use, self.address)]
         async with under_load(self.url, self.bodies, CLIENTS) as answers:
             for number in range(1, SWAPS + 1):
-                deploy(self.args, guard=str(self.guards[number % 2].resolve()))
-                await asyncio.to_thread(until, lambda: in_use(self.address) not in (None, seen[-1]), "the swap", 300)
-                seen.append(in_use(self.address))
+                await asyncio.to_thread(self._swap, self.guards[number % 2])
                 await asyncio.to_thread(until, functools.partial(_more, answers, len(answers) + CLIENTS), "answers")
-        deploy(self.args)
-        await asyncio.to_thread(until, lambda: in_use(self.address) == seen[0], "the first guard is back", 300)
-        assert len(set(seen)) == 2 and all(a != b for a, b in itertools.pairwise(seen))
+        await asyncio.to_thread(self._swap, self.guards[0])
         return {
             "swap_failed_requests": len(failed(answers)),
             "swap_requests": len(answers),
             "swap_longest_seconds": round(max(each.seconds for each in answers), 2),
         }
+
+    def _swap(self, guard: Path) -> None:
+        """Have all replicas take a guard."""
+        card = GuardCard.read(guard)
+
+        def swapped() -> bool:
+            return all(in_use(self.address) == (card.version, card.digest) for _ in range(_SURE))
+
+        deploy(self.args, guard=str(guard.resolve()))
+        until(swapped, "the swap", 300)
 
     async def overload(self, size: int) -> dict[str, Any]:
         """Send more requests, of `size` texts, than can be answered."""
@@ -176,7 +188,7 @@ class Bench:
         """Kill the replica under load."""
         async with under_load(self.url, self.bodies, CLIENTS) as answers:
             await asyncio.to_thread(until, lambda: len(answers) > _SETTLED, "answers", _RECOVERY_SECONDS)
-            replica().kill()
+            replicas()[0].kill()
             killed = time.monotonic()
 
             def recovered() -> bool:
@@ -193,11 +205,11 @@ class Bench:
         }
 
     async def soak(self, minutes: float) -> dict[str, Any]:
-        """Watch the replica's memory."""
-        process, sizes, end = replica(), list[int](), time.monotonic() + 60 * minutes
+        """Watch the replicas' memory."""
+        processes, sizes, end = replicas(), list[int](), time.monotonic() + 60 * minutes
         async with under_load(self.url, self.bodies, 2) as answers:
             while time.monotonic() < end:
-                sizes.append(process.memory_info().rss)
+                sizes.append(sum(process.memory_info().rss for process in processes))
                 await asyncio.sleep(_SAMPLE_SECONDS)
         quarters = [float(np.mean(part)) for part in np.array_split(sizes, 4)]
         return {
@@ -245,7 +257,7 @@ def main() -> None:
     figures: dict[str, Any] = {"soak_memory_growth": None}
     with tempfile.TemporaryDirectory() as folder, connect():
         other = arguments.other_guard or copy_of(arguments.guard, Path(folder, "other"))
-        with served(arguments.guard, deadline_seconds=_DEADLINE) as address:
+        with served(arguments.guard, **SERVED) as address:
             bench = Bench(arguments.guard, other, address)
             parts: list[Callable[[], Coroutine[Any, Any, dict[str, Any]]]] = [
                 bench.swaps,

@@ -98,3 +98,14 @@ def test_a_key_that_has_spent_its_tokens_waits_until_it_has_some_again(clock: Cl
         budgets.check(key)
     budgets.check(Key("other", "1" * 64))
     budgets.check(None)
+
+
+def test_replicas_share_a_keys_tokens(clock: Clock) -> None:
+    budgets, key = Budgets(clock), Key("app", "0" * 64, tokens_per_minute=60)
+    budgets.replicas = 2
+    budgets.spend(key, 30)
+    with pytest.raises(OverBudget) as over:
+        budgets.check(key)
+    assert over.value.retry_after == 2
+    clock.now += 2
+    budgets.check(key)
