@@ -5,6 +5,9 @@ RUN := $(VENV)/bin/python
 # One runs most of what starts engines, which leaves a core idle for much of the time; the other all the rest.
 WORKERS := -n 2 --no-loadscope-reorder
 
+# Threads that wait for one whose core is taken give theirs up (cluster/connect.py says the same to Ray's workers).
+export GOMP_SPINCOUNT ?= 1000
+
 .PHONY: help setup loop guard serve test test-long test-unit test-litellm lint lock clean
 
 help:  ## list the targets

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 NAMESPACE = "rayguard"
+SPIN_COUNT = "1000"  # turns of a waiting loop: microseconds, and no slower where cores are free
 
 
 @contextmanager
@@ -32,6 +33,9 @@ def connect(address: str | None = None, num_cpus: int | None = None, dashboard: 
     # One that listens on loopback for the length of a command needs none; a running one says itself what it wants.
     if address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # Engines, learner and guards share the cores here. A thread of OpenMP that waits for another, whose core is
+        # taken, spins for milliseconds by default: two threads then compute at an eighth of what they could.
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     try:
         if address is None:
             start: dict[str, Any] = {"address": "local", "num_cpus": num_cpus, "include_dashboard": dashboard}

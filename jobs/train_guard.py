@@ -7,14 +7,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from pydantic import Field
 
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
-from guardrail.records import read_records, write_records
+from guardrail.cards import Provenance, write_cards
+from guardrail.fitted_on import fitted_on
+from guardrail.guard import GuardCard
+from guardrail.records import Record, read_records, write_records
 from guardrail.seeds import TRAIN, VALIDATION, split_by_seed
+from guardrail.text import digest
 from guardrail.training import TrainingConfig, fine_tune
-from jobs.settings import JobSettings, load, save_beside
+from jobs.settings import JobSettings, load, save_beside, to_yaml
 from jobs.terminal import reported_errors
 
 
@@ -27,6 +32,10 @@ class TrainGuardSettings(JobSettings):
     validation: float = Field(
         0.1, gt=0, lt=0.5, description="share of the seeds, with all that grew of them, held back"
     )
+    data_dir: Path | None = Field(
+        None,
+        description="local copies of public sets: records of evaluation sets must not be held back to set thresholds",
+    )
     training: TrainingConfig = TrainingConfig()
 
 
@@ -36,6 +45,9 @@ def main(arguments: Sequence[str]) -> None:
     data = settings.output.with_name(f".{settings.output.name}.records.parquet")
     with reported_errors():
         parts = split_by_seed(read_records(settings.records), validation=settings.validation, held_out=0.0)
+        held_back = parts[VALIDATION]
+        # Refused before hours are spent.
+        fitted_on("validation split", [r["id"] for r in held_back], [r["source"] for r in held_back], settings.data_dir)
         settings.output.parent.mkdir(parents=True, exist_ok=True)
         write_records(parts[TRAIN], data)
         try:
@@ -44,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
                 card = fine_tune(
                     settings.training,
                     data=data,
-                    validation=parts[VALIDATION],
+                    validation=held_back,
                     output=settings.output,
                     version=settings.version,
                     seed=settings.seed,
@@ -54,7 +66,24 @@ def main(arguments: Sequence[str]) -> None:
         finally:
             data.unlink()
     save_beside(settings, settings.output)
+    write_cards(settings.output, _provenance(settings, card, parts[TRAIN]))
     print(f"guard {card.version} (digest {card.digest}, threshold {card.thresholds['unsafe']:.3f}): {settings.output}")
+
+
+def _provenance(settings: TrainGuardSettings, card: GuardCard, records: Sequence[Record]) -> Provenance:
+    """Return what the cards tell of the guard; of the curation, what lies beside the records."""
+    folder = settings.records.resolve().parent
+    ledger, curation = folder / "ledger.parquet", folder.with_name(f"{folder.name}.config.yaml")
+    is_curated = ledger.is_file() and curation.is_file()
+    figures = {key: value for key, value in card.training["validation"].items() if key != "categories"}
+    return Provenance(
+        records=records,
+        metrics={VALIDATION: figures},  # of the decision; those of categories are at thresholds of their own
+        command=f"python jobs/train_guard.py --config {settings.output.name}.config.yaml",
+        config_digest=digest(to_yaml(settings)),
+        ledgers=[ledger] if is_curated else [],
+        kept_out=dict.fromkeys(yaml.safe_load(curation.read_text())["evaluation"]) if is_curated else None,
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 
+from cluster.connect import SPIN_COUNT
 from tests import tiny_loop
 from tests.tiny_llama import tiny_llama
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 os.environ.setdefault("RAY_worker_niceness", "0")  # else other tests, in the process beside, starve the workers
 # Jobs and workers that tests start in folders of their own import from here.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))

@@ -1,13 +1,11 @@
-"""What `fine_tune` refuses, and what it takes for its own earlier work; the training itself is an integration test."""
+"""What `fine_tune` refuses, and what it takes for its own earlier work; its steps are tested with the loop."""
 
 import pytest
 from transformers import BertConfig, RobertaConfig
 
-from guardrail.guard import read_as
 from guardrail.records import make_record, write_records
-from guardrail.seeds import embedded_seeds, generation_seeds
-from guardrail.text import canonical
-from guardrail.training import TrainingConfig, _check_window, _discard_other_training, augmented, fine_tune
+from guardrail.training import _check_window, _discard_other_training, fine_tune
+from guardrail.training_config import TrainingConfig
 
 RECORDS = [make_record(text, unsafe=unsafe, source="s") for text, unsafe in (("a", True), ("b", False))]
 
@@ -60,16 +58,3 @@ def test_only_a_training_of_the_same_settings_and_data_is_gone_on_with(tmp_path)
     assert [kept(), kept()] == [False, True]
     settings["seed"] = 2
     assert [kept(), kept()] == [False, True]
-
-
-def test_a_disguise_is_trained_on_with_benign_texts_and_clutter_with_both():
-    seeds = embedded_seeds()[::4]
-    assert augmented(seeds, 0.0, 0) == seeds
-    written = augmented(seeds, 0.5, 0)[len(seeds) :]
-    by_id = {seed["id"]: seed for seed in generation_seeds(seeds)}
-    assert 0.2 * len(by_id) < len(written) < 0.5 * len(by_id)
-    decoded = [read_as(r["text"])[-1] == canonical(by_id[r["parent_id"]]["text"]) for r in written]
-    assert not any(r["unsafe"] for r, can_be in zip(written, decoded, strict=True) if can_be)
-    assert {r["unsafe"] for r, can_be in zip(written, decoded, strict=True) if not can_be} == {True, False}
-    assert all(r["unsafe"] == by_id[r["parent_id"]]["unsafe"] for r in written)
-    assert [r["id"] for r in written] == [r["id"] for r in augmented(seeds, 0.5, 0)[len(seeds) :]]

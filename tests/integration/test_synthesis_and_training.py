@@ -1,6 +1,9 @@
 """Synthesis and training on a real cluster, each by the function its job calls."""
 
+import threading
+
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -9,7 +12,10 @@ from guardrail.guard import Guard
 from guardrail.records import make_record, read_records, write_records
 from guardrail.synthesis import SynthesisConfig
 from guardrail.training import TrainingConfig, fine_tune
+from tests.tiny_guard import tiny_guard
 from tests.tiny_llama import tiny_llama
+from tests.tiny_loop import title
+from tests.waiting import until
 
 
 def seeds(count=24):
@@ -62,6 +68,38 @@ def test_a_guard_learns_on_any_number_of_workers(ray_cluster, tmp_path, workers)
     assert [v.unsafe for v in verdicts] == [record["unsafe"] for record in records[1::2]]
     assert card.training["records"] == 24 and card.temperature > 0 and 0 < card.thresholds["unsafe"] < 1
     assert not list(tmp_path.glob(".guard*"))  # no half-finished work stays behind
+
+
+def test_a_worker_that_is_killed_goes_on_at_its_step(ray_cluster, tmp_path):
+    """Killed after a kept step in the midst of an epoch; the guard is the one of a training that nothing disturbed."""
+    records = seeds()
+    write_records(records, tmp_path / "data.parquet")
+    config = TrainingConfig(
+        base=str(tiny_guard(tmp_path / "base")), window=48, epochs=15, tokens_per_batch=128, checkpoint_every=3
+    )
+
+    def train(name, workers):
+        return fine_tune(
+            config.model_copy(update={"workers": workers}), data=tmp_path / "data.parquet", validation=records,
+            output=tmp_path / name, version=name, seed=1, cpus_per_worker=0.5,
+        )  # fmt: skip
+
+    whole = train("whole", workers=0)
+    state, kept = tmp_path / ".killed.training" / "state.pt", []
+
+    def kill() -> None:
+        until(state.exists, "a step is kept")
+        for child in psutil.Process().children(recursive=True):
+            if "RayTrainWorker" in title(child):
+                child.kill()
+                kept.append(torch.load(state)["progress"])
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    card = train("killed", workers=1)
+    killer.join()
+    assert len(kept) == 1 and kept[0]["step"] > 0 and kept[0]["metrics"].get("epoch", 0) < config.epochs
+    assert card.digest == whole.digest and card.training["loss"] == whole.training["loss"]
 
 
 def test_a_decoder_is_a_base_too_and_an_earlier_guard_a_start(ray_cluster, tmp_path):

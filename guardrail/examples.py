@@ -1,0 +1,93 @@
+"""What the guard is trained on: records written anew by transforms, tokenised, and in the batches of an epoch."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from guardrail.backends import token_batches
+from guardrail.guard import LABELS, read_as
+from guardrail.objective import balanced, distilled, smoothed, teacher_scores
+from guardrail.reading import reading_of, windows
+from guardrail.records import Record
+from guardrail.seeds import generation_seeds
+from guardrail.taxonomy import CATEGORY_INDEX
+from guardrail.text import canonical
+from guardrail.training_config import TrainingConfig
+from guardrail.transforms import TRANSFORMS, transformed
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Tokenised records.
+
+    Attributes:
+        input_ids: ragged.
+        targets: probability of each label, float32 [n, labels], "unsafe" first.
+        weights: how much it counts, the same shape; 0: it is not known.
+        truncated: records that are longer than the window.
+    """
+
+    input_ids: list[list[int]]
+    targets: np.ndarray
+    weights: np.ndarray
+    truncated: int
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each record."""
+        return [len(ids) for ids in self.input_ids]
+
+
+def encode(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, config: TrainingConfig) -> Examples:
+    """Tokenise records for training, the first window of each; unknown categories of unsafe records have no weight.
+
+    Raises:
+        ValueError: the records lack what `config.teachers` names.
+    """
+    read = windows([reading_of(r["text"], r["response"]) for r in records], tokenizer, config.window)
+    targets = np.zeros((len(records), len(LABELS)))
+    weights = np.ones_like(targets)
+    for row, record in enumerate(records):
+        targets[row, 0] = record["unsafe"]
+        if record["unsafe"] and record["categories"] is None:
+            weights[row, 1:] = 0.0
+        for key in record["categories"] or ():
+            targets[row, 1 + CATEGORY_INDEX[key]] = 1.0
+    targets = smoothed(targets, config.label_smoothing)
+    if config.teachers:
+        targets[:, 0] = distilled(targets[:, 0], teacher_scores(records, config.teachers), config.distil)
+    weights *= balanced(records, config.balance)[:, None]
+    return Examples(
+        input_ids=[of_record[0].ids for of_record in read],
+        targets=targets.astype(np.float32),
+        weights=weights.astype(np.float32),
+        truncated=sum(len(of_record) > 1 for of_record in read),
+    )
+
+
+def augmented(records: Sequence[Record], share: float, seed: int) -> list[Record]:
+    """Return the records, and behind them a share of them as a transform drawn for each of them writes it.
+
+    What a guard can decode it reads in plain letters as well (`guardrail.guard.read_as`). As it is written it shall
+    then say nothing, so of these only benign records are written: a disguise alone is no reason to flag a text.
+    """
+    random, names, written = np.random.default_rng(seed), list(TRANSFORMS), list[Record]()
+    for record in generation_seeds(records):
+        if random.random() >= share:
+            continue
+        other = transformed(record, names[int(random.integers(len(names)))], seed)
+        decoded = read_as(other["text"])[-1] == canonical(record["text"])
+        if other["id"] != record["id"] and not (decoded and record["unsafe"]):
+            written.append(other)
+    return [*records, *written]
+
+
+def epoch_batches(lengths: Sequence[int], budget: int, seed: int) -> list[list[int]]:
+    """Return an epoch's batches of indices, each index once: shuffled, of similar length and rising within a batch."""
+    generator = np.random.default_rng(seed)
+    # Sorting by length plus a random offset keeps padding low while the batches differ from epoch to epoch.
+    jitter = np.asarray(lengths) * (1 + 0.2 * generator.random(len(lengths)))
+    batches = token_batches(np.argsort(jitter, kind="stable").tolist(), lengths, budget)
+    return [batches[index] for index in generator.permutation(len(batches))]

@@ -1,0 +1,81 @@
+"""Which weights are trained, at which rate and in which precision, and what is left of them in the end."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import PreTrainedModel
+
+from guardrail.training_config import TrainingConfig
+
+_BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16", "bf16")  # the last is Arm's name
+
+
+def choose_trainable(model: PreTrainedModel, config: TrainingConfig) -> None:
+    """Freeze what `config` leaves alone, and put adapters below the head where it trains those.
+
+    Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685.
+    """
+    if config.freeze_embeddings:
+        model.get_input_embeddings().weight.requires_grad_(False)
+    if config.lora_rank:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        adapters = LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules="all-linear")
+        inject_adapter_in_model(adapters, model.base_model)
+
+
+@torch.no_grad()
+def plain_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return the weights under the names they have without adapters, with these merged into them."""
+    weights = {
+        name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name
+    }
+    for name, part in model.named_modules():
+        if hasattr(part, "get_delta_weight"):
+            weights[f"{name}.weight"] = weights[f"{name}.weight"] + part.get_delta_weight("default")
+    return weights
+
+
+def parameter_groups(model: PreTrainedModel, learning_rate: float, layer_decay: float) -> list[dict[str, Any]]:
+    """Return AdamW's groups of trained parameters, one for each learning rate.
+
+    The head, and what follows the layers, has the learning rate; each layer has that of the one above it times
+    `layer_decay`, and so have the embeddings, below them all.
+    Source: Howard and Ruder, "Universal Language Model Fine-tuning for Text Classification", arXiv 1801.06146.
+    """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter, below_top in _depths(model):
+        if parameter.requires_grad:
+            groups.setdefault(learning_rate * layer_decay**below_top, []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+
+def _depths(model: PreTrainedModel) -> Iterator[tuple[nn.Parameter, int]]:
+    """Yield each parameter with the number of layers above it, the head being the topmost."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    layers: list[nn.Module] = list(max(lists, key=len, default=[]))
+    of_layer = {id(p): number for number, layer in enumerate(layers) for p in layer.parameters()}
+    below = bool(layers)  # models declare their parts in the order of computation
+    for parameter in model.parameters():
+        number = of_layer.get(id(parameter))
+        below = below and number is None
+        yield parameter, len(layers) - number if number is not None else len(layers) + 1 if below else 0
+
+
+def weight_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Return a copy of the model that `update_parameters` makes the moving average of its weights.
+
+    Source: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992, with exponential decay.
+    """
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the device has units for bfloat16; others compute it more slowly than float32, if at all."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return device.type == "cpu" and any(capabilities.get(unit, False) for unit in _BFLOAT16_UNITS)

@@ -1,0 +1,255 @@
+"""What each worker of Ray Train does: the steps of a training, from the base or from where it was stopped.
+
+The steps are a function of the data, the settings and the seed alone. Any number of workers takes the same ones, each
+computing a part of every batch, and each step draws its dropout from a seed of its own: a training that goes on at a
+step ends as one that was never stopped.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+from ray.train.collective import broadcast_from_rank_zero
+from ray.train.torch import prepare_model
+from sklearn.metrics import average_precision_score
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
+
+from guardrail.backends import TorchBackend
+from guardrail.examples import Examples, augmented, encode, epoch_batches
+from guardrail.guard import UNSAFE, Guard, GuardCard, load_base
+from guardrail.objective import Totals, guard_loss, moved, watched, worst_step
+from guardrail.optimisation import (
+    choose_trainable,
+    computes_bfloat16,
+    parameter_groups,
+    plain_weights,
+    weight_average,
+)
+from guardrail.reading import reading_of
+from guardrail.records import read_records
+from guardrail.training_config import TrainingConfig
+
+_STATE_FILE = "state.pt"
+_LARGEST_GRADIENT = 1.0  # L2 norm
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        step: of the whole training, that comes next.
+        loss: sum over the steps of this epoch and over all workers.
+        metrics: of the last epoch that ended.
+        best_auprc: on the validation split, after any epoch.
+        best_weights: that had it.
+        stale: epochs since.
+    """
+
+    step: int = 0
+    loss: float = 0.0
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    best_auprc: float = -1.0
+    best_weights: dict[str, torch.Tensor] | None = None
+    stale: int = 0
+
+
+def train_loop(settings: dict[str, Any]) -> None:
+    """Train on one worker (the function Ray Train runs); `settings` are those `fine_tune` builds."""
+    config = TrainingConfig.model_validate(settings["config"])
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    # Ray gives an actor one thread per CPU it reserves; the guard trains alone on its machine.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, context.get_local_world_size())))
+    torch.manual_seed(settings["seed"])
+
+    bare, tokenizer = load_base(settings["start"])
+    records = augmented(read_records(Path(settings["data"])), config.augment, settings["seed"])
+    data = encode(records, tokenizer, config)
+    choose_trainable(bare, config)
+    # Buffers are constants, and writing them anew would break the first of two passes of adversarial training.
+    model = prepare_model(bare, parallel_strategy_kwargs={"broadcast_buffers": False})
+    optimizer = torch.optim.AdamW(
+        parameter_groups(bare, settings["learning_rate"], config.layer_decay),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    epochs = [
+        epoch_batches(data.lengths, config.tokens_per_batch, settings["seed"] + epoch)
+        for epoch in range(settings["epochs"])
+    ]
+    steps = list(itertools.chain.from_iterable(epochs))
+    epoch_ends = list(itertools.accumulate(len(batches) for batches in epochs))
+    schedule = get_linear_schedule_with_warmup(optimizer, len(steps) // 10, len(steps))
+    average = weight_average(bare, config.average) if config.average else None
+    kept: PreTrainedModel = average.module if average else bare
+
+    parts = {"model": bare, "optimizer": optimizer, "schedule": schedule} | ({"average": average} if average else {})
+    # Of ours, not of Ray Train: without workers that stores none.
+    state = Path(settings["work"]) / _STATE_FILE
+    progress = _restored(state, parts)
+    loss = torch.tensor(progress.loss / world, device=bare.device)
+    model.train()
+    while progress.step < len(steps) and not (config.patience and progress.stale >= config.patience):
+        _reseed(settings["seed"], progress.step, rank)
+        loss += step_gradients(model, data, steps[progress.step], tokenizer, config, rank, world)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), _LARGEST_GRADIENT)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        if average:
+            average.update_parameters(bare)
+        progress.step += 1
+
+        ended = progress.step in epoch_ends
+        if not ended and progress.step % config.checkpoint_every:
+            continue
+        progress.loss = _summed(loss, world)
+        if ended:
+            epoch = epoch_ends.index(progress.step)
+            done = steps[: progress.step]
+            progress.metrics = {
+                "epoch": epoch + 1,
+                "loss": progress.loss / len(epochs[epoch]),
+                "truncated": data.truncated,
+                "tokens": sum(data.lengths[i] for batch in done for i in batch),
+            }
+            if config.patience:
+                # The first worker's word, or rounding could have one stop while the others wait for it.
+                auprc = broadcast_from_rank_zero(
+                    _validation_auprc(kept, tokenizer, settings["validation"], config.window) if rank == 0 else None
+                )
+                model.train()
+                _compare(progress, auprc, kept)
+            progress.loss = 0.0
+            loss.zero_()
+        if rank == 0:
+            _save(state, progress, parts)
+        if ended:
+            ray.train.report(progress.metrics)
+
+    if rank != 0:
+        ray.train.report(progress.metrics)
+        return
+    if progress.best_weights:
+        kept.load_state_dict(progress.best_weights)
+    # Beside the storage, not in a temporary folder: without workers Ray Train hands back this very folder.
+    folder = Path(settings["work"]) / "model"
+    bare.save_pretrained(folder, state_dict=plain_weights(kept))
+    tokenizer.save_pretrained(folder)
+    ray.train.report(progress.metrics, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
+
+
+def step_gradients(
+    model: torch.nn.Module,
+    data: Examples,
+    batch: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainingConfig,
+    rank: int = 0,
+    world: int = 1,
+) -> torch.Tensor:
+    """Add the gradients of one step's batch to those of the parameters, and return this worker's part of the loss.
+
+    The rows are dealt to the workers, and those of a worker to `config.accumulate` passes. Each loss is a part of the
+    mean over the whole batch; times the number of workers, DDP's mean over these is the gradient one of them alone has.
+
+    Args:
+        model: the classifier, in DDP if there are several workers.
+        data: what it is trained on.
+        batch: rows of it.
+        tokenizer: pads them.
+        config: how to train.
+        rank: of this worker.
+        world: number of workers.
+    """
+    bare: PreTrainedModel = getattr(model, "module", model)
+    embedding = bare.get_input_embeddings()
+    device = bare.device
+    totals = Totals.of(data.weights[batch])
+    dealt = (batch[rank + part * world :: world * config.accumulate] for part in range(config.accumulate))
+    # A worker without a row still takes part in the exchange, with a row that does not count.
+    shares = [share for share in dealt if share] or [batch[:1]]
+    scale = world if batch[rank:] else 0
+    low_precision = config.mixed_precision and computes_bfloat16(device)
+
+    def part_of_loss(inputs: dict[str, torch.Tensor], share: list[int]) -> torch.Tensor:
+        targets, weights = (torch.from_numpy(each[share]).to(device) for each in (data.targets, data.weights))
+        with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
+            logits = model(**inputs).logits
+        return scale * guard_loss(logits, targets, weights, totals, config.category_weight)
+
+    def exchanged(last: bool) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if last or world == 1 else model.no_sync()
+
+    total = torch.zeros((), device=device)
+    for share in shares:
+        inputs = tokenizer.pad({"input_ids": [data.input_ids[i] for i in share]}, return_tensors="pt").to(device)
+        last = share is shares[-1]
+        watch: contextlib.AbstractContextManager[list[torch.Tensor]] = (
+            watched(embedding) if config.adversarial else contextlib.nullcontext([])
+        )
+        with watch as outputs, exchanged(last and not config.adversarial):
+            loss = part_of_loss(inputs, share)
+            loss.backward()
+        total += loss.detach() / world
+        for output in outputs:
+            step = worst_step(output.detach(), output.grad, inputs["attention_mask"], config.adversarial)
+            with moved(embedding, step), exchanged(last):
+                part_of_loss(inputs, share).backward()
+    return total
+
+
+def _reseed(seed: int, step: int, rank: int) -> None:
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
+
+
+def _summed(loss: torch.Tensor, world: int) -> float:
+    total = loss.clone()
+    if world > 1:
+        torch.distributed.all_reduce(total)
+    return float(total)
+
+
+def _validation_auprc(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    validation: list[tuple[str, str | None, bool]],
+    window: int,
+) -> float:
+    """Return the area under the precision-recall curve of (text, response, unsafe), read as a guard reads them."""
+    card = GuardCard(version="", digest="", temperature=1.0, thresholds={UNSAFE: 0.5}, window=window)
+    logits = Guard(TorchBackend(model), tokenizer, card).logits([reading_of(t, r) for t, r, _ in validation])
+    return float(average_precision_score([unsafe for *_, unsafe in validation], logits[:, 0]))
+
+
+def _compare(progress: Progress, auprc: float, model: PreTrainedModel) -> None:
+    """Note whether an epoch's weights are the best so far."""
+    progress.metrics["validation_auprc"] = auprc
+    progress.stale += 1
+    if auprc > progress.best_auprc:
+        progress.best_auprc, progress.stale = auprc, 0
+        progress.best_weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def _save(path: Path, progress: Progress, parts: dict[str, Any]) -> None:
+    """Write the state of a training, whole or not at all, over the one before."""
+    partial = path.with_name(f".{path.name}")
+    torch.save({"progress": vars(progress), **{name: part.state_dict() for name, part in parts.items()}}, partial)
+    os.replace(partial, path)
+
+
+def _restored(path: Path, parts: dict[str, Any]) -> Progress:
+    """Load a state that `_save` wrote into the parts and return how far it is; a new one where there is none."""
+    if not path.is_file():
+        return Progress()
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
+    return Progress(**saved["progress"])

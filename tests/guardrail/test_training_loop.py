@@ -1,0 +1,209 @@
+"""The steps of a training: the same on any number of workers, and after a stop; each option trains a guard."""
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from guardrail import training_loop
+from guardrail.examples import encode
+from guardrail.guard import Guard, load_base
+from guardrail.records import make_record, write_records
+from guardrail.training import fine_tune
+from guardrail.training_config import TrainingConfig
+from guardrail.training_loop import step_gradients
+from tests.tiny_guard import tiny_guard
+from tests.tiny_llama import tiny_llama
+
+WINDOW = 48
+
+
+def seeds(count=16):
+    """Records of uneven length; the categories of some are unknown."""
+    unsafe = [("steal " * (1 + i % 5) + str(i), ["illicit"] if i % 3 else None) for i in range(count)]
+    benign = ["bake bread " * (1 + i % 3) + str(i) for i in range(count - 4)]
+    return [
+        *(make_record(t, unsafe=True, source="theft", categories=keys, scores={"t": 0.9}) for t, keys in unsafe),
+        *(make_record(t, unsafe=False, source="bread", categories=[]) for t in benign),
+    ]
+
+
+# --- Any number of workers ------------------------------------------------------------------------------------------
+
+
+def gradients(base: str, config: TrainingConfig, batch: list[int], rank: int, world: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)  # the same new head everywhere
+    model, tokenizer = load_base(base)
+    model.eval().double()  # without dropout, and with little rounding, which these models amplify
+    data = encode(seeds(), tokenizer, config)
+    ddp = DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
+    loss = step_gradients(ddp, data, batch, tokenizer, config, rank, world)
+    if world > 1:
+        torch.distributed.all_reduce(loss)
+    return {"loss": loss, **{name: p.grad for name, p in model.named_parameters()}}
+
+
+def one_of_two(rank: int, directory: str, cases: list[tuple[str, TrainingConfig, list[int]]]) -> None:
+    """Compute gradients of each case with another process, and have the first of the two write them."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=2)
+    found = [gradients(*case, rank, 2) for case in cases]
+    if rank == 0:
+        torch.save(found, f"{directory}/gradients.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_workers_and_several_passes_give_the_gradients_of_one_worker(tmp_path):
+    bases = [str(tiny_guard(tmp_path / "encoder")), str(tiny_llama(tmp_path / "decoder"))]
+    plain = TrainingConfig(window=WINDOW, mixed_precision=False)
+    whole = plain.model_copy(update={"label_smoothing": 0.1, "balance": 0.5, "adversarial": 0.05, "teachers": ("t",)})
+    uneven = [0, 16, 3, 6, 20, 1, 2]  # the workers' rows differ in number, and in how many categories are known
+    cases = [(base, config, batch) for base in bases for config in (plain, whole) for batch in (uneven, [4])]
+    cases += [(base, whole.model_copy(update={"accumulate": 3}), uneven) for base in bases]
+    torch.multiprocessing.spawn(one_of_two, (str(tmp_path), cases), nprocs=2)
+    for (base, config, batch), two in zip(cases, torch.load(tmp_path / "gradients.pt"), strict=True):
+        one = gradients(base, config.model_copy(update={"accumulate": 1}), batch, 0, 1)
+        assert one.keys() == two.keys() and max(each.abs().max() for each in one.values()) > 1e-2
+        rounding = 1e-6 * max(float(each.abs().max()) for each in one.values())  # some gradients are 0 but for it
+        for name, expected in one.items():
+            torch.testing.assert_close(two[name], expected, rtol=1e-4, atol=rounding, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_an_adversarial_pass_adds_to_the_gradients(tmp_path):
+    base = str(tiny_guard(tmp_path / "guard"))
+    plain, adversarial = (
+        gradients(base, TrainingConfig(window=WINDOW, mixed_precision=False, adversarial=epsilon), [0, 1, 16], 0, 1)
+        for epsilon in (0.0, 1e-6)
+    )
+    # A step of no length is the same text again.
+    torch.testing.assert_close(adversarial["classifier.weight"], 2 * plain["classifier.weight"], rtol=1e-3, atol=1e-5)
+    assert adversarial["loss"] == plain["loss"]
+
+
+# --- Stopped and gone on --------------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """A worker's death."""
+
+
+def trained(tmp_path, monkeypatch, name, config, stop_at=None):
+    """Train on the seeds and return the batches that were seen; die before the `stop_at`th of them, if given."""
+    seen = []
+
+    def watched_step(model, data, batch, *arguments):
+        if len(seen) == stop_at:
+            raise Stopped
+        seen.append(list(batch))
+        return step_gradients(model, data, batch, *arguments)
+
+    write_records(seeds(), tmp_path / "data.parquet")
+    arguments = {"data": tmp_path / "data.parquet", "validation": seeds(8), "version": "v", "seed": 1}
+    monkeypatch.setattr(training_loop, "step_gradients", watched_step)
+    monkeypatch.setattr(
+        training_loop.os, "cpu_count", lambda: 1
+    )  # threads wait for each other longer than they compute
+    if stop_at is None:
+        return fine_tune(config, output=tmp_path / name, **arguments), seen
+    with pytest.raises(Stopped):
+        fine_tune(config, output=tmp_path / name, **arguments)
+    return None, seen
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return str(tiny_guard(tmp_path_factory.mktemp("base") / "guard", layers=2))
+
+
+def tiny_config(base, **options):
+    values = {"epochs": 2, "learning_rate": 5e-3, "tokens_per_batch": 128, "workers": 0, "window": WINDOW}
+    return TrainingConfig(base=base, **(values | options))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"average": 0.9, "patience": 2, "lora_rank": 2, "layer_decay": 0.9}], ids=["plain", "options"]
+)
+def test_a_training_that_was_stopped_goes_on_at_its_step_and_ends_as_another(tmp_path, monkeypatch, base, options):
+    config = tiny_config(base, checkpoint_every=3, **options)
+    whole, every = trained(tmp_path, monkeypatch, "whole", config)
+    epoch = len(every) // 2
+    kept = next(step for step in range(epoch + 1, 2 * epoch) if step % 3 == 0)
+    assert kept + 1 < 2 * epoch
+    _, before = trained(tmp_path, monkeypatch, "stopped", config, stop_at=kept + 1)
+    again, after = trained(tmp_path, monkeypatch, "stopped", config)
+    assert before == every[: kept + 1]
+    assert after == every[kept:]  # the one step whose result was lost, and what was not seen yet
+    assert again.digest == whole.digest
+    assert again.training == whole.training
+    assert not list(tmp_path.glob(".stopped*"))
+
+
+def test_dropout_of_a_step_hangs_on_nothing_before_it(tmp_path, monkeypatch, base):
+    first = [trained(tmp_path, monkeypatch, name, tiny_config(base, epochs=1))[0].digest for name in "ab"]
+    torch.rand(7)
+    assert first[0] == first[1]
+
+
+# --- Options --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"label_smoothing": 0.1},
+        {"layer_decay": 0.8},
+        {"average": 0.5},
+        {"adversarial": 0.05},
+        {"balance": 0.5},
+        {"teachers": ("t",)},
+        {"accumulate": 2},
+        {"lora_rank": 4},
+        {"freeze_embeddings": False, "adversarial": 0.05, "average": 0.5, "lora_rank": 4, "augment": 0.2},
+    ],
+    ids=str,
+)
+def test_each_option_changes_the_guard_which_stays_a_plain_model(tmp_path, monkeypatch, base, plain_guard, options):
+    card, _ = trained(tmp_path, monkeypatch, "guard", tiny_config(base, **options))
+    assert card.training["loss"] < 5
+    if set(options) != {"accumulate"}:
+        assert card.digest != plain_guard.digest
+    names = set(load_base(base)[0].state_dict())
+    assert set(Guard.from_pretrained(tmp_path / "guard").model.state_dict()) == names
+
+
+@pytest.fixture(scope="module")
+def plain_guard(tmp_path_factory, base):
+    with pytest.MonkeyPatch.context() as patch:
+        return trained(tmp_path_factory.mktemp("plain"), patch, "guard", tiny_config(base))[0]
+
+
+def test_training_stops_when_the_validation_split_is_ranked_no_better(tmp_path, monkeypatch, base):
+    ranked = iter([0.5, 0.8, 0.7, 0.8, 0.9])
+    weights = []
+
+    def auprc(model, *_):
+        weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return next(ranked)
+
+    monkeypatch.setattr(training_loop, "_validation_auprc", auprc)
+    card, _ = trained(tmp_path, monkeypatch, "guard", tiny_config(base, epochs=5, patience=2))
+    assert card.training["epochs"] == 4 and len(weights) == 4
+    kept = Guard.from_pretrained(tmp_path / "guard").model.state_dict()
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in kept.items())
+    assert not torch.equal(kept["classifier.weight"], weights[3]["classifier.weight"])
+
+
+def test_the_validation_split_is_ranked_as_the_guard_ranks_it(tmp_path):
+    directory = tiny_guard(tmp_path / "guard")
+    guard = Guard.from_pretrained(directory)
+    texts = ["bread", "knife", "steal " * 30, "bake bread"]
+    scores = guard.logits(texts)[:, 0]
+    validation = [(text, None, bool(score >= np.median(scores))) for text, score in zip(texts, scores, strict=True)]
+    model, tokenizer = load_base(str(directory))
+    assert training_loop._validation_auprc(model.train(), tokenizer, validation, guard.card.window) == 1.0
+
+
+def test_teachers_that_no_record_has_are_refused_before_anything_is_trained(tmp_path, monkeypatch, base):
+    with pytest.raises(ValueError, match="names 'judge:none'"):
+        trained(tmp_path, monkeypatch, "guard", tiny_config(base, teachers=("judge:none",)))
