@@ -60,7 +60,6 @@ def test_texts_for_guards_are_of_both_labels_and_hold_nothing_that_sexualises_mi
     assert 0.3 < sum(text["unsafe"] for text in texts) / len(texts) < 0.7
     assert all(text["source"].startswith("rayguard-texts:") and text["licence"] == "Apache-2.0" for text in texts)
     assert not any(NEVER_GENERATED.intersection(text["categories"]) for text in texts)
-    assert generation_seeds(texts) == texts
     seeds = {canonical(seed["text"]) for seed in embedded_seeds()}
     assert not seeds & {canonical(text["text"]) for text in texts}
 

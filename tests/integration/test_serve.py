@@ -3,7 +3,8 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -333,33 +334,66 @@ def test_more_than_can_be_answered_in_time_is_refused_at_once(address: str, guar
     assert digest_in_use(address) == digest(guards[0])
 
 
+@pytest.fixture
+def broken(address: str, guards: tuple[Path, Path]) -> Iterator[Callable[[float], None]]:
+    """Have the guard in the replica's process take some seconds and fail from now on, until the test has ended."""
+    name = f"SERVE_REPLICA::{served_guard.APPLICATION}#Moderator#{state().replica}"
+    replica: Any = ray.get_actor(name, namespace="serve")
+
+    def run(change: Callable[[Any], None]) -> None:
+        ray.get(replica.__ray_call__.remote(change))
+
+    def fail_after(seconds: float) -> None:
+        def change(_: Any) -> None:
+            def failing(*_: Any) -> None:
+                time.sleep(seconds)
+                raise RuntimeError("a text that no log may hold")
+
+            Guard.whole = getattr(Guard, "whole", Guard.classify)  # type: ignore[attr-defined]
+            Guard.classify = failing  # type: ignore[assignment,method-assign]
+
+        run(change)
+
+    def mend(_: Any) -> None:
+        Guard.classify = Guard.whole  # type: ignore[attr-defined,method-assign]
+
+    yield fail_after
+    run(mend)
+
+
 @pytest.mark.usefixtures("first_guard_again")
-def test_what_is_not_judged_in_time_is_blocked_and_says_so(address: str, guards: tuple[Path, Path]) -> None:
-    deploy(guards[0], guards[0], deadline_seconds=1e-6, cached_texts=0)
+def test_what_the_guard_fails_on_is_blocked_and_says_so(
+    address: str, guards: tuple[Path, Path], broken: Callable[[float], None]
+) -> None:
     routes: dict[str, dict[str, Any]] = {
-        "/v1/moderations": {"input": "a"},
-        "/v1/guard": {"prompt": "a"},
-        "/v1/guard/stream": {"response": "a", "done": True},
-        litellm.PATH: {"input_type": "request", "texts": ["a"]},
-        perspective.PATH: {"comment": {"text": "a"}, "requestedAttributes": {"TOXICITY": {}}},
+        "/v1/moderations": {"input": "not judged"},
+        "/v1/guard": {"prompt": "not judged"},
+        "/v1/guard/stream": {"response": "not judged", "done": True},
+        litellm.PATH: {"input_type": "request", "texts": ["not judged"]},
+        perspective.PATH: {"comment": {"text": "not judged"}, "requestedAttributes": {"TOXICITY": {}}},
     }
 
     def asked() -> dict[str, httpx.Response]:
         return {route: httpx.post(address + route, json=body) for route, body in routes.items()}
 
-    until(lambda: httpx.post(f"{address}/v1/guard", json={"prompt": "a"}).json()["degraded"], "nothing is in time")
+    broken(0.0)
     answers = asked()
     scores = answers.pop(perspective.PATH)
-    assert (scores.status_code, scores.json()["error"]["status"]) == (503, "UNAVAILABLE")
-    assert {answer.headers["rayguard-degraded"] for answer in answers.values()} == {"deadline_exceeded"}
+    assert (scores.status_code, scores.json()["error"]["status"]) == (500, "INTERNAL")
+    assert {answer.headers["rayguard-degraded"] for answer in answers.values()} == {"model_failed"}
     moderated, judged, streamed, guarded = (answer.json() for answer in answers.values())
     assert moderated["results"][0]["flagged"] and not any(moderated["results"][0]["categories"].values())
-    assert (judged["action"], judged["degraded"]) == ("block", "deadline_exceeded")
+    assert (judged["action"], judged["degraded"]) == ("block", "model_failed")
     assert (streamed["action"], streamed["stop_at"], streamed["release"]) == ("block", 0, 0)
-    assert guarded["blocked_reason"] == "Blocked unread: the guard failed (deadline_exceeded)."
+    assert guarded["blocked_reason"] == "Blocked unread: the guard failed (model_failed)."
 
-    deploy(guards[0], guards[0], deadline_seconds=1e-6, cached_texts=0, on_failure="error")
-    until(lambda: {answer.status_code for answer in asked().values()} == {503}, "errors are answered in its place")
+    deploy(guards[0], guards[0], on_failure="error")
+    until(lambda: {answer.status_code for answer in asked().values()} == {500}, "errors are answered in its place")
+    deploy(guards[0], guards[0], deadline_seconds=1.0)
+    until(lambda: httpx.post(f"{address}/v1/guard", json={"prompt": "a"}).is_success, "it blocks again")
+    broken(3.0)
+    late = httpx.post(f"{address}/v1/guard", json={"prompt": "late"})
+    assert late.headers["rayguard-degraded"] == late.json()["degraded"] == "deadline_exceeded"
 
 
 def test_answers_are_as_the_schema_says(address: str) -> None:
