@@ -8,9 +8,10 @@ further on every attack so far that kept its label and on what deterministic tra
 The control is trained further as often, on as many transforms and what the untrained model makes in equally many
 attempts. Then fresh attackers, rewriting and composing in styles that no guard was trained on, train for the budget of
 a round against each of the three guards, on goals no guard was trained on; what counts is the yield of the policies
-they come to. Recall under transforms is of these goals, recall on left-out styles of what the taught attacker makes of
-them there, benign false positives are of the benign evaluation sets in `--data-dir`. A run that is killed goes on where
-it was.
+they come to. Only goals that the round-0 guard judges right as they are written count: a guard that misses a goal
+itself misses it in other words as well, and no attack is needed for that (`goals_judged_wrong` says how many). Recall
+under transforms is of all goals, recall on left-out styles of what the taught attacker makes of these, benign false
+positives are of the benign evaluation sets in `--data-dir`. A run that is killed goes on where it was.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from tests.benchmarks.adversary_learning import REWORDING, begun, plan, print_fi
 LEFT_OUT = ("casual", "academic_question", "translated", "authority", "splitting")
 TRAINED = tuple(name for name in REWORDING if name not in LEFT_OUT)
 TRANSFORMED = 100  # seeds that transforms write in a round, as the loop has it
-MEASURED_ITERATIONS = 6  # of `groups` x 4 attempts, of each fresh attacker
+MEASURED_ITERATIONS = 24  # of `groups` x 4 attempts, of each fresh attacker: successes are few
 BENIGN_SETS = ("xstest", "mitre-frr", "openai-moderation")
 
 
@@ -171,14 +172,15 @@ def run_seed(seed: int, directory: Path, first: Path, seeds: dict[str, list[Reco
         "final": harden(directory, seeds, first, options, seed, learn=True),
         "control": harden(directory, seeds, first, options, seed, learn=False),
     }
-    goals = seeds["goals"]
+    wrong = {record["id"] for record in misjudged(Guard.from_pretrained(first), seeds["goals"])}
+    goals = [goal for goal in seeds["goals"] if goal["id"] not in wrong]
     attacks = left_out_attacks(directory / "left-out", goals, first, options, 2000 + seed)
-    result: dict[str, Any] = {"left_out_attacks": len(attacks)}
+    result: dict[str, Any] = {"goals_judged_wrong": len(wrong), "left_out_attacks": len(attacks)}
     for name, guard in guards.items():
         result[name] = {
             **fresh_yield(directory / f"fresh-{name}", goals, guard, options, 1000 + seed),
             "benign_fpr": benign_fpr(guard, options.data_dir),
-            "transform_recall": transform_recall(guard, goals),
+            "transform_recall": transform_recall(guard, seeds["goals"]),
             "left_out_recall": recall(guard, attacks),
         }
     yields = {name: result[name]["yield"] for name in guards}
