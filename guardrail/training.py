@@ -13,6 +13,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from transformers import AutoConfig
 
+from guardrail.fitted_on import fitted_on
 from guardrail.guard import GUARD_FILE, GuardCard
 from guardrail.models import resolve
 from guardrail.objective import teacher_scores
@@ -62,7 +63,8 @@ def fine_tune(
 
     Raises:
         ValueError: no training records, a validation split without both labels, a window that the base cannot read,
-            records without the teachers' scores, or an `output` that is something else than a guard.
+            records without the teachers' scores, a validation split of a registered evaluation set
+            (FittedOnEvaluationSet), or an `output` that is something else than a guard.
         RuntimeError: workers died more often than `config.max_failures`.
     """
     if output.exists() and not (output / GUARD_FILE).is_file() and not (output.is_dir() and not any(output.iterdir())):
@@ -74,6 +76,7 @@ def fine_tune(
     if not records:
         raise ValueError(f"{data} holds no records to train on")
     teacher_scores(records, config.teachers)
+    fitted_on("validation split", [r["id"] for r in validation], [r["source"] for r in validation])
     source = str(start.resolve()) if start else resolve(config.base)
     _check_window(source, config.window)
     work = output.with_name(f".{output.name}.training")

@@ -62,7 +62,7 @@ _RECOVERY_SECONDS = 300.0
 _SURE = 10  # answers of one guard in a row: none of the replicas has another
 _SETTLED = 50  # answers without a failure between
 _SAMPLE_SECONDS = 2.0
-_REPLICA = "ray::ServeReplica:moderation:Moderator"  # Ray's title of the process
+_TITLE = "ray::ServeReplica:moderation:Moderator"  # Ray's title of the process
 
 
 def texts() -> list[str]:
@@ -74,9 +74,9 @@ def texts() -> list[str]:
 
 def replicas() -> list[psutil.Process]:
     """Return the replicas' processes, which are descendants of this one."""
-    found = [each for each in psutil.Process().children(recursive=True) if _title(each).startswith(_REPLICA)]
+    found = [each for each in psutil.Process().children(recursive=True) if _title(each).startswith(_TITLE)]
     if len(found) != _REPLICAS:
-        raise RuntimeError(f"there are {len(found)} processes titled {_REPLICA} under this one; unset RAY_ADDRESS")
+        raise RuntimeError(f"there are {len(found)} processes titled {_TITLE} under this one; unset RAY_ADDRESS")
     return found
 
 
@@ -161,7 +161,7 @@ class Bench:
         with httpx.Client(base_url=self.address, timeout=2 * _DEADLINE) as client:
             openapi = client.get("/openapi.json").raise_for_status().json()
 
-            # Other bodies in each run, unlike tests/integration/test_fuzz.py.
+            # Other bodies in each run, unlike tests/integration/test_serve.py.
             @settings(
                 max_examples=FUZZED,
                 database=None,

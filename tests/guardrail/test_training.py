@@ -3,6 +3,7 @@
 import pytest
 from transformers import BertConfig, RobertaConfig
 
+from guardrail.fitted_on import FittedOnEvaluationSet
 from guardrail.records import make_record, write_records
 from guardrail.training import _check_window, _discard_other_training, fine_tune
 from guardrail.training_config import TrainingConfig
@@ -30,6 +31,21 @@ def test_what_is_no_guard_is_not_written_over(tmp_path):
     assert "exists and is no guard" in refused(tmp_path / "thesis", tmp_path)
     assert (tmp_path / "thesis" / "chapter-1.txt").read_text() == "years of work"
     assert "exists and is no guard" in refused(tmp_path / "data.parquet", tmp_path)
+
+
+def test_a_validation_split_of_an_evaluation_set_is_refused_before_anything_is_trained(tmp_path):
+    write_records(RECORDS, tmp_path / "data.parquet")
+    validation = [{**record, "source": "xstest"} for record in RECORDS]
+    with pytest.raises(FittedOnEvaluationSet, match="xstest is an evaluation set"):
+        fine_tune(
+            TrainingConfig(),
+            data=tmp_path / "data.parquet",
+            validation=validation,
+            output=tmp_path / "guard",
+            version="v",
+            seed=0,
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["data.parquet"]
 
 
 def test_a_window_longer_than_the_base_reads_is_refused(tmp_path):
