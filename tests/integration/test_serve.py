@@ -1,6 +1,7 @@
 """The served guard, as clients see it: a real Ray Serve, the official OpenAI client, guards swapped under load."""
 
 import asyncio
+import itertools
 import subprocess
 import sys
 import time
@@ -311,13 +312,48 @@ def test_keys_are_wanted_once_there_are_some(
     assert [httpx.get(address + path).status_code for path in ("/healthz", "/readyz", "/")] == [200, 200, 200]
 
 
+@pytest.fixture
+def changed_guard(address: str, guards: tuple[Path, Path]) -> Iterator[Callable[[float, bool], None]]:
+    """Have the guard in the replica's process take some seconds more, and fail if so told, until the test has ended."""
+    name = f"SERVE_REPLICA::{served_guard.APPLICATION}#Moderator#{state().replica}"
+    replica: Any = ray.get_actor(name, namespace="serve")
+
+    def run(change: Callable[[Any], None]) -> None:
+        ray.get(replica.__ray_call__.remote(change))
+
+    def change_guard(seconds: float, fails: bool) -> None:
+        def change(_: Any) -> None:
+            whole = Guard.whole = getattr(Guard, "whole", Guard.classify)  # type: ignore[attr-defined]
+
+            def changed(*args: Any) -> Any:
+                time.sleep(seconds)
+                if fails:
+                    raise RuntimeError("a text that no log may hold")
+                return whole(*args)
+
+            Guard.classify = changed  # type: ignore[method-assign]
+
+        run(change)
+
+    def mend(_: Any) -> None:
+        Guard.classify = Guard.whole  # type: ignore[attr-defined,method-assign]
+
+    yield change_guard
+    run(mend)
+
+
 @pytest.mark.usefixtures("first_guard_again")
-def test_more_than_can_be_answered_in_time_is_refused_at_once(address: str, guards: tuple[Path, Path]) -> None:
+def test_more_than_can_be_answered_in_time_is_refused_at_once(
+    address: str, guards: tuple[Path, Path], changed_guard: Callable[[float, bool], None]
+) -> None:
     deploy(guards[0], guards[0], deadline_seconds=0.5)
+    changed_guard(0.1, False)  # however fast the machine is, a hundred batches are too many
+    numbers = itertools.count()  # and none of their texts is known already
 
     async def statuses() -> list[tuple[int, str | None]]:
         async def ask() -> tuple[int, str | None]:
-            answer = await client.post(f"{address}/v1/moderations", json={"input": ["long " * 200] * 16})
+            texts = [f"{next(numbers)} {'long ' * 40}" for _ in range(16)]
+            answer = await client.post(f"{address}/v1/moderations", json={"input": texts})
             return answer.status_code, answer.headers.get("retry-after")
 
         async with httpx.AsyncClient(limits=httpx.Limits(max_connections=200), timeout=60) as client:
@@ -334,36 +370,9 @@ def test_more_than_can_be_answered_in_time_is_refused_at_once(address: str, guar
     assert digest_in_use(address) == digest(guards[0])
 
 
-@pytest.fixture
-def broken(address: str, guards: tuple[Path, Path]) -> Iterator[Callable[[float], None]]:
-    """Have the guard in the replica's process take some seconds and fail from now on, until the test has ended."""
-    name = f"SERVE_REPLICA::{served_guard.APPLICATION}#Moderator#{state().replica}"
-    replica: Any = ray.get_actor(name, namespace="serve")
-
-    def run(change: Callable[[Any], None]) -> None:
-        ray.get(replica.__ray_call__.remote(change))
-
-    def fail_after(seconds: float) -> None:
-        def change(_: Any) -> None:
-            def failing(*_: Any) -> None:
-                time.sleep(seconds)
-                raise RuntimeError("a text that no log may hold")
-
-            Guard.whole = getattr(Guard, "whole", Guard.classify)  # type: ignore[attr-defined]
-            Guard.classify = failing  # type: ignore[assignment,method-assign]
-
-        run(change)
-
-    def mend(_: Any) -> None:
-        Guard.classify = Guard.whole  # type: ignore[attr-defined,method-assign]
-
-    yield fail_after
-    run(mend)
-
-
 @pytest.mark.usefixtures("first_guard_again")
 def test_what_the_guard_fails_on_is_blocked_and_says_so(
-    address: str, guards: tuple[Path, Path], broken: Callable[[float], None]
+    address: str, guards: tuple[Path, Path], changed_guard: Callable[[float, bool], None]
 ) -> None:
     routes: dict[str, dict[str, Any]] = {
         "/v1/moderations": {"input": "not judged"},
@@ -376,7 +385,7 @@ def test_what_the_guard_fails_on_is_blocked_and_says_so(
     def asked() -> dict[str, httpx.Response]:
         return {route: httpx.post(address + route, json=body) for route, body in routes.items()}
 
-    broken(0.0)
+    changed_guard(0.0, True)
     answers = asked()
     scores = answers.pop(perspective.PATH)
     assert (scores.status_code, scores.json()["error"]["status"]) == (500, "INTERNAL")
@@ -391,7 +400,7 @@ def test_what_the_guard_fails_on_is_blocked_and_says_so(
     until(lambda: {answer.status_code for answer in asked().values()} == {500}, "errors are answered in its place")
     deploy(guards[0], guards[0], deadline_seconds=1.0)
     until(lambda: httpx.post(f"{address}/v1/guard", json={"prompt": "a"}).is_success, "it blocks again")
-    broken(3.0)
+    changed_guard(3.0, True)
     late = httpx.post(f"{address}/v1/guard", json={"prompt": "late"})
     assert late.headers["rayguard-degraded"] == late.json()["degraded"] == "deadline_exceeded"
 
