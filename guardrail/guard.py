@@ -18,7 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from guardrail.backends import Backend, BackendName, TorchBackend, load_backend, token_batches
 from guardrail.deobfuscation import deciphered, plain
@@ -147,8 +153,19 @@ class GuardCard:
         os.replace(partial, directory / GUARD_FILE)
 
 
-def load_base(base: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a classifier with one logit per label on any transformers base (or an earlier guard) and its tokenizer."""
+def load_base(base: str, layers: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a classifier with one logit per label on any transformers base (or an earlier guard) and its tokenizer.
+
+    Args:
+        base: hub id or directory.
+        layers: of the base to keep, the lowest ones; 0: all.
+
+    Raises:
+        ValueError: the base has fewer layers.
+    """
+    if layers > (has := AutoConfig.from_pretrained(base).num_hidden_layers):
+        raise ValueError(f"training.layers is {layers}, and {base} has {has} layers")
+    some = {"num_hidden_layers": layers} if layers else {}
     tokenizer = AutoTokenizer.from_pretrained(base)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # decoders have none
@@ -160,6 +177,7 @@ def load_base(base: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         label2id={label: index for index, label in enumerate(LABELS)},
         problem_type="multi_label_classification",
         dtype=torch.float32,
+        **some,
     )
     model.config.pad_token_id = tokenizer.pad_token_id  # a decoder finds its last token by it
     return model, tokenizer

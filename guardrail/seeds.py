@@ -12,7 +12,7 @@ from guardrail.taxonomy import may_generate
 from guardrail.text import canonical
 
 TRAIN, VALIDATION, HELD_OUT = "train", "validation", "held_out"
-EMBEDDED_KEYS = frozenset({"text", "unsafe", "categories", "topic"})
+EMBEDDED_KEYS = frozenset({"text", "unsafe", "categories", "topic"})  # and a "response" where there is one
 REQUIRED_COLUMNS = ("text", "unsafe")
 OPTIONAL_COLUMNS = ("categories", "response", "language", "licence", "source")
 SEED_SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
@@ -38,7 +38,8 @@ def embedded_seeds() -> list[Record]:
 def embedded_texts() -> list[Record]:
     """Return longer and harder texts that rayguard ships to train guards on; nothing is grown from them.
 
-    Statements and stories, requests at the end of long passages, frames around harm and around nothing, many voices.
+    Statements and stories, requests at the end of long passages, frames around harm and around nothing, many voices,
+    short pairs that differ in one thing, and replies to either kind of request: the label is the reply's.
     `source` is "rayguard-texts:" and the topic.
 
     Raises:
@@ -70,10 +71,12 @@ def _embedded(name: str, source: str) -> list[Record]:
 
 
 def _embedded_seed(row: SourceRow, source: str) -> Record:
-    if row.problem or row.values.keys() != EMBEDDED_KEYS:
-        raise ValueError(row.problem or f"a seed has exactly the keys {', '.join(sorted(EMBEDDED_KEYS))}")
+    if row.problem or row.values.keys() - {"response"} != EMBEDDED_KEYS:
+        keys = ", ".join(sorted(EMBEDDED_KEYS))
+        raise ValueError(row.problem or f"a seed has exactly the keys {keys}, and response where there is one")
     text, unsafe, topic = (row.values[key] for key in ("text", "unsafe", "topic"))
-    problem = text_problem(text)
+    response = row.values.get("response")
+    problem = text_problem(text) or ("response" in row.values and text_problem(response))
     if problem or not isinstance(unsafe, bool):
         raise ValueError(f"text {problem}" if problem else "unsafe must be true or false")
     return make_record(
@@ -81,6 +84,7 @@ def _embedded_seed(row: SourceRow, source: str) -> Record:
         unsafe=unsafe,
         source=f"{source}:{topic}",
         categories=row.values["categories"],
+        response=response,
         licence="Apache-2.0",
         language=None if topic == "other_languages" else "en",
     )

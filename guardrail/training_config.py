@@ -11,6 +11,9 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: str = Field("bundled:all-minilm-l6-v2", description="transformers base: bundled name, directory or hub id")
+    layers: int = Field(
+        0, ge=0, description="layers of the base to keep, the lowest; 0: all. The upper ones of a language model write"
+    )
     window: int = Field(256, ge=16, description="tokens the guard reads at once")
     epochs: int = Field(4, ge=1, description="passes over the data when training from the base")
     retrain_from: Literal["base", "round0"] = Field(

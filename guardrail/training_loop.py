@@ -69,7 +69,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, context.get_local_world_size())))
     torch.manual_seed(settings["seed"])
 
-    bare, tokenizer = load_base(settings["start"])
+    bare, tokenizer = load_base(settings["start"], config.layers)
     records = augmented(read_records(Path(settings["data"])), config.augment, settings["seed"])
     data = encode(records, tokenizer, config)
     choose_trainable(bare, config)

@@ -8,7 +8,7 @@ further on every attack so far that kept its label and on what deterministic tra
 The control is trained further as often, on as many transforms and what the untrained model makes in equally many
 attempts. Then fresh attackers, rewriting and composing in styles that no guard was trained on, train for the budget of
 a round against each of the three guards, on goals no guard was trained on; what counts is the yield of the policies
-they come to. Only goals that the round-0 guard judges right as they are written count: a guard that misses a goal
+they come to. Only goals that all three guards judge right as they are written are attacked: a guard that misses a goal
 itself misses it in other words as well, and no attack is needed for that (`goals_judged_wrong` says how many). Recall
 under transforms is of all goals, recall on left-out styles of what the taught attacker makes of these, benign false
 positives are of the benign evaluation sets in `--data-dir`. A run that is killed goes on where it was.
@@ -172,7 +172,7 @@ def run_seed(seed: int, directory: Path, first: Path, seeds: dict[str, list[Reco
         "final": harden(directory, seeds, first, options, seed, learn=True),
         "control": harden(directory, seeds, first, options, seed, learn=False),
     }
-    wrong = {record["id"] for record in misjudged(Guard.from_pretrained(first), seeds["goals"])}
+    wrong = {r["id"] for guard in guards.values() for r in misjudged(Guard.from_pretrained(guard), seeds["goals"])}
     goals = [goal for goal in seeds["goals"] if goal["id"] not in wrong]
     attacks = left_out_attacks(directory / "left-out", goals, first, options, 2000 + seed)
     result: dict[str, Any] = {"goals_judged_wrong": len(wrong), "left_out_attacks": len(attacks)}

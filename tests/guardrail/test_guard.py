@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from guardrail.guard import LABELS, Guard, GuardCard, content_digest, load_base, read_as, token_batches, write_card
 from guardrail.taxonomy import CATEGORIES
 from guardrail.transforms import TRANSFORMS
+from tests.tiny_guard import tiny_guard
 from tests.tiny_llama import tiny_llama
 
 WINDOW = 32
@@ -39,6 +40,15 @@ def test_it_loads_in_plain_transformers_with_the_same_logits(directory):
         expected = model(**inputs).logits.numpy()
     assert model.config.id2label == dict(enumerate(LABELS))
     assert np.allclose(Guard.from_pretrained(directory).logits(["How do I bake bread?"]), expected, atol=1e-5)
+
+
+def test_of_a_base_the_lowest_layers_alone_can_be_kept(tmp_path):
+    base = tiny_guard(tmp_path / "base", layers=3)
+    whole, lower = load_base(str(base))[0].state_dict(), load_base(str(base), 2)[0].state_dict()
+    assert {name for name in whole if name not in lower} == {name for name in whole if "layer.2." in name}
+    assert all(torch.equal(whole[name], lower[name]) for name in lower)
+    with pytest.raises(ValueError, match="training.layers is 4, and .* has 3 layers"):
+        load_base(str(base), 4)
 
 
 def test_verdicts_are_calibrated_and_named(directory):

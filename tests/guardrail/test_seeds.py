@@ -60,6 +60,8 @@ def test_texts_for_guards_are_of_both_labels_and_hold_nothing_that_sexualises_mi
     assert 0.3 < sum(text["unsafe"] for text in texts) / len(texts) < 0.7
     assert all(text["source"].startswith("rayguard-texts:") and text["licence"] == "Apache-2.0" for text in texts)
     assert not any(NEVER_GENERATED.intersection(text["categories"]) for text in texts)
+    replies = Counter(text["unsafe"] for text in texts if text["response"])
+    assert replies[True] > 100 and replies[False] > 100
     seeds = {canonical(seed["text"]) for seed in embedded_seeds()}
     assert not seeds & {canonical(text["text"]) for text in texts}
 
