@@ -60,10 +60,8 @@ from serve.telemetry import Telemetry, measure_requests
 # English), and every text counts for one at least.
 _BATCH_UNITS = 64
 _CHARACTERS = 512
-# What waits, waits in the replica, which knows for how long, and admits no more than it can answer in time. These are
-# the limits before it: some batches of requests of one text, past which Serve's proxy refuses, which costs little.
-_MAX_ONGOING_REQUESTS = 256
-_MAX_QUEUED_REQUESTS = 64
+_MAX_ONGOING_REQUESTS = 1024  # well over a batch: what waits, waits in the replica, which knows for how long
+_MAX_QUEUED_REQUESTS = 256  # on their way to it
 _LOADED = 3  # guards kept in memory: in use, shadow, and the one before
 _STALLED_SECONDS = 60.0  # a batch takes a second or a few
 _ERRORS = (400, 401, 413, 429, 500, 503)  # what may be answered instead
