@@ -30,7 +30,10 @@ MIN_RECALL = 0.8  #: below it, a set, tag or category is a known failure
 
 _SHOWN = ("f1", "precision", "recall", "fpr", "auprc")
 _HUB_METRICS = {"f1": "f1", "precision": "precision", "recall": "recall", "auprc": "average_precision"}
-_HUB_IDS = {"bundled:all-minilm-l6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
+_HUB_IDS = {
+    "bundled:all-minilm-l6-v2": "sentence-transformers/all-MiniLM-L6-v2",
+    "bundled:smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
 _VERSIONED = ("rayguard", "ray", "torch", "transformers")
 _MARKUP = re.compile(r"^(\d*)(?=[-+=.)])|(?=[\\`*_{}\[\]<>#|&~$!])")
 
