@@ -20,7 +20,8 @@ from guardrail.objective import teacher_scores
 from guardrail.records import Record, read_records
 from guardrail.text import digest
 from guardrail.training_config import TrainingConfig
-from guardrail.training_loop import train_loop
+from guardrail.training_loop import PROGRESS_FILE, train_loop
+from guardrail.training_progress import Tell, progress_told
 from guardrail.validation import calibrate
 
 #: These number a text's positions from after the padding token's id on.
@@ -45,6 +46,7 @@ def fine_tune(
     start: Path | None = None,
     cpus_per_worker: float = 1.0,
     gpus_per_worker: float = 0.0,
+    tell: Tell | None = None,
 ) -> GuardCard:
     """Train a guard on the records of `data`, calibrate it on `validation`, and write the guard directory `output`.
 
@@ -60,6 +62,7 @@ def fine_tune(
         seed: decides new weights, the order of batches and the dropout.
         start: an earlier guard to train further; None starts from `config.base`.
         cpus_per_worker, gpus_per_worker: what each DDP worker reserves.
+        tell: is told how far the training is, from another thread.
 
     Raises:
         ValueError: no training records, a validation split without both labels, a window that the base cannot read,
@@ -92,7 +95,7 @@ def fine_tune(
     }
     _discard_other_training(work, settings)
     resources = {"CPU": cpus_per_worker, "GPU": gpus_per_worker}
-    result = _Trainer(
+    trainer = _Trainer(
         train_loop,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
@@ -104,7 +107,9 @@ def fine_tune(
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
-    ).fit()
+    )
+    with progress_told(work / PROGRESS_FILE, tell):
+        result = trainer.fit()
     if result.error is not None or result.checkpoint is None:
         raise RuntimeError(f"guard training failed; its state is in {work}") from result.error
 

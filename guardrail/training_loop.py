@@ -34,8 +34,11 @@ from guardrail.optimisation import (
 from guardrail.reading import reading_of
 from guardrail.records import read_records
 from guardrail.training_config import TrainingConfig
+from guardrail.training_progress import write_progress
 
+PROGRESS_FILE = "progress.json"
 _STATE_FILE = "state.pt"
+_TOLD_EVERY = 10  # steps
 _LARGEST_GRADIENT = 1.0  # L2 norm
 
 
@@ -106,6 +109,11 @@ def train_loop(settings: dict[str, Any]) -> None:
         if average:
             average.update_parameters(bare)
         progress.step += 1
+        if rank == 0 and progress.step % _TOLD_EVERY == 0:
+            of_epoch = progress.step - max((end for end in epoch_ends if end < progress.step), default=0)
+            write_progress(
+                Path(settings["work"]) / PROGRESS_FILE, progress.step, len(steps), float(loss) * world / of_epoch
+            )
 
         ended = progress.step in epoch_ends
         if not ended and progress.step % config.checkpoint_every:

@@ -240,6 +240,7 @@ class Rounds:
             start=self.guard_of(0) if further else None,
             cpus_per_worker=self.plan.guard_worker_cpus,
             gpus_per_worker=self.plan.guard_worker_gpus,
+            tell=lambda done, steps, loss: self.run.advance(done, steps, f"loss {loss:.3f}"),
         )
         return {"tokens": card.training["tokens"], "records": len(records), "guard": card.digest}
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import transformers
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from guardrail.curation import CurationReport
 from guardrail.metrics import share_text
+from guardrail.training_progress import Tell
 from jobs.run import RunError
 
 
@@ -57,6 +59,23 @@ def resumable(run_dir: Path, console: Console) -> Iterator[None]:
         raise SystemExit(143 if error.args else 130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def training_shown() -> Iterator[Tell]:
+    """Yield what shows how far a training is: a bar, or lines where there is no terminal."""
+    console = terminal()
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps, {task.fields[note]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, note="loss -")
+
+        def show(done: int, steps: int, loss: float) -> None:
+            note = f"loss {loss:.3f}"
+            bar.update(task, completed=done, total=steps, note=note)
+            if not console.is_terminal:
+                console.print(f"{done} of {steps} steps, {note}", highlight=False)
+
+        yield show
 
 
 def show_rounds(console: Console, rounds: list[dict[str, Any]]) -> None:

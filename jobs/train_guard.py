@@ -20,7 +20,7 @@ from guardrail.seeds import TRAIN, VALIDATION, split_by_seed
 from guardrail.text import digest
 from guardrail.training import TrainingConfig, fine_tune
 from jobs.settings import JobSettings, load, save_beside, to_yaml
-from jobs.terminal import reported_errors
+from jobs.terminal import reported_errors, training_shown
 
 
 class TrainGuardSettings(JobSettings):
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
         settings.output.parent.mkdir(parents=True, exist_ok=True)
         write_records(parts[TRAIN], data)
         try:
-            with connect(address=settings.cluster.address):
+            with connect(address=settings.cluster.address), training_shown() as show_training:
                 plan = plan_for_cluster(num_env_runners=0, num_learners=0, num_guard_workers=settings.training.workers)
                 card = fine_tune(
                     settings.training,
@@ -62,6 +62,7 @@ def main(arguments: Sequence[str]) -> None:
                     seed=settings.seed,
                     cpus_per_worker=plan.guard_worker_cpus,
                     gpus_per_worker=plan.guard_worker_gpus,
+                    tell=show_training,
                 )
         finally:
             data.unlink()
