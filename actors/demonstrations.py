@@ -126,7 +126,10 @@ def teach(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # The attacker is asked and answers as here; see `VLLMEnvRunner.sample` and `Engine.generate`.
     examples = [
-        (tokenizer(each.style.prompt(each.goal))["input_ids"], tokenizer(f" {each.said}\n")["input_ids"])
+        (
+            tokenizer(each.style.prompt(each.goal))["input_ids"],
+            tokenizer(f" {each.said}\n", add_special_tokens=False)["input_ids"],
+        )
         for each in shown
     ]
     batches = list(_batches(examples, config, seed))

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from actors.styles import Style
+from guardrail.generable import generation_seeds
 from guardrail.records import Record
-from guardrail.seeds import generation_seeds
 
 
 class Goals:
@@ -62,18 +62,22 @@ class Goals:
 
     def _balanced(self, unsafe: bool, count: int, random: np.random.Generator) -> list[int]:
         """Draw goals of a label so that each topic weighs the same, repeating none before all were drawn."""
+        drawn: list[int] = []
+        queues: list[list[int]] = []
+        while len(drawn) < count:
+            if not (ready := [queue for queue in queues if queue]):
+                queues = ready = self._by_topic(unsafe, random)
+            drawn += [queue.pop() for queue in ready[: count - len(drawn)]]
+        return drawn
+
+    def _by_topic(self, unsafe: bool, random: np.random.Generator) -> list[list[int]]:
+        """Return the places of a label's goals, a list for each topic, all in random order."""
         by_topic: dict[str, list[int]] = {}
         for index in random.permutation(self._of_label[unsafe]):
             by_topic.setdefault(self.records[index]["source"], []).append(int(index))
         queues = [by_topic[topic] for topic in sorted(by_topic)]
         random.shuffle(queues)
-        drawn: list[int] = []
-        while len(drawn) < count:
-            ready = [queue for queue in queues if queue]
-            if not ready:
-                return drawn + self._balanced(unsafe, count - len(drawn), random)
-            drawn += [queue.pop() for queue in ready[: count - len(drawn)]]
-        return drawn
+        return queues
 
 
 def _listed(counts: Mapping[str, int]) -> str:

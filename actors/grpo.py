@@ -136,7 +136,8 @@ class GRPO(Algorithm):
         self._ahead: _Asked | None = None
         self._samples, self._weights_version, self._iteration_in_round = 0, 0, 0
         # The plan leaves one CPU whole, and parts of Ray Data need it: judges ask for none.
-        restarted = {"max_restarts": -1, "max_task_retries": -1}
+        # One that dies of what it is asked dies of it again: the run must end, not wait.
+        restarted = {"max_restarts": -1, "max_task_retries": _TRIES}
         self._judges = [
             ray.remote(Judge)
             .options(num_cpus=0, num_gpus=self.config.judge_gpus, **restarted)

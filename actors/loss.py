@@ -163,13 +163,16 @@ class Row:
         return len(self.input_ids)
 
 
-def train_batches(rows: Sequence[Row], *, learners: int, multiple: int) -> list[SampleBatch] | None:
+def train_batches(
+    rows: Sequence[Row], *, learners: int, multiple: int, every: bool = False
+) -> list[SampleBatch] | None:
     """Return one padded batch for each learner, or None if there is nothing to learn.
 
-    Rows without an advantage are left out. The rest is ordered by length, so that minibatches pad little, dealt out in
-    turn, and filled up with empty rows to a multiple of `multiple` for every learner: they wait for each other.
+    Rows without an advantage are left out, unless `every` row has a gradient, as in trajectory balance. The rest is
+    ordered by length, so that minibatches pad little, dealt out in turn, and filled up with empty rows to a multiple of
+    `multiple` for every learner: they wait for each other.
     """
-    kept = sorted((row for row in rows if row.advantages.any()), key=len)
+    kept = sorted((row for row in rows if every or row.advantages.any()), key=len)
     if not kept:
         return None
     count = -(-len(kept) // (learners * multiple)) * multiple

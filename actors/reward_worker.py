@@ -29,8 +29,9 @@ from actors.loss import Row, group_advantages, imitation_advantages, train_batch
 from actors.scorer import Meaning, Scorer
 from actors.styles import STYLE, chosen, cleaned
 from actors.summary import PARTS, Summary, Tally
+from guardrail.deobfuscation import plain
+from guardrail.generable import may_sexualise_minors
 from guardrail.records import Record, record_id, to_table
-from guardrail.seeds import may_sexualise_minors
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,8 @@ class RewardWorker:
             return Archive.load(saved, self.config.archive_per_cell)
         archive = Archive(self.config.archive_per_cell)
         if setup.earlier:
-            embeddings = self.scorer.embedder.encode([text for *_, text in setup.earlier])
+            # What a text says, as of attempts: a disguise alone is nothing new.
+            embeddings = self.scorer.embedder.encode([plain(text) for *_, text in setup.earlier])
             archive.add(
                 Find(id_, category, style, text, embedding)
                 for (category, style, id_, text), embedding in zip(setup.earlier, embeddings, strict=True)
@@ -297,9 +299,13 @@ class RewardWorker:
 
     def _advantages(self, round_index: int, iteration: int, reward: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """Return advantages, [groups, size] as what they are of."""
-        if round_index <= 1 and iteration < self.config.warm_start:
+        if self._imitates(round_index, iteration):
             return imitation_advantages(reward, kept)
         return group_advantages(reward, self.config.objective.advantage)
+
+    def _imitates(self, round_index: int, iteration: int) -> bool:
+        """Whether an iteration is of the warm start."""
+        return round_index <= 1 and iteration < self.config.warm_start
 
     def finish(
         self, setup: Sequence[ray.ObjectRef], iteration: int, learners: int, weights_version: int, *parts: Scored
@@ -325,6 +331,7 @@ class RewardWorker:
             _by_group(part.rows for part in parts),
             learners=learners,
             multiple=self.config.minibatch // learners,
+            every=self.config.objective.hold == "balance" and not self._imitates(round_.index, iteration),
         )
         categories = sorted({category_of(goal) for goal in round_.goals})
         summary = Summary.of(

@@ -47,6 +47,7 @@ class Scorer:
         self.embedder = Embedder(resolve(embedder))
         reference = resolve(reference)
         self.tokenizer = AutoTokenizer.from_pretrained(reference)
+        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         self.reference = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32).eval()
         self.intent = IntentModel.from_pretrained(intent_model)
         self._one_encoder = resolve(embedder) == self.intent.encoder.source
@@ -89,8 +90,10 @@ class Scorer:
         floor on fluency: gibberish has tokens that nothing before them led to.
         """
         result = np.full(len(texts), -np.inf)
-        # The end-of-text token is what a document starts after: it gives the first word a probability as well.
-        ids = [[self.tokenizer.eos_token_id, *self.tokenizer(text)["input_ids"]] for text in texts]
+        # What a document starts with, or after: it gives the first word a probability as well.
+        start = self.tokenizer.bos_token_id
+        start = self.tokenizer.eos_token_id if start is None else start
+        ids = [[start, *self.tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts]
         lengths = [len(row) for row in ids]
         order = sorted((i for i in range(len(ids)) if lengths[i] > 1), key=lambda i: lengths[i])
         for batch in token_batches(order, lengths, _TOKENS_PER_BATCH):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,10 +30,11 @@ def connect(address: str | None = None, num_cpus: int | None = None, dashboard: 
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    # Left alone, Ray turns token authentication on for a cluster it starts and writes a token into the home directory.
-    # One that listens on loopback for the length of a command needs none; a running one says itself what it wants.
     if address is None:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # Ray listens on the machine's own address, where anybody could have it run code. Left alone it would write a
+        # token into the home directory; this one is known to this process and to those it starts.
+        if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # Engines, learner and guards share the cores here. A thread of OpenMP that waits for another, whose core is
         # taken, spins for milliseconds by default: two threads then compute at an eighth of what they could.
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)

@@ -20,6 +20,7 @@ from guardrail.answers import GuardResponse, StreamResponse
 Answer = TypeVar("Answer", GuardResponse, StreamResponse)
 _AGAIN = frozenset({429, 503})
 _LONGEST_WAIT_SECONDS = 30.0
+_TIMEOUT_SECONDS = 40.0  # more than the service takes at most: that it could not judge is an answer, too
 
 
 class ChatMessage(TypedDict):
@@ -109,7 +110,11 @@ class GuardClient(_Client):
     """
 
     def __init__(
-        self, base_url: str = "http://127.0.0.1:8000", key: str | None = None, timeout: float = 30.0, retries: int = 2
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        key: str | None = None,
+        timeout: float = _TIMEOUT_SECONDS,
+        retries: int = 2,
     ) -> None:
         super().__init__(base_url, key, timeout, retries)
         self._http = httpx.Client(**self._options)
@@ -175,7 +180,11 @@ class AsyncGuardClient(_Client):
     """The same client for asyncio."""
 
     def __init__(
-        self, base_url: str = "http://127.0.0.1:8000", key: str | None = None, timeout: float = 30.0, retries: int = 2
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        key: str | None = None,
+        timeout: float = _TIMEOUT_SECONDS,
+        retries: int = 2,
     ) -> None:
         super().__init__(base_url, key, timeout, retries)
         self._http = httpx.AsyncClient(**self._options)

@@ -28,11 +28,12 @@ def self_bleu(texts: Sequence[str], seed: int = 0) -> float | None:
 
 def unique_clusters(embeddings: np.ndarray, similarity: float = CLUSTER_SIMILARITY) -> int:
     """Return how many clusters greedy leader clustering finds among L2-normalised embeddings [n, d]."""
-    leaders: list[np.ndarray] = []
+    leaders, count = np.empty_like(embeddings), 0
     for embedding in embeddings:
-        if not leaders or float(np.max(np.stack(leaders) @ embedding)) < similarity:
-            leaders.append(embedding)
-    return len(leaders)
+        if not count or float((leaders[:count] @ embedding).max()) < similarity:
+            leaders[count] = embedding
+            count += 1
+    return count
 
 
 def mean_distance(embeddings: np.ndarray) -> float | None:

@@ -7,11 +7,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from guardrail.backends import token_batches
+from guardrail.generable import generation_seeds
 from guardrail.guard import LABELS, read_as
 from guardrail.objective import balanced, distilled, smoothed, teacher_scores
 from guardrail.reading import reading_of, windows
 from guardrail.records import Record
-from guardrail.seeds import generation_seeds
 from guardrail.taxonomy import CATEGORY_INDEX
 from guardrail.text import canonical
 from guardrail.training_config import TrainingConfig

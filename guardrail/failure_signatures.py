@@ -193,7 +193,8 @@ def _trained_without(
                 version=f"without-{name}-{index:02d}",
                 seed=run.seed + index,
                 start=start,
-                **resources,
+                cpus_per_worker=resources["cpus_per_worker"],
+                gpus_per_worker=resources["gpus_per_worker"],
             )
             data.unlink()
         start = output

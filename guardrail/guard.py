@@ -131,12 +131,15 @@ class GuardCard:
         try:
             values = json.loads(path.read_text())
             card = cls(**{**values, "taxonomy": tuple(values["taxonomy"])})
+            numbers = [card.temperature, card.window, *card.thresholds.values()]
+            if not all(isinstance(each, int | float) for each in numbers):
+                raise ValueError("temperature, window and thresholds are numbers")
             if (told := values.get("fitted_on")) is not None:
                 fitted = FittedOn(**{**told, "sources": tuple(told["sources"])})
                 card = dataclasses.replace(card, fitted_on=fitted)
         except FittedOnEvaluationSet as error:
             raise FittedOnEvaluationSet(f"{path}: {error}") from None
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{directory} is no guard directory: cannot read {GUARD_FILE} ({error})") from error
         if not (card.temperature > 0 and card.window > 0 and card.thresholds.get(UNSAFE, -1) >= 0):
             raise ValueError(f"{path} is damaged: temperature and window are above 0, thresholds.unsafe is not below")
@@ -163,22 +166,24 @@ def load_base(base: str, layers: int = 0) -> tuple[PreTrainedModel, PreTrainedTo
     Raises:
         ValueError: the base has fewer layers.
     """
-    if layers > (has := AutoConfig.from_pretrained(base).num_hidden_layers):
-        raise ValueError(f"training.layers is {layers}, and {base} has {has} layers")
-    some = {"num_hidden_layers": layers} if layers else {}
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # decoders have none
-    tokenizer.padding_side = "right"
-    model = AutoModelForSequenceClassification.from_pretrained(
+    config = AutoConfig.from_pretrained(
         base,
         num_labels=len(LABELS),
         id2label=dict(enumerate(LABELS)),
         label2id={label: index for index, label in enumerate(LABELS)},
         problem_type="multi_label_classification",
-        dtype=torch.float32,
-        **some,
     )
+    if layers > config.num_hidden_layers:
+        raise ValueError(f"training.layers is {layers}, and {base} has {config.num_hidden_layers} layers")
+    if layers:
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):  # of each layer; a config whose counts differ cannot be saved
+            config.layer_types = config.layer_types[:layers]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # decoders have none
+    tokenizer.padding_side = "right"
+    model = AutoModelForSequenceClassification.from_pretrained(base, config=config, dtype=torch.float32)
     model.config.pad_token_id = tokenizer.pad_token_id  # a decoder finds its last token by it
     return model, tokenizer
 

@@ -18,8 +18,8 @@ import numpy as np
 import yaml
 
 from guardrail.fidelity import content_words
+from guardrail.generable import generation_seeds
 from guardrail.records import Record
-from guardrail.seeds import generation_seeds
 
 #: Two that two readers agree on: what an attacker wrote as it learned, and pairs written to be hard after the model's
 #: form was settled. Then older ones, of one reading: written to be hard, what an untrained attacker wrote, and of that

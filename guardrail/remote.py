@@ -170,9 +170,11 @@ class RemoteGuard:
             except httpx.RequestError as error:
                 problem, asked = type(error).__name__, 0.0
                 continue
-            if response.status_code not in (408, 429) and response.status_code < 500:
+            unread = response.headers.get("Rayguard-Degraded")  # flagged, but nobody has read it
+            if response.status_code not in (408, 429) and response.status_code < 500 and not unread:
                 return response
-            problem, asked = _status(response), _retry_after(response)
+            problem = f"what was not read ({unread})" if unread else _status(response)
+            asked = _retry_after(response)
             if asked > _LONGEST_WAIT_SECONDS:
                 raise TargetError(f"{self.url}: {problem}, and asks to wait for {asked:.0f} s; try again after that")
         raise TargetError(

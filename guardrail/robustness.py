@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from guardrail.evaluation_items import EvaluationItem
+from guardrail.generable import generation_seeds
 from guardrail.guard import Guard
 from guardrail.metrics import wilson
 from guardrail.records import Record, make_record
 from guardrail.remote import RemoteGuard, moderation_of
-from guardrail.seeds import generation_seeds
 from guardrail.transforms import transformed
 
 

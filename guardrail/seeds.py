@@ -1,15 +1,13 @@
-"""Seeds: the labelled texts everything starts from, ours and the user's, and which of them may be generated from."""
+"""Seeds: the labelled texts everything starts from, ours and the user's, and how they are split."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from guardrail.records import Record, make_record
 from guardrail.rows import SourceRow, did_you_mean, json_line_rows, raise_problems, read_rows, text_problem
-from guardrail.taxonomy import may_generate
-from guardrail.text import canonical
 
 TRAIN, VALIDATION, HELD_OUT = "train", "validation", "held_out"
 EMBEDDED_KEYS = frozenset({"text", "unsafe", "categories", "topic"})  # and a "response" where there is one
@@ -19,9 +17,6 @@ SEED_SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
 
 # 1.0 and 0.0 are what a column of numbers with a gap becomes in parquet.
 _TRUTH = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
-
-
-# --- Our seeds, the user's seeds ------------------------------------------------------------------------------------
 
 
 def embedded_seeds() -> list[Record]:
@@ -136,7 +131,8 @@ def load_or_embedded(path: Path | None) -> list[Record]:
 def split_by_seed(records: Sequence[Record], *, validation: float, held_out: float) -> dict[str, list[Record]]:
     """Split records so that nothing that grew from one seed is on two sides: TRAIN, VALIDATION and HELD_OUT.
 
-    Each part has its share of every source and label. Where a seed goes hangs on its id among those of its kind.
+    Each part has its share of every source and label, small sources taken together. Where a seed goes hangs on its id
+    among those of its kind.
 
     Args:
         records: any; those of one `seed_id` stay together.
@@ -149,9 +145,13 @@ def split_by_seed(records: Sequence[Record], *, validation: float, held_out: flo
     for seed_id in sorted(families):
         eldest = min(families[seed_id], key=lambda r: (r["id"] != seed_id, r["id"]))
         kinds.setdefault((eldest["source"], eldest["unsafe"]), []).append(seed_id)
+    # Of a kind so small that a part of it rounds to nothing all would be trained on: such kinds are dealt together.
+    shares = [share for share in (validation, held_out) if share]
+    small: dict[bool, list[str]] = {}
+    for kind in [kind for kind, ids in kinds.items() if any(round(len(ids) * share) == 0 for share in shares)]:
+        small.setdefault(kind[1], []).extend(kinds.pop(kind))
     parts: dict[str, list[Record]] = {TRAIN: [], VALIDATION: [], HELD_OUT: []}
-    for kind in sorted(kinds):
-        ordered = kinds[kind]
+    for ordered in [*(kinds[kind] for kind in sorted(kinds)), *(sorted(small[label]) for label in sorted(small))]:
         first, second = round(len(ordered) * validation), round(len(ordered) * (validation + held_out))
         for index, seed_id in enumerate(ordered):
             name = VALIDATION if index < first else HELD_OUT if index < second else TRAIN
@@ -214,48 +214,3 @@ def _without_duplicates(records: Sequence[Record], places: Sequence[str]) -> tup
                 "keep one of the two"
             )
     return [records[index] for index in first.values()], contradictions
-
-
-# --- What may be generated from -------------------------------------------------------------------------------------
-
-_MINORS = re.compile(
-    r"\b(child(ren|hood|s|like|ish)?|kid(s|dies|dos?)?|minors?|underaged?|(pre)?teen(s|age|aged|ager|agers|y)?|tweens?"
-    r"|toddlers?|infants?|newborns?|bab(y|ies)|juveniles?|adolescen(ts?|ce)|youths?|youngsters?|young(er)? ones?|lads?"
-    r"|(school)?(girl|boy)s?|(step|grand|god)?(daughter|son|child)(ren|s)?|(step|half)?(sister|brother|sibling)s?"
-    r"|nieces?|nephews?|pupils?|preschoolers?|kindergart\w+|\w+ ?graders?|\w*schoolers?|freshm[ae]n"
-    r"|(high|middle|junior|elementary|primary|secondary|grade)[ -]school\w*|(under|below|younger than)( the age of)?"
-    r"[ -](1[0-8]|[1-9]|ten|eleven|twelve|\w+teen))\b"
-)
-#: "aged 9", "15-year-old", "fifteen yo", "14 y.o.", "14f": every way to write an age below 18.
-_AGE = r"(1[0-7]|0?[0-9]|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w{3,5}teen)"
-_UNDER_18 = re.compile(
-    rf"\b{_AGE}[ -]?(years?|yrs?|yo|y ?/ ?o|y\. ?o|months?)\b|\b(aged?|age of|turn(s|ed|ing)|is|am|m|are|only|just) "
-    rf"{_AGE}\b(?!\s*(%|percent|am|pm|of|minutes?|hours?|days?|weeks?|people|men|women|adults?))|\b(1[0-7]|[0-9])[mf]\b"
-)
-_SEX = re.compile(
-    r"\b(sex|sexy|sexual\w*|sext(s|ing)?|porn\w*|nud(e|es|ity)|naked|erotic\w*|groom(s|ed|ing|er)?|molest\w*|predator\w*"
-    r"|fetish\w*|lewd|incest|rap(e|es|ed|ing|ist|ists)|seduc\w*|prostitut\w*|explicit|sensual|intercourse|masturbat\w*)\b"
-)
-_BOTH = re.compile(r"\b(csam|csem|lolicon|loli|shotacon|pa?edophil\w*|jailbait)\b")
-
-
-def generation_seeds(records: Iterable[Record]) -> list[Record]:
-    """Return the records that synthesis and attack may build on: requests whose kind may be generated.
-
-    A record with a response is none: its label is that of both together, and says nothing of another request.
-    Content that sexualises minors is classified, never generated: a paraphrase, a frame or an RL completion of such a
-    seed would be new material of that kind, whatever it is made for. So every record with such a category goes, and,
-    because many sets give no categories, every record whose words speak of minors and of sex, unsafe or not. The word
-    lists are English and meant to drop too much rather than too little.
-    """
-    return [
-        record
-        for record in records
-        if not record["response"] and may_generate(record["categories"]) and not may_sexualise_minors(record["text"])
-    ]
-
-
-def may_sexualise_minors(text: str) -> bool:
-    """Whether the words of a text speak of minors and of sex; what was generated and does is thrown away."""
-    text = canonical(text)
-    return bool(_BOTH.search(text) or (_SEX.search(text) and (_MINORS.search(text) or _UNDER_18.search(text))))

@@ -67,9 +67,11 @@ def fine_tune(
     Raises:
         ValueError: no training records, a validation split without both labels, a window that the base cannot read,
             records without the teachers' scores, a validation split of a registered evaluation set
-            (FittedOnEvaluationSet), or an `output` that is something else than a guard.
+            (FittedOnEvaluationSet), or an `output` that is something else than a guard, a link to one included.
         RuntimeError: workers died more often than `config.max_failures`.
     """
+    if output.is_symlink():
+        raise ValueError(f"{output} is a link to a guard; give a directory of its own, and promote it afterwards")
     if output.exists() and not (output / GUARD_FILE).is_file() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{output} exists and is no guard; give another path, or remove it")
     truth = np.array([r["unsafe"] for r in validation], dtype=bool)

@@ -27,10 +27,11 @@ from actors.config import AdversaryConfig
 from cluster.connect import connect
 from cluster.observability import record_iteration
 from cluster.resources import plan_for_cluster
+from guardrail.generable import generation_seeds
 from guardrail.guard import Guard
 from guardrail.records import Record
 from guardrail.remote import RemoteGuard, TargetError, open_guard, unsafe_scores
-from guardrail.seeds import HELD_OUT, embedded_seeds, generation_seeds, load_seeds, split_by_seed
+from guardrail.seeds import HELD_OUT, embedded_seeds, load_seeds, split_by_seed
 from guardrail.transforms import TRANSFORMS, transformed
 from jobs.findings import UNTRANSFORMED, Findings, show_findings
 from jobs.run import run_directory

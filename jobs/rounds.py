@@ -27,13 +27,14 @@ from guardrail.embedding import shared_encoder
 from guardrail.evaluation import misjudged, success_rate
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.evaluation_sets import evaluation_texts, load_evaluations
+from guardrail.generable import generation_seeds
 from guardrail.guard import Guard, GuardCard
 from guardrail.hardening import hardening
 from guardrail.promotion import promote
 from guardrail.records import Record, read_records, write_records, write_table
 from guardrail.report_map import embedding_map
 from guardrail.report_scores import evaluate_sets
-from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, generation_seeds, load_or_embedded, split_by_seed
+from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, load_or_embedded, split_by_seed
 from guardrail.text import joined
 from guardrail.training import fine_tune
 from guardrail.transforms import drawn
@@ -226,10 +227,13 @@ class Rounds:
         """Train a guard on all that was ever curated: in round 0 from the base, later as `retrain_from` has it."""
         folder = self.run.round(round_index)
         further = round_index > 0 and self.settings.training.retrain_from == "round0"
-        records = {
-            r["id"]: r for i in range(round_index + 1) for r in read_records(self.run.round(i) / "curated.parquet")
-        }
-        write_records(records.values(), folder / "training.parquet")
+        records: dict[str, Record] = {}
+        contradicted = set[str]()  # by another round, whose curation has not seen it
+        for curated in (read_records(self.run.round(i) / "curated.parquet") for i in range(round_index + 1)):
+            for each in curated:
+                if records.setdefault(each["id"], each)["unsafe"] != each["unsafe"]:
+                    contradicted.add(each["id"])
+        write_records((r for r in records.values() if r["id"] not in contradicted), folder / "training.parquet")
         card = fine_tune(
             self.settings.training,
             data=folder / "training.parquet",
@@ -242,7 +246,7 @@ class Rounds:
             gpus_per_worker=self.plan.guard_worker_gpus,
             tell=lambda done, steps, loss: self.run.advance(done, steps, f"loss {loss:.3f}"),
         )
-        return {"tokens": card.training["tokens"], "records": len(records), "guard": card.digest}
+        return {"tokens": card.training["tokens"], "records": card.training["records"], "guard": card.digest}
 
     def evaluate(self, round_index: int) -> dict[str, Any]:
         """Measure the round's guard, and promote it if it passes the gate."""

@@ -108,15 +108,18 @@ class Run:
             raise RunError(f"{self.directory} is in use by another process") from None
         config = self.directory / "config.yaml"
         values = _deciding(yaml.safe_load(to_yaml(settings)))
-        if config.exists():
+        begun = (self.directory / "manifest.json").exists()
+        if begun and config.exists():  # settings with which no phase has ended bind nobody
             before = _deciding(yaml.safe_load(config.read_text()))
             if changed := [key for key in {**before, **values} if before.get(key) != values.get(key)]:
+                others = " and another ".join(
+                    f"{key} ({before.get(key)!r}, now {values.get(key)!r})" for key in changed
+                )
                 raise RunError(
-                    f"{self.directory} was begun with another {' and another '.join(changed)} (see {config}): "
-                    "give another --run-dir, or the same settings"
+                    f"{self.directory} was begun with another {others} (see {config}): give another --run-dir, or the "
+                    "same settings"
                 )
         write_text(config, to_yaml(settings))
-        begun = (self.directory / "manifest.json").exists()
         new = Manifest(config_digest=digest(json.dumps(values, sort_keys=True)))
         self.manifest = Manifest.read(self.directory) if begun else new
         self._stopped = threading.Event()

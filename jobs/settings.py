@@ -191,6 +191,8 @@ def _explain(problem: Any, keys: Sequence[str]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return _unknown(key, keys)
+    if problem["type"] == "missing":
+        return f"--{key} is missing; --help lists all settings"
     return f"{key}: {problem['msg']} (got {problem['input']!r})"
 
 

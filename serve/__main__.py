@@ -4,7 +4,9 @@ A guard that is promoted later takes its place, without a request being lost, on
 """
 
 import argparse
+import dataclasses
 import ipaddress
+import json
 import os
 import signal
 import socket
@@ -22,6 +24,7 @@ from cluster.connect import connect
 from guardrail.backends import BackendName
 from guardrail.guard import GUARD_FILE, GuardCard
 from guardrail.promotion import load_checked
+from guardrail.text import digest
 from serve.app import moderator
 from serve.config import ModeratorArgs
 from serve.degraded import OnFailure
@@ -91,8 +94,9 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
 
 def _deploy(args: ModeratorArgs, card: GuardCard) -> None:
     """Serve a guard; where another is served by this process, have its replicas take this one in its place."""
+    told = {"digest": card.digest, "card": digest(json.dumps(dataclasses.asdict(card), sort_keys=True))}
     # To `serve.run` every call is a new version, for which it replaces replicas, unless the deployment names one.
-    deployment = moderator(args.model_copy(update={"digest": card.digest})).options(_internal=True, version=_VERSION)
+    deployment = moderator(args.model_copy(update=told)).options(_internal=True, version=_VERSION)
     serve.run(deployment.bind(), name=APPLICATION)
 
 
@@ -116,7 +120,7 @@ def _follow(guard: Callable[[], Path], args: dict[str, Any], seen: tuple[Any, ..
         card = load_checked(guard(), args.get("backend", "torch")).card
         _deploy(ModeratorArgs(guard=guard(), **args), card)
         print(f"Guard {card.version} (digest {card.digest}) has taken its place.", flush=True)
-    except (ValueError, OSError, RuntimeError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the one that is served stays
         print(f"A promoted guard is not taken: {error}", file=sys.stderr, flush=True)
     return state
 
@@ -137,7 +141,7 @@ def _check_free(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise OSError(
-                f"cannot listen on {host}:{port} ({error.strerror}); stop what does, or give --port"
+                f"cannot listen on {host}:{port} ({error.strerror}); stop the program that does, or give another --port"
             ) from None
 
 

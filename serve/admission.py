@@ -87,7 +87,8 @@ class Admission:
         self.deadline, self._clock = deadline, clock
         self._waiting = 0
         self._computed = 0  # of the batch at work, which goes on when those who asked for it have left
-        self._pace: float | None = None  # seconds for a unit
+        self._pace = 0.0  # seconds for a unit, when it was measured last
+        self._measured = 0.0  # when that was
         self._begun: float | None = None  # when the batch at work began
 
     @contextlib.contextmanager
@@ -98,7 +99,7 @@ class Admission:
             TooMuch: the request alone takes longer than the deadline, whenever it is asked.
             Overloaded: what waits already takes too long. A request that is alone is never refused for that.
         """
-        pace = self._pace or 0.0
+        pace = self._pace_now()
         if units * pace > self.deadline:
             raise TooMuch(max(1, int(self.deadline / (units * pace) * 100)))
         wait = max(self._waiting, self._computed) * pace
@@ -119,8 +120,14 @@ class Admission:
             yield
         finally:
             self._begun, self._computed = None, 0
-            pace = (self._clock() - begun) / units
-            self._pace = pace if self._pace is None else (1 - _REMEMBERED) * self._pace + _REMEMBERED * pace
+            self._measured = self._clock()
+            pace = (self._measured - begun) / units
+            self._pace = (1 - _REMEMBERED) * self._pace + _REMEMBERED * pace if self._pace else pace
+
+    def _pace_now(self) -> float:
+        """Return the pace. It halves with each deadline without a batch: one that refuses all is not measured again."""
+        idle = 0.0 if self._begun is not None else self._clock() - self._measured
+        return self._pace * 0.5 ** (idle / self.deadline)
 
     @property
     def waiting(self) -> int:

@@ -2,7 +2,8 @@
 
     serve run serve.app:build guard=runs/laptop/guard
 
-Change `user_config: {guard: DIR}` of the deployment "Moderator" (in a Serve config file) to swap guards in place.
+Change `guard` in the `user_config` of the deployment "Moderator" (in a Serve config file) to swap guards in place. It is
+the whole `ModeratorConfig`: what is left out, `keys` for one, has its default from then on.
 """
 
 import asyncio
@@ -56,10 +57,11 @@ from serve.shadow import Shadow
 from serve.streaming import StreamRequest, stream_response
 from serve.telemetry import Telemetry, measure_requests
 
-# A batch is bounded in number and in length at once: work is counted in units of _CHARACTERS (about 128 tokens of
+# A batch is bounded in number and in length at once: work is counted in units of _CHARACTERS (about _TOKENS tokens of
 # English), and every text counts for one at least.
 _BATCH_UNITS = 64
 _CHARACTERS = 512
+_TOKENS = 128
 _MAX_ONGOING_REQUESTS = 1024  # well over a batch: what waits, waits in the replica, which knows for how long
 _MAX_QUEUED_REQUESTS = 256  # on their way to it
 _LOADED = 3  # guards kept in memory: in use, shadow, and the one before
@@ -158,7 +160,7 @@ class Moderator:
         """Load a guard beside the one in use, try it, and swap; requests are answered by the old one until then.
 
         A guard that cannot be loaded or fails its trial is refused and the old one stays: raising would make Serve
-        replace this replica by one that has no guard at all. So do the policies before, where new ones cannot be read.
+        replace this replica by one that has no guard at all. So do policies where new ones cannot be read.
 
         Args:
             user_config: the fields of `ModeratorConfig`.
@@ -173,7 +175,12 @@ class Moderator:
         self._budgets.replicas = config.num_replicas
         self._admission.deadline, self._on_failure = config.deadline_seconds, config.on_failure
         try:
-            policies = read_policies(config.policies, config.policy)
+            self._policies, self._policy = read_policies(config.policies, config.policy), config.policy
+        except ValueError as error:
+            if self._used is None:
+                raise
+            logger.error("Policies stay as they were: %s", error)
+        try:
             guard = await self._load(config.guard, config.digest, config.backend)
             shadow = await self._load(config.shadow, None, config.backend) if config.shadow else None
         except Exception as error:
@@ -183,7 +190,6 @@ class Moderator:
             self._refused = f"{type(error).__name__}: {error}"
             logger.error("New guard refused, %s stays in use. %s", self._used.guard.card.version, self._refused)
             return
-        self._policies, self._policy = policies, config.policy
         if self._shadow and (shadow is None or self._shadow.guard is not shadow):
             self._shadow.stop()
             self._shadow = None
@@ -361,11 +367,18 @@ class Moderator:
         self._metrics.count("rayguard_cached_texts", len(texts) - len(asked))
         if not asked:
             return used.guard.card, [verdict for verdict in known if verdict]
-        by, computed = await self._computed(asked)
-        if by is not used and len(asked) < len(texts):  # swapped meanwhile: one guard judges them all
-            by, computed = await self._computed(texts)
-            known = [None] * len(texts)
-        self._budgets.spend(key, sum(verdict.tokens for verdict in computed))
+        # Spent before it is read, put right afterwards: who hangs up, or asks often at once, has it read all the same.
+        expected = work_units(asked) * _TOKENS
+        self._budgets.spend(key, expected)
+        try:
+            by, computed = await self._computed(asked)
+            if by is not used and len(asked) < len(texts):  # swapped meanwhile: one guard judges them all
+                by, computed = await self._computed(texts)
+                known = [None] * len(texts)
+        except (Overloaded, TooMuch):
+            self._budgets.spend(key, -expected)
+            raise
+        self._budgets.spend(key, sum(verdict.tokens for verdict in computed) - expected)
         fresh = iter(computed)
         return by.guard.card, [verdict or next(fresh) for verdict in known]
 

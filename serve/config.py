@@ -17,6 +17,9 @@ class ModeratorConfig(BaseModel):
 
     guard: Path = Field(description="guard directory")
     digest: str | None = Field(default=None, description="that the guard has; one with another is refused")
+    card: str | None = Field(
+        default=None, description="of guard.json: what else it says; another value has the guard's card read again"
+    )
     backend: BackendName = Field(default="torch", description="what computes; others are written by guardrail.export")
     shadow: Path | None = Field(default=None, description="guard that judges the same texts and answers nobody")
     keys: Path | None = Field(default=None, description="file of bearer keys (serve/keys.py); none: everybody may ask")

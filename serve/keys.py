@@ -2,7 +2,7 @@
 
 python -m serve.keys --file keys.txt add NAME      writes a new key's hash, prints the key once
                        [--policy POLICY]           that its requests are judged by unless they name another
-                       [--tokens-per-minute N]     that a replica reads for it
+                       [--tokens-per-minute N]     that the service reads for it
 python -m serve.keys --file keys.txt remove NAME   takes effect without a restart
 python -m serve.keys --file keys.txt list
 """
@@ -34,7 +34,7 @@ class Key:
         name: whose it is.
         sha256: its hash, hexadecimal.
         policy: that its requests are judged by unless they name another.
-        tokens_per_minute: that a replica reads for it; None: any number.
+        tokens_per_minute: that the service reads for it; None: any number.
     """
 
     name: str
@@ -134,7 +134,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in (adding, commands.add_parser("remove")):
         command.add_argument("name")
     adding.add_argument("--policy", help="that its requests are judged by unless they name another")
-    adding.add_argument("--tokens-per-minute", type=int, help="that a replica reads for it; more is refused (429)")
+    adding.add_argument(
+        "--tokens-per-minute",
+        type=int,
+        help="that the service reads for it, each replica an equal part; more is refused (429)",
+    )
     commands.add_parser("list")
     options = parser.parse_args(arguments)
     try:

@@ -92,7 +92,7 @@ def read_policies(folder: Path | None, default: str | None) -> Policies | None:
     """
     policies = Policies(folder) if folder else None
     if default not in (None, GUARDS_OWN) and (policies is None or policies.get(default) is None):
-        raise ValueError(f"there is no policy {default!r} in {folder or 'a folder: name one with policies'}")
+        raise ValueError(f"there is no policy {default!r} in {folder or 'no folder: name one (--policies)'}")
     return policies
 
 
@@ -255,6 +255,7 @@ def _propose(options: argparse.Namespace) -> None:
     else:
         unsafe_texts = [seed["text"] for seed in embedded_seeds() if seed["unsafe"]]
         print("Unsafe texts are the shipped seeds; a guard trained on them finds more of them than of others.")
+    options.output.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     guard = Guard.from_pretrained(options.guard)
     benign = guard.probabilities(benign_texts)[:, 0]
     unsafe = guard.probabilities(unsafe_texts)[:, 0]

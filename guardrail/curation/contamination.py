@@ -1,11 +1,13 @@
 """The stage that keeps evaluation texts out of training data, disguised ones too."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.facts import NearIndex, signatures, stored_signatures
@@ -31,6 +33,7 @@ _FEW_LETTERS = 4  # of fewer, letters alone do not say which text it is
 class Decontamination:
     """Records that equal a text that a guard is measured on, nearly do, say the same, or share a run of words with it.
 
+    So does all that grew from such a record: in other words it is still what the guard is measured on.
     They are looked up by all that they can be read as (`guardrail.deobfuscation`). Seeds of `trusted_sources` may say
     much the same: contrasts do, and what is written to a pattern.
     """
@@ -49,7 +52,32 @@ class Decontamination:
         """Return the judge, which holds the evaluation texts as hashes and vectors; without any it looks at nothing."""
         if not any(self.evaluation.values()):
             return keep_all
-        return Index(self.config, self.evaluation).drops
+        index = Index(self.config, self.evaluation)
+        lineage = survey.kept(["id", "seed_id"])
+        grown = pc.unique(lineage.filter(pc.not_equal(lineage["id"], lineage["seed_id"]))["seed_id"])
+        if not len(grown):
+            return index.drops
+        found = survey.computed(functools.partial(_contaminated, index, grown))
+        return functools.partial(_drops_with_descendants, index, dict(zip(*found.to_pydict().values(), strict=True)))
+
+
+def _contaminated(index: "Index", grown: pa.Array, batch: pa.Table) -> pa.Table:
+    """Return which seeds of a batch that others grew from have to go, `id` and `evidence`."""
+    seeds = batch.filter(pc.is_in(batch["id"], value_set=grown))
+    drops = index.drops(seeds) if seeds.num_rows else []
+    rows = [
+        {"id": seed, "evidence": drop.evidence}
+        for seed, drop in zip(seeds["id"].to_pylist(), drops, strict=True)
+        if drop
+    ]
+    return pa.Table.from_pylist(rows, pa.schema([("id", pa.string()), ("evidence", pa.string())]))
+
+
+def _drops_with_descendants(index: "Index", contaminated: dict[str, str], batch: pa.Table) -> list[Drop | None]:
+    return [
+        drop or (Drop("grew from an evaluation text", contaminated[seed]) if seed in contaminated else None)
+        for drop, seed in zip(index.drops(batch), batch["seed_id"].to_pylist(), strict=True)
+    ]
 
 
 class Index:

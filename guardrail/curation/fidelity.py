@@ -33,7 +33,8 @@ class LabelFidelity:
     and ask for something else. All but harmless contrasts, which look harmful on purpose, must have their label by a
     classifier of the other seeds, too: what a small model makes of a harmful request is often just odd. Around a seed
     it is the other words that may do no harm where the seed does none; around a harmful one they may say anything.
-    Records of other methods are not judged: attacks have passed the adversary's gate.
+    What grew from a seed that an earlier stage dropped cannot be held against it, and goes, too. Records of other
+    methods are not judged: attacks have passed the adversary's gate.
     """
 
     name = "fidelity"
@@ -49,8 +50,10 @@ class LabelFidelity:
         methods = survey.kept(["method"])["method"]
         if not pc.any(pc.is_in(methods, value_set=pa.array(_JUDGED))).as_py():
             return keep_all
-        seeds = survey.computed(functools.partial(_seed_rows, self.config))
-        return functools.partial(_judge_fidelity, Seeds(seeds, self.config))
+        seeds = Seeds(survey.computed(functools.partial(_seed_rows, self.config)), self.config)
+        given = survey.inputs(["id", "method"])
+        ids = given.filter(pc.equal(given["method"], "seed"))["id"].to_pylist()
+        return functools.partial(_judge_fidelity, seeds, frozenset(ids) - seeds.index.keys())
 
 
 @functools.cache  # once in each worker process
@@ -143,9 +146,14 @@ def _classifiers(embeddings: np.ndarray, unsafe: np.ndarray, fold: np.ndarray) -
     return weights if np.mean((logits > 0) == unsafe) >= UNDERSTOOD else None
 
 
-def _judge_fidelity(seeds: Seeds, batch: pa.Table) -> list[Drop | None]:
+def _judge_fidelity(seeds: Seeds, dropped: frozenset[str], batch: pa.Table) -> list[Drop | None]:
     records = from_table(batch)
-    verdicts: list[Drop | None] = [None] * len(records)
+    verdicts = [
+        Drop("its seed was dropped", record["seed_id"])
+        if record["method"] in _JUDGED and record["seed_id"] in dropped
+        else None
+        for record in records
+    ]
     # Embedding costs more than all other stages together: only what is judged is embedded.
     judged = [i for i, record in enumerate(records) if record["method"] in _JUDGED and record["seed_id"] in seeds.index]
     if judged:

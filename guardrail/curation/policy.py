@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.stage import Drop, Judge, Survey
-from guardrail.seeds import may_sexualise_minors
+from guardrail.generable import may_sexualise_minors
 from guardrail.taxonomy import may_generate
 from guardrail.text import joined
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validator
 
+from guardrail.generable import generation_seeds, may_sexualise_minors
 from guardrail.records import Record, make_record
 from guardrail.rows import did_you_mean
-from guardrail.seeds import generation_seeds, may_sexualise_minors
 from guardrail.synthesis.strategies import EXAMPLE_WORDS, STRATEGIES, STRATEGY, Strategy, whole_sentences
 from guardrail.text import digest, words
 

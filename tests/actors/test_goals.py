@@ -37,6 +37,11 @@ def test_a_draw_has_its_size_its_benign_share_and_nothing_forbidden(count, share
     assert not any(found.records[i]["text"] == "never used" for i in drawn)
 
 
+def test_few_goals_are_drawn_as_often_as_is_asked():
+    found = goals(RECORDS[:1], share=0.0)
+    assert found.draw(3000, np.random.default_rng(0)) == [0] * 3000
+
+
 def test_what_cannot_be_used_is_counted_and_a_label_without_goals_is_refused():
     long = make_record("long " * 500, unsafe=False, source="benign", categories=[])
     assert goals([*RECORDS, long]).left_out == {

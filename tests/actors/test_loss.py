@@ -190,4 +190,7 @@ def test_learners_get_batches_of_equal_shape_that_hold_every_group_once(count, l
 
 
 def test_nothing_to_learn_makes_no_batch():
-    assert train_batches([group([1], ([2], 0.0))], learners=2, multiple=2) is None
+    equal = [group([1], ([2], 0.0))]
+    assert train_batches(equal, learners=2, multiple=2) is None
+    (batch,) = train_batches(equal, learners=1, multiple=1, every=True)  # as trajectory balance needs it
+    assert batch[INPUT_IDS].tolist() == [[1, 2]]

@@ -31,11 +31,12 @@ from actors.demonstrations import TeachingConfig, demonstrations, passing, teach
 from cluster.connect import connect
 from guardrail.evaluation import evaluate_set, misjudged, success_rate
 from guardrail.evaluation_sets import load_evaluations
+from guardrail.generable import generation_seeds
 from guardrail.guard import Guard
 from guardrail.intent import IntentModel
 from guardrail.models import cache_dir
 from guardrail.records import Record, from_table
-from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, embedded_seeds, generation_seeds, split_by_seed
+from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, embedded_seeds, split_by_seed
 from guardrail.transforms import TRANSFORMS, drawn, transformed
 from tests.benchmarks.adversary_learning import REWORDING, begun, plan, print_figures, show, train
 

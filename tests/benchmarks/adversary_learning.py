@@ -27,10 +27,11 @@ from actors.styles import STYLES
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
 from guardrail.diversity import unique_clusters
+from guardrail.generable import generation_seeds
 from guardrail.guard import GUARD_FILE
 from guardrail.models import cache_dir
 from guardrail.records import Record, from_table, write_records
-from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, embedded_seeds, generation_seeds, split_by_seed
+from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, embedded_seeds, split_by_seed
 from guardrail.training import TrainingConfig, fine_tune
 from tests.benchmarks.independent_check import IndependentCheck
 

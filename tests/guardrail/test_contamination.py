@@ -50,6 +50,21 @@ def written(text, *names, seed=0):
     return text
 
 
+def test_what_grew_from_an_evaluation_text_goes_with_it():
+    parent, other = record(BREAD), record("How do I prune an apple tree in March?")
+    grown = [
+        make_record(text, unsafe=False, source="mine", parent=of, method=method)
+        for of, text, method in (
+            (parent, "Tell me about making sourdough without machines.", "paraphrase"),
+            (parent, "as a baker, which oven?", "rl"),
+            (other, "When should fruit trees be cut?", "paraphrase"),
+        )
+    ]
+    reasons = [drop and (drop.reason, drop.evidence) for drop in verdicts([parent, other, *grown])]
+    ancestor = ("grew from an evaluation text", "bakery/0")
+    assert reasons == [("equals an evaluation text", "bakery/0"), None, ancestor, ancestor, None]
+
+
 # --- What is found ------------------------------------------------------------------------------------------------
 
 

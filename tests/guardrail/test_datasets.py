@@ -8,7 +8,7 @@ import pytest
 from guardrail.dataset_registry import registry
 from guardrail.datasets import load_dataset_by_name
 from guardrail.evaluation_sets import load_evaluation
-from guardrail.seeds import generation_seeds
+from guardrail.generable import generation_seeds
 
 NAMED = """toxic-chat wildguardmix openai-moderation harmbench xstest aegis beavertails strongreject or-bench
 simple-safety-tests advbench aart do-not-answer harmfulqa catqa alpaca dolly toxigen davidson""".split()

@@ -5,9 +5,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from guardrail.examples import augmented, encode, epoch_batches
+from guardrail.generable import generation_seeds
 from guardrail.guard import LABELS, read_as
 from guardrail.records import make_record
-from guardrail.seeds import embedded_seeds, generation_seeds
+from guardrail.seeds import embedded_seeds
 from guardrail.text import canonical
 from guardrail.training_config import TrainingConfig
 from tests.tiny_guard import tiny_guard

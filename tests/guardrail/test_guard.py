@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import Qwen2Config, Qwen2Model
 
 from guardrail.guard import LABELS, Guard, GuardCard, content_digest, load_base, read_as, token_batches, write_card
 from guardrail.taxonomy import CATEGORIES
@@ -49,6 +50,16 @@ def test_of_a_base_the_lowest_layers_alone_can_be_kept(tmp_path):
     assert all(torch.equal(whole[name], lower[name]) for name in lower)
     with pytest.raises(ValueError, match="training.layers is 4, and .* has 3 layers"):
         load_base(str(base), 4)
+
+
+def test_a_base_that_says_of_each_layer_what_it_is_can_be_cut_and_saved(tmp_path):
+    text = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = Qwen2Config(**text, num_hidden_layers=3, vocab_size=128, pad_token_id=0)
+    Qwen2Model(config).save_pretrained(tmp_path / "base")
+    load_base(str(tiny_guard(tmp_path / "tokenizer")))[1].save_pretrained(tmp_path / "base")
+    model, _ = load_base(str(tmp_path / "base"), 2)
+    model.save_pretrained(tmp_path / "cut")
+    assert len(model.model.layers) == len(model.config.layer_types) == 2
 
 
 def test_verdicts_are_calibrated_and_named(directory):
@@ -147,7 +158,12 @@ def test_a_damaged_or_foreign_directory_is_refused(directory, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "values", [{"temperature": 0}, {"window": 0}, {"thresholds": {}}, {"thresholds": {"hate": 0.5}}, {"taxonomy": None}]
+    "values",
+    [
+        *({"temperature": 0}, {"temperature": None}, {"temperature": "1"}, {"window": 0}, {"window": None}),
+        *({"thresholds": value} for value in ({}, [], {"hate": 0.5}, {"unsafe": None}, {"unsafe": 0.5, "hate": None})),
+        {"taxonomy": None},
+    ],
 )
 def test_a_card_with_values_that_cannot_be_is_refused(directory, tmp_path, values):
     card = json.loads((directory / "guard.json").read_text())

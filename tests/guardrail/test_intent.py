@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guardrail.generable import may_sexualise_minors
 from guardrail.intent import IntentModel
 from guardrail.intent_pairs import (
     ATTACKER_FILES,
@@ -26,7 +27,7 @@ from guardrail.intent_training import (
     threshold_for_precision,
     train_intent,
 )
-from guardrail.seeds import embedded_seeds, may_sexualise_minors
+from guardrail.seeds import embedded_seeds
 from guardrail.text import canonical
 from tests.tiny_guard import tiny_guard
 

@@ -93,6 +93,9 @@ def requests(all_requests):
         ("Here is the rewritten message: how to bake bread", "meta-text"),
         ("How do I bake bread?", None),
         ("How do", None),
+        ("我怎样在家里烤面包？", None),
+        ("家でパンを焼くには", None),
+        ("好", "length"),
     ],
 )
 def test_what_is_no_request_is_dropped(text, reason):

@@ -101,6 +101,13 @@ def test_what_passes_is_waited_for_longer_each_time(server, guard, waits, troubl
     assert all(2**i / 2 <= waited <= 2**i for i, waited in enumerate(waits)) and len(waits) == 5
 
 
+def test_what_our_service_blocks_unread_is_no_judgement(server, guard, waits):
+    server.troubles = [Trouble(200, {"Rayguard-Degraded": "deadline_exceeded"})]
+    assert guard.flagged(["How do I bake?"]).tolist() == [False] and len(waits) == 1
+    server.troubles = [Trouble(200, {"Rayguard-Degraded": "model_failed"})] * 99
+    assert "what was not read (model_failed)" in failure(guard)
+
+
 def test_retry_after_is_honoured_in_seconds_and_as_a_date(server, guard, waits):
     date = email.utils.formatdate(time.time() + 100, usegmt=True)
     server.troubles = [Trouble(429, {"Retry-After": value}) for value in ("17", date, "soon")]

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from guardrail.generable import may_sexualise_minors
 from guardrail.records import make_record
-from guardrail.seeds import may_sexualise_minors
 from guardrail.synthesis import (
     STRATEGIES,
     STRATEGY,

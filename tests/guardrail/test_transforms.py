@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from guardrail import transforms
 from guardrail.fidelity import polarity_flipped
+from guardrail.generable import may_sexualise_minors
 from guardrail.records import make_record, record_id
 from guardrail.refusals import has_meta_text, is_refusal
-from guardrail.seeds import may_sexualise_minors
 from guardrail.text import canonical
 from guardrail.transforms import TRANSFORMS, drawn, transformed
 

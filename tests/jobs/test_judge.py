@@ -62,7 +62,7 @@ def test_each_judge_has_a_line(tmp_path, records, called, capsys):
     [
         ([], "judges: List should have at least 1 item"),
         ([{**GUARD, "format": "llama-gaurd"}], "unknown judge format 'llama-gaurd'; did you mean 'llama-guard'"),
-        ([{"model": "owner/name"}], "judges.0.format: Field required"),
+        ([{"model": "owner/name"}], "--judges.0.format is missing"),
         ([GUARD, {**GUARD, "format": "rubric"}], "two of them would write the score judge:Llama-Guard-3-8B"),
     ],
 )

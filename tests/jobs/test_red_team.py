@@ -17,8 +17,9 @@ from actors.attempts import ATTEMPTS
 from actors.config import AdversaryConfig
 from actors.summary import Summary, Tally
 from guardrail.evaluation_sets import load_evaluation
+from guardrail.generable import generation_seeds
 from guardrail.remote import RemoteGuard, open_guard, unsafe_scores
-from guardrail.seeds import embedded_seeds, generation_seeds
+from guardrail.seeds import embedded_seeds
 from guardrail.transforms import TRANSFORMS
 from jobs import red_team
 from jobs.findings import tallies, tally

@@ -70,8 +70,10 @@ def test_one_process_at_a_time_has_a_run(tmp_path):
 
 def test_a_run_is_not_continued_with_other_settings(tmp_path):
     with opened(tmp_path):
-        pass
-    with pytest.raises(RunError, match="begun with another seed .*config.yaml.*--run-dir"):
+        pass  # where no phase has ended nothing was begun: settings can be put right
+    with opened(tmp_path, seed=3) as run:
+        run.phase(0, "seed", dict)
+    with pytest.raises(RunError, match=r"begun with another seed \(3, now 4\) .*config.yaml.*--run-dir"):
         opened(tmp_path, seed=4)
 
 

@@ -80,7 +80,7 @@ def test_lists_are_given_with_spaces(tmp_path):
 
 
 def test_what_is_required_is_asked_for(capsys):
-    assert "data: Field required" in failure(capsys, ["--guard", "g", "--output", "o"], EvaluateSettings)
+    assert "--data is missing; --help lists" in failure(capsys, ["--guard", "g", "--output", "o"], EvaluateSettings)
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)

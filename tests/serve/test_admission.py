@@ -75,6 +75,17 @@ def test_the_pace_follows_the_machine(admission: Admission, clock: Clock) -> Non
         pass
 
 
+def test_a_pace_that_refuses_everything_is_forgotten(clock: Clock) -> None:
+    admission = Admission(10.0, clock)
+    with admission.at_work(1):
+        clock.now += 80.0  # the machine stood still
+    with pytest.raises(TooMuch), admission.admitted(1):
+        pass
+    clock.now += 30.0
+    with admission.admitted(1):
+        pass
+
+
 def test_a_batch_that_does_not_end_shows(admission: Admission, clock: Clock) -> None:
     assert admission.computing == 0.0
     with admission.at_work(1):
