@@ -31,9 +31,9 @@ def connect(address: str | None = None, num_cpus: int | None = None, dashboard: 
         return
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
-        # Ray listens on the machine's own address, where anybody could have it run code. Left alone it would write a
-        # token into the home directory; this one is known to this process and to those it starts.
-        if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+        # Ray listens on the machine's own address, where anybody could have it run code, so it wants a token. Left
+        # alone it would write one into the home directory; this one is known to this process and those it starts.
+        if "RAY_AUTH_MODE" not in os.environ:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # Engines, learner and guards share the cores here. A thread of OpenMP that waits for another, whose core is
         # taken, spins for milliseconds by default: two threads then compute at an eighth of what they could.

@@ -66,6 +66,8 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
     if args.get("keys"):
         Keys(args["keys"])
     read_policies(args.get("policies"), args.get("policy"))
+    if args.get("policies") and (problems := lint([args["policies"]])):
+        raise ValueError("\n".join(problems))
     directory = guard()
     # A replica would refuse it, too, but only once a cluster is up, and at length.
     card = load_checked(directory, args.get("backend", "torch")).card

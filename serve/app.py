@@ -2,8 +2,8 @@
 
     serve run serve.app:build guard=runs/laptop/guard
 
-Change `guard` in the `user_config` of the deployment "Moderator" (in a Serve config file) to swap guards in place. It is
-the whole `ModeratorConfig`: what is left out, `keys` for one, has its default from then on.
+Change `guard` in the `user_config` of the deployment "Moderator" (in a Serve config file) to swap guards in place. This
+is the whole `ModeratorConfig`, and what is left out, `keys` for one, has its default from then on.
 """
 
 import asyncio

@@ -39,15 +39,15 @@ logger = logging.getLogger("ray.serve")
 
 
 class Policies:
-    """The policies of a folder.
+    """The policies of a folder. A file that holds none is logged and left out: a draft must not keep a replica down.
 
     Raises:
-        ValueError: it is no folder, or a file in it holds no policy.
+        ValueError: it is no folder.
     """
 
     def __init__(self, folder: Path) -> None:
-        if problems := lint([folder]):
-            raise ValueError("\n".join(problems))
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder of policies {folder}")
         self.folder = folder
         self._read: dict[str, tuple[tuple[int, ...], Policy]] = {}
         for name in self.names():

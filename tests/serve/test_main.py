@@ -1,14 +1,17 @@
 """What `python -m serve` refuses before it starts a cluster."""
 
 import contextlib
+import dataclasses
 import json
 import socket
 
 import pytest
 from ray.exceptions import RayError
 
+from guardrail.guard import GuardCard
 from guardrail.promotion import load_checked
-from serve.__main__ import main
+from serve.__main__ import _deploy, main
+from serve.config import ModeratorArgs
 from tests.tiny_guard import tiny_guard
 
 
@@ -66,3 +69,14 @@ def test_a_service_that_does_not_start_is_said(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("serve.__main__.signal.signal", lambda number, handler: None)
     assert main(["--guard", str(tiny_guard(tmp_path / "guard"))]) == 2
     assert "Ray Serve did not start (RayError)" in capsys.readouterr().err
+
+
+def test_another_threshold_is_another_guard(monkeypatch, tmp_path):
+    served = []
+    monkeypatch.setattr("serve.__main__.serve.run", lambda application, name: served.append(application))
+    guard = tiny_guard(tmp_path / "guard")
+    for threshold in (0.5, 0.5, 0.6):
+        card = dataclasses.replace(GuardCard.read(guard), thresholds={"unsafe": threshold})
+        _deploy(ModeratorArgs(guard=guard), card)
+    first, same, other = (each._bound_deployment._deployment_config.user_config for each in served)
+    assert first == same != other

@@ -46,9 +46,17 @@ def test_a_default_that_is_not_there_is_refused(tmp_path: Path) -> None:
     for folder, name in ((tmp_path, "mild"), (None, "strict")):
         with pytest.raises(ValueError, match="no policy"):
             read_policies(folder, name)
-    (tmp_path / "guard.yaml").write_text(STRICT)
-    with pytest.raises(ValueError, match="is not 'guard'"):
-        Policies(tmp_path)
+    with pytest.raises(ValueError, match="no folder of policies"):
+        read_policies(tmp_path / "absent", None)
+
+
+def test_a_draft_keeps_no_replica_down(tmp_path: Path) -> None:
+    (tmp_path / "strict.yaml").write_text(STRICT)
+    (tmp_path / "draft.yaml").write_text("thresholds: {")
+    policies = read_policies(tmp_path, "strict")
+    assert policies and policies.get("strict") and policies.get("draft") is None
+    with pytest.raises(ValueError, match="no policy 'draft'"):
+        read_policies(tmp_path, "draft")
 
 
 def test_lint_names_every_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
