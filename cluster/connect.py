@@ -15,13 +15,12 @@ SPIN_COUNT = "1000"  # turns of a waiting loop: microseconds, and no slower wher
 
 
 @contextmanager
-def connect(address: str | None = None, num_cpus: int | None = None, dashboard: bool = False) -> Iterator[None]:
+def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
     """Be connected to Ray within the block.
 
     Args:
         address: of a running cluster; None takes RAY_ADDRESS (which a submitted job has), else starts a cluster here.
         num_cpus: of a cluster started here; None: those of the machine.
-        dashboard: whether a cluster started here has one.
 
     Raises:
         ConnectionError: the address does not answer; the message says what to do.
@@ -40,7 +39,7 @@ def connect(address: str | None = None, num_cpus: int | None = None, dashboard: 
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     try:
         if address is None:
-            start: dict[str, Any] = {"address": "local", "num_cpus": num_cpus, "include_dashboard": dashboard}
+            start: dict[str, Any] = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
         else:
             start = {"address": address}
             _probe(address)

@@ -29,7 +29,7 @@ from serve.app import moderator
 from serve.config import ModeratorArgs
 from serve.degraded import OnFailure
 from serve.keys import Keys
-from serve.policies import read_policies
+from serve.policies import lint, read_policies
 
 APPLICATION = "moderation"
 _VERSION = uuid4().hex  # of the deployment, as long as this process serves it

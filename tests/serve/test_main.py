@@ -80,3 +80,10 @@ def test_another_threshold_is_another_guard(monkeypatch, tmp_path):
         _deploy(ModeratorArgs(guard=guard), card)
     first, same, other = (each._bound_deployment._deployment_config.user_config for each in served)
     assert first == same != other
+
+
+def test_a_broken_policy_is_refused_before_anything_starts(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("serve.__main__._check_free", lambda host, port: None)
+    (tmp_path / "draft.yaml").write_text("thresholds: {")
+    assert main(["--guard", "absent", "--policies", str(tmp_path)]) == 2
+    assert "draft.yaml" in capsys.readouterr().err
