@@ -110,6 +110,7 @@ def _model_facts(card: GuardCard, provenance: Provenance) -> dict[str, Any]:
     return {
         "front_matter": yaml.safe_dump(front_matter(card, provenance), sort_keys=False),
         "base": _base(card),
+        "layers": card.training["config"].get("layers"),  # guards of before this setting lack it
         "threshold": card.thresholds[UNSAFE],
         "figures": [
             (name, values["n"], values["positives"], [(values[key], _interval(values, key)) for key in _SHOWN])

@@ -135,6 +135,8 @@ def test_a_base_that_is_a_folder_is_named_without_the_machine(tmp_path):
     assert "/home" not in page and "| base | mine |" in page
     other, _ = written(card_with(tmp_path / "other", base="microsoft/deberta-v3-base"))
     assert front(other)["base_model"] == "microsoft/deberta-v3-base"
+    cut, _ = written(card_with(tmp_path / "cut", base="owner/deep", config={"max_fpr": 0.05, "layers": 6}))
+    assert "Trained by rayguard from owner/deep (its lowest 6 layers)." in cut
 
 
 def test_figures_have_intervals_and_failures_follow_from_them(guard):
