@@ -98,7 +98,7 @@ def row(name: str, metric: Metric, found: Measured, beside: Measured, note: str 
 # --- What training did not have -------------------------------------------------------------------------------------
 
 
-def left_out_styles(run: FinishedRun, most: int, resources: Mapping[str, float]) -> list[Row]:
+def left_out_styles(run: FinishedRun, most: int, resources: Mapping[str, Any]) -> list[Row]:
     """Return what guards find that were trained without the attacks of a style, of the `most` frequent ones."""
     style_of = {attack["id"]: attack["style"] for attacks in run.attacks for attack in attacks}
 
@@ -108,7 +108,7 @@ def left_out_styles(run: FinishedRun, most: int, resources: Mapping[str, float])
     return _left_out(run, "style", styles, most, resources)
 
 
-def left_out_categories(run: FinishedRun, most: int, resources: Mapping[str, float]) -> list[Row]:
+def left_out_categories(run: FinishedRun, most: int, resources: Mapping[str, Any]) -> list[Row]:
     """Return what guards find that were trained without the records of a category, of the `most` frequent ones.
 
     Benign look-alikes of the category stay: they cannot be told from other benign records.
@@ -121,7 +121,7 @@ def _left_out(
     kind: str,
     groups: Callable[[Record], Sequence[str]],
     most: int,
-    resources: Mapping[str, float],
+    resources: Mapping[str, Any],
 ) -> list[Row]:
     """Return three rows for each of the groups that most of the unsafe records trained on are of.
 
@@ -171,7 +171,7 @@ def _lacking_label(run: FinishedRun, is_left_out: Callable[[Record], bool]) -> s
 
 
 def _trained_without(
-    run: FinishedRun, name: str, is_left_out: Callable[[Record], bool], resources: Mapping[str, float]
+    run: FinishedRun, name: str, is_left_out: Callable[[Record], bool], resources: Mapping[str, Any]
 ) -> Path:
     """Return the guard in use as it would have been without some records, trained unless it is there.
 
@@ -193,8 +193,7 @@ def _trained_without(
                 version=f"without-{name}-{index:02d}",
                 seed=run.seed + index,
                 start=start,
-                cpus_per_worker=resources["cpus_per_worker"],
-                gpus_per_worker=resources["gpus_per_worker"],
+                **resources,
             )
             data.unlink()
         start = output
