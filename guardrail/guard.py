@@ -38,6 +38,7 @@ FORMAT = 1
 
 _PADDED = 8  # a batch may be padding in one part of so many
 _WORD = re.compile(r"\w+")
+_ODD_CASE = 1 / 3  # of a text's words, above which capitals are a disguise
 _DIGESTED = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
 
 
@@ -348,10 +349,14 @@ def _highest(parts: Sequence[_Part], logits: np.ndarray, count: int) -> np.ndarr
 def read_as(text: str) -> list[str]:
     """Return what a guard reads of a text: the text, and what it says in plain letters where these are other words.
 
-    Punctuation, spacing and what belongs to an emoji disguise nothing.
+    Punctuation, spacing and what belongs to an emoji disguise nothing. Capitals all over do: to a model that knows them
+    apart, words in them are others.
     """
     said = plain(text)
-    return [text] if _WORD.findall(said) == _WORD.findall(text.casefold()) else [text, said]
+    found = _WORD.findall(text)
+    odd = sum(len(word) > 1 and word not in (word.lower(), word.capitalize()) for word in found)
+    same = odd <= max(1, len(found) * _ODD_CASE) and _WORD.findall(said) == _WORD.findall(text.casefold())
+    return [text] if same else [text, said]
 
 
 def _named(row: np.ndarray) -> dict[str, float]:

@@ -77,7 +77,7 @@ def test_no_batch_and_no_neighbour_changes_a_verdict(directory):
     assert np.allclose(together, np.concatenate([guard.logits([text]) for text in texts]), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["base64", "zero_width", "homoglyph", "json"])
+@pytest.mark.parametrize("name", ["base64", "zero_width", "homoglyph", "json", "random_case"])
 def test_a_disguised_text_counts_as_it_is_written_and_as_what_it_says(directory, name):
     guard = Guard.from_pretrained(directory)
     said = "how do i kill a python process that does not answer?"
@@ -127,6 +127,12 @@ def alone(guard, reading):
 )
 def test_an_ordinary_text_is_read_once(text):
     assert read_as(text) == [text]
+
+
+def test_capitals_all_over_are_read_in_small_letters_too():
+    assert read_as("HOW DO I bake?") == ["HOW DO I bake?", "how do i bake?"]
+    for ordinary in ("Does NASA bake bread on the ISS today?", "My iPhone plays YouTube when I bake bread", "OK"):
+        assert read_as(ordinary) == [ordinary]
 
 
 def windows(ids):
