@@ -114,6 +114,7 @@ class Admission:
     @contextlib.contextmanager
     def at_work(self, units: int) -> Iterator[None]:
         """Measure the pace by a batch that the block computes."""
+        self._pace = self._pace_now()  # what was forgotten of it does not come back
         begun = self._clock()
         self._begun, self._computed = begun, units
         try:

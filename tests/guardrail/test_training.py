@@ -7,13 +7,14 @@ from guardrail.fitted_on import FittedOnEvaluationSet
 from guardrail.records import make_record, write_records
 from guardrail.training import _check_window, _discard_other_training, fine_tune
 from guardrail.training_config import TrainingConfig
+from tests.tiny_guard import tiny_guard
 
 RECORDS = [make_record(text, unsafe=unsafe, source="s") for text, unsafe in (("a", True), ("b", False))]
 
 
 def refused(output, tmp_path, **config):
     write_records(RECORDS, tmp_path / "data.parquet")
-    with pytest.raises(ValueError, match="exists and is no guard|reads at most") as error:
+    with pytest.raises(ValueError, match="exists and is no guard|reads at most|is a link") as error:
         fine_tune(
             TrainingConfig(**config),
             data=tmp_path / "data.parquet",
@@ -31,6 +32,12 @@ def test_what_is_no_guard_is_not_written_over(tmp_path):
     assert "exists and is no guard" in refused(tmp_path / "thesis", tmp_path)
     assert (tmp_path / "thesis" / "chapter-1.txt").read_text() == "years of work"
     assert "exists and is no guard" in refused(tmp_path / "data.parquet", tmp_path)
+
+
+def test_a_link_to_a_guard_is_not_replaced(tmp_path):
+    (tmp_path / "in-use").symlink_to(tiny_guard(tmp_path / "guard"))
+    assert "is a link to a guard" in refused(tmp_path / "in-use", tmp_path)
+    assert (tmp_path / "in-use").is_symlink()
 
 
 def test_a_validation_split_of_an_evaluation_set_is_refused_before_anything_is_trained(tmp_path):

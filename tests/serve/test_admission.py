@@ -82,8 +82,10 @@ def test_a_pace_that_refuses_everything_is_forgotten(clock: Clock) -> None:
     with pytest.raises(TooMuch), admission.admitted(1):
         pass
     clock.now += 30.0
+    with admission.admitted(1), admission.at_work(1):
+        clock.now += 0.1
     with admission.admitted(1):
-        pass
+        pass  # nor does one fast batch bring it back
 
 
 def test_a_batch_that_does_not_end_shows(admission: Admission, clock: Clock) -> None:
