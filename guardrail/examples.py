@@ -17,6 +17,8 @@ from guardrail.text import canonical
 from guardrail.training_config import TrainingConfig
 from guardrail.transforms import TRANSFORMS, transformed
 
+_TYPING_ERRORS = ("char_swap", "char_drop")
+
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
@@ -70,10 +72,13 @@ def encode(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, config
 def augmented(records: Sequence[Record], share: float, seed: int) -> list[Record]:
     """Return the records, and behind them a share of them as a transform drawn for each of them writes it.
 
+    Half of the draws are typing errors: people make them, and no reading undoes them.
+
     What a guard can decode it reads in plain letters as well (`guardrail.guard.read_as`). As it is written it shall
     then say nothing, so of these only benign records are written: a disguise alone is no reason to flag a text.
     """
-    random, names, written = np.random.default_rng(seed), list(TRANSFORMS), list[Record]()
+    random, written = np.random.default_rng(seed), list[Record]()
+    names = [*TRANSFORMS, *(_TYPING_ERRORS * (len(TRANSFORMS) // len(_TYPING_ERRORS)))]
     for record in generation_seeds(records):
         if random.random() >= share:
             continue
