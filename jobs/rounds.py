@@ -34,12 +34,14 @@ from guardrail.promotion import promote
 from guardrail.records import Record, read_records, write_records, write_table
 from guardrail.report_map import embedding_map
 from guardrail.report_scores import evaluate_sets
-from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, load_or_embedded, split_by_seed
+from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, embedded_texts, load_or_embedded, split_by_seed
 from guardrail.text import joined
 from guardrail.training import fine_tune
 from guardrail.transforms import drawn
 from jobs.run import Run, write_text
 from jobs.settings import LoopSettings
+
+_SHORT_TEXT = 110  # characters
 
 
 class Rounds:
@@ -115,7 +117,7 @@ class Rounds:
         return {"records": count, "dropped": dropped}
 
     def curate(self, round_index: int) -> dict[str, Any]:
-        """Curate what the round brought: seeds and synthetic records in round 0, attacks that kept their label later.
+        """Curate what the round brought: seeds, synthetic records and texts in round 0, later what kept its label.
 
         Not the successes alone: hardly any of those is benign, and a style that a guard meets in unsafe texts only is
         what it takes for the harm.
@@ -123,6 +125,9 @@ class Rounds:
         folder = self.run.round(round_index)
         if round_index == 0:
             new = [self.run.directory / "seeds" / f"{TRAIN}.parquet", folder / "synthetic.parquet"]
+            if texts := self._texts():
+                write_records(texts, folder / "texts.parquet")
+                new.append(folder / "texts.parquet")
         else:
             held_out = {record["id"] for record in self.split(HELD_OUT)}
             trainable = [r for r in kept_of(self.attacks(round_index)) if r["seed_id"] not in held_out]
@@ -148,6 +153,13 @@ class Rounds:
         shutil.copyfile(folder / "curation" / "ledger.parquet", folder / ".ledger")
         os.replace(folder / ".ledger", folder / "ledger.parquet")
         return {"kept": len(kept), "dropped": report.dropped}
+
+    def _texts(self) -> list[Record]:
+        """Return the embedded texts that guards are trained on; nothing grows from them, and no attacker has them."""
+        if self.settings.seeds is not None or not self.settings.texts:
+            return []
+        # Ids are digests: their order is a draw from all files.
+        return sorted(embedded_texts(), key=lambda each: (not _is_short(each), each["id"]))[: self.settings.texts]
 
     def _evaluation_texts(self) -> dict[str, list[tuple[str, str]]]:
         """Return what training data must not hold: evaluation sets, validation and held-out seeds, as (id, text)."""
@@ -373,6 +385,10 @@ def _check_parts(parts: Mapping[str, list[Record]], *, goals_of_both: bool) -> N
                 f"of {sum(map(len, parts.values()))} seeds, none {purpose} is {kind}. Seeds are split within each "
                 "`source` and label: give more of them, or fewer different sources"
             )
+
+
+def _is_short(record: Record) -> bool:
+    return record["response"] is None and len(record["text"]) <= _SHORT_TEXT
 
 
 def _unseen(evaluation: Mapping[str, Mapping[str, Any]], metric: str) -> float:

@@ -70,6 +70,12 @@ class LoopSettings(JobSettings):
 
     run_dir: Path = Field(Path("runs/default"), description="run directory; the same one resumes")
     seeds: Path | None = Field(None, description="CSV, JSONL or parquet of seeds; None: the embedded ones")
+    texts: int = Field(
+        0,
+        ge=0,
+        description="embedded texts, short ones first, that train guards beside the embedded seeds and what grows from "
+        "them; beside seeds of your own none do, for these may follow another policy",
+    )
     data_dir: Path | None = Field(None, description="local copies of public data sets")
     evaluation: list[str] = Field([], description="evaluation sets by name, or JSON-lines files")
     rounds: int = Field(3, ge=0, description="adversarial rounds after round 0")

@@ -3,6 +3,7 @@
 import pytest
 
 from guardrail.records import make_record
+from guardrail.seeds import embedded_texts
 from jobs.rounds import Rounds, _check_parts
 from jobs.settings import LoopSettings
 
@@ -34,6 +35,16 @@ def test_an_evaluation_set_named_as_a_split_is_refused(tmp_path):
     path.write_text('{"id": "1", "text": "a", "response": null, "unsafe": true}\n')
     with pytest.raises(ValueError, match="named 'validation'.*rename its file"):
         Rounds(None, LoopSettings(evaluation=[str(path)]), None)
+
+
+def test_embedded_texts_train_beside_the_embedded_seeds_alone_and_short_ones_come_first(tmp_path):
+    texts = Rounds(None, LoopSettings(texts=200), None)._texts()
+    assert len(texts) == 200 and {text["unsafe"] for text in texts} == {True, False}
+    assert all(len(text["text"]) <= 110 and text["response"] is None for text in texts)
+    assert len({text["source"] for text in texts}) > 50  # of all files
+    assert len(Rounds(None, LoopSettings(texts=100_000), None)._texts()) == len(embedded_texts())
+    assert Rounds(None, LoopSettings(), None)._texts() == []
+    assert Rounds(None, LoopSettings(texts=200, seeds=tmp_path / "mine.csv"), None)._texts() == []
 
 
 @pytest.mark.parametrize(
