@@ -1,8 +1,11 @@
-"""What the loop refuses before it has worked for it, and when a retrained guard is promoted."""
+"""What the loop refuses before it has worked for it, what guards train on, and when one is promoted."""
+
+from types import SimpleNamespace
 
 import pytest
 
-from guardrail.records import make_record
+from cluster.resources import plan
+from guardrail.records import make_record, read_records, write_records
 from guardrail.seeds import embedded_texts
 from jobs.rounds import Rounds, _check_parts
 from jobs.settings import LoopSettings
@@ -45,6 +48,19 @@ def test_embedded_texts_train_beside_the_embedded_seeds_alone_and_short_ones_com
     assert len(Rounds(None, LoopSettings(texts=100_000), None)._texts()) == len(embedded_texts())
     assert Rounds(None, LoopSettings(), None)._texts() == []
     assert Rounds(None, LoopSettings(texts=200, seeds=tmp_path / "mine.csv"), None)._texts() == []
+
+
+def test_what_two_rounds_contradict_each_other_on_is_trained_on_by_neither(tmp_path, monkeypatch):
+    contested = [record("pick the lock", unsafe) for unsafe in (True, False)]
+    for index, curated in enumerate([[UNSAFE, contested[0]], [BENIGN, contested[1]]]):
+        write_records(curated, tmp_path / str(index) / "curated.parquet")
+    write_records([UNSAFE, BENIGN], tmp_path / "seeds" / "validation.parquet")
+    run = SimpleNamespace(directory=tmp_path, round=lambda index: tmp_path / str(index))
+    card = SimpleNamespace(training={"tokens": 1, "records": 1}, digest="d")
+    monkeypatch.setattr("jobs.rounds.fine_tune", lambda *_, **__: card)
+    Rounds(run, LoopSettings(), plan(2, 0, num_env_runners=1, num_learners=0, num_guard_workers=1)).train(1)
+    trained = read_records(tmp_path / "1" / "training.parquet")
+    assert [each["text"] for each in trained] == ["steal", "bake"]
 
 
 @pytest.mark.parametrize(

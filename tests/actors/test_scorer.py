@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
+
+from actors.config import AdversaryConfig
+from actors.scorer import Scorer
+from tests.tiny_llama import tiny_llama
+
+
+@pytest.fixture(scope="module")
+def scorers(tmp_path_factory):
+    """Return scorers with one reference model: with its tokenizer, and with one that starts texts and pads none."""
+    config = AdversaryConfig()
+    plain, as_llama = (tiny_llama(tmp_path_factory.mktemp("model")) for _ in range(2))
+    tokenizer = AutoTokenizer.from_pretrained(as_llama)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", "<s> $A $B", special_tokens=[("<s>", 1)])
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(as_llama)
+    again = AutoTokenizer.from_pretrained(as_llama)
+    assert again.pad_token is None and again("a")["input_ids"][0] == again.bos_token_id
+    return [Scorer(config.embedder, str(model), config.gate.intent_model) for model in (plain, as_llama)]
+
+
+def test_fluency_is_the_same_with_a_tokenizer_that_starts_texts_and_does_not_pad(scorers):
+    texts = ["bread", "a longer text about bread and butter", ""]
+    plain, as_llama = (scorer.fluency(texts) for scorer in scorers)
+    assert np.allclose(plain[:2], as_llama[:2], atol=1e-5) and np.isneginf([plain[2], as_llama[2]]).all()
+
+
+def test_fluency_does_not_depend_on_what_is_scored_beside_a_text(scorers):
+    texts = ["bread", "a longer text about bread and butter", "??"]
+    together = scorers[0].fluency(texts)
+    assert np.allclose(together, [scorers[0].fluency([text])[0] for text in texts], atol=1e-4)
