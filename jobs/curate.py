@@ -29,6 +29,7 @@ from guardrail.dataset_registry import registry
 from guardrail.datasets import load_dataset_by_name
 from guardrail.evaluation_sets import evaluation_texts, load_evaluations
 from guardrail.records import Record, write_records
+from guardrail.rows import did_you_mean
 from guardrail.seeds import embedded_seeds, embedded_texts, load_seeds
 from guardrail.text import digest
 from jobs.settings import JobSettings, load, save_beside
@@ -63,8 +64,12 @@ def _records_file(name: str, number: int, settings: CurateSettings) -> Path:
         records = load_seeds(path)
     elif name in EMBEDDED:
         records = EMBEDDED[name]()
-    elif name not in registry() or path.exists():
+    elif path.exists():
         return path
+    elif name not in registry():
+        known = sorted([*EMBEDDED, *(each for each, item in registry().items() if item.use != "eval")])
+        nearest = did_you_mean(name, known)
+        raise ValueError(f"{name} is no file, and no set to train on{nearest} Known: {', '.join(known)}")
     elif registry()[name].use == "eval":
         raise ValueError(f"{name} is a set to evaluate on, which no guard is trained on; give it to --evaluation")
     else:

@@ -59,6 +59,11 @@ def test_the_shipped_seeds_and_a_part_of_a_public_set_are_inputs_too(tmp_path, c
     assert kinds == {(True, "hate"): 2, (True, "harassment"): 3, (False,): 3}
 
 
+def test_what_is_neither_file_nor_set_is_refused_with_the_nearest_name(tmp_path, curated, capsys):
+    assert ended(["--input", "embeded-texts", "--output", str(tmp_path / "out")]) == 1
+    assert "did you mean 'embedded-texts'?" in capsys.readouterr().err and curated.paths is None
+
+
 def test_a_part_of_what_is_no_input_is_refused(tmp_path, capsys):
     assert ended(["--input", "embedded", "--at-most", '{"alpaca": 5}', "--output", str(tmp_path / "out")]) == 1
     assert "alpaca, which --input does not name" in capsys.readouterr().err
@@ -66,7 +71,8 @@ def test_a_part_of_what_is_no_input_is_refused(tmp_path, capsys):
 
 def test_rows_that_were_set_aside_are_told_by_the_exit_status(tmp_path, curated, capsys):
     curated.aside = [{"file": "a", "row": row, "reason": "empty text", "id": None} for row in (1, 5)]
-    assert ended(["--input", "a.parquet", "--output", str(tmp_path / "out")]) == 3
+    write_records([], tmp_path / "a.parquet")
+    assert ended(["--input", str(tmp_path / "a.parquet"), "--output", str(tmp_path / "out")]) == 3
     assert "2 rows set aside (empty text 2)" in capsys.readouterr().err
 
 
