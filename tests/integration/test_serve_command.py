@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+
 from guardrail.guard import GUARD_FILE, GuardCard
 from guardrail.promotion import main as promotion
 from guardrail.promotion import promote
@@ -36,6 +38,9 @@ def test_command_serves_the_newest_promoted_guard_and_the_next_until_sigterm(tmp
         url = f"http://127.0.0.1:{port}"
         until(lambda: process.poll() is not None or served_digest(url) is not None, "the command serves")
         assert served_digest(url) == GuardCard.read(newest).digest
+        # Not its statistics and metrics either, which Ray Serve has listen everywhere.
+        proxies = [each for each in psutil.Process(process.pid).children(recursive=True) if each.name() == "haproxy"]
+        assert {each.laddr.ip for proxy in proxies for each in proxy.net_connections("tcp4")} == {"127.0.0.1"}
 
         def link_to(number: str) -> None:
             promote(runs / "a" / "guard", runs / "a" / "rounds" / number / "guard")
