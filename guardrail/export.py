@@ -73,6 +73,8 @@ def _write_onnx(model: PreTrainedModel, file: Path) -> None:
     if model.num_parameters() * 4 > _MAX_BYTES:
         raise ValueError(f"{model.num_parameters():,} parameters are too many: an ONNX file holds at most 2 GiB")
     model.config.use_cache = False  # of decoders: nothing is generated
+    # Fused attention is exported with more nodes, which guard every layer against rows without a token.
+    model.set_attn_implementation("eager")
     pad = model.config.pad_token_id or 0
     # A row with padding, so that its mask, and a decoder's search for the last token, are part of what is traced.
     ids = torch.tensor([[pad + 1, pad + 2, pad + 3], [pad + 1, pad, pad]]) % model.get_input_embeddings().num_embeddings

@@ -70,7 +70,7 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
         raise ValueError("\n".join(problems))
     directory = guard()
     # A replica would refuse it, too, but only once a cluster is up, and at length.
-    card = load_checked(directory, args.get("backend", "torch")).card
+    card = load_checked(directory, args.get("backend", "auto")).card
     in_use = _state(directory)
     os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever else runs here keeps the service waiting
     stop = threading.Event()
@@ -119,7 +119,7 @@ def _follow(guard: Callable[[], Path], args: dict[str, Any], seen: tuple[Any, ..
         return seen
     try:
         # Serve would have the replica refuse it, too, but would start the next replica with it.
-        card = load_checked(guard(), args.get("backend", "torch")).card
+        card = load_checked(guard(), args.get("backend", "auto")).card
         _deploy(ModeratorArgs(guard=guard(), **args), card)
         print(f"Guard {card.version} (digest {card.digest}) has taken its place.", flush=True)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the one that is served stays
@@ -186,8 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--backend",
         choices=get_args(BackendName),
-        default="torch",
-        help="what computes; python -m guardrail.export writes the others (%(default)s)",
+        default="auto",
+        help="what computes: torch, what python -m guardrail.export wrote, or the fastest that there is (%(default)s)",
     )
     cpus = os.cpu_count() or 1
     parser.add_argument(

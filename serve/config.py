@@ -20,7 +20,7 @@ class ModeratorConfig(BaseModel):
     card: str | None = Field(
         default=None, description="of guard.json: what else it says; another value has the guard's card read again"
     )
-    backend: BackendName = Field(default="torch", description="what computes; others are written by guardrail.export")
+    backend: BackendName = Field(default="auto", description="what computes; auto: the fastest that the guard has here")
     shadow: Path | None = Field(default=None, description="guard that judges the same texts and answers nobody")
     keys: Path | None = Field(default=None, description="file of bearer keys (serve/keys.py); none: everybody may ask")
     policies: Path | None = Field(default=None, description="folder of policies (serve/policies.py)")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from guardrail.backends import ONNX_FILES, OnnxBackend
+from guardrail.backends import ONNX_FILES, OnnxBackend, TorchBackend, fastest
 from guardrail.guard import Guard, GuardCard
 from tests.tiny_guard import tiny_guard
 
@@ -99,7 +99,7 @@ def test_a_listed_file_that_onnx_runtime_cannot_read_is_refused(tmp_path):
 
 
 def test_backends_and_devices_that_there_are_not_are_refused(exported):
-    with pytest.raises(ValueError, match="there are torch, onnx, onnx-int8"):
+    with pytest.raises(ValueError, match="there are auto, torch, onnx, onnx-int8"):
         Guard.from_pretrained(exported, backend="int8")
     with pytest.raises(ValueError, match="computes on CPUs, not on 'cuda'"):
         Guard.from_pretrained(exported, device="cuda", backend="onnx")
@@ -110,6 +110,22 @@ def test_without_onnx_runtime_torch_works_and_the_others_say_what_to_install(exp
     assert Guard.from_pretrained(exported).classify(["hello"])
     with pytest.raises(ValueError, match="pip install 'onnxruntime"):
         Guard.from_pretrained(exported, backend="onnx")
+
+
+def test_auto_takes_the_fastest_that_there_is(copy, monkeypatch):
+    def chosen():
+        assert Guard.from_pretrained(copy, backend="auto").classify(["hello"])
+        return fastest(copy, GuardCard.read(copy).backends)
+
+    assert chosen() == "onnx-int8"
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "onnxruntime", None)
+        assert chosen() == "torch"
+    assert isinstance(Guard.from_pretrained(copy, device="cpu", backend="auto").backend, OnnxBackend)
+    (copy / ONNX_FILES["onnx-int8"]).unlink()
+    assert chosen() == "onnx"
+    dataclasses.replace(GuardCard.read(copy), backends={}).write(copy)
+    assert chosen() == "torch" and isinstance(Guard.from_pretrained(copy, backend="auto").backend, TorchBackend)
 
 
 def test_a_card_from_before_there_were_backends_is_read(copy):
