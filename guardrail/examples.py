@@ -17,7 +17,7 @@ from guardrail.text import canonical
 from guardrail.training_config import TrainingConfig
 from guardrail.transforms import TRANSFORMS, transformed
 
-_TYPING_ERRORS = ("char_swap", "char_drop")
+_OFTEN = ("char_swap", "char_drop", "benign_prefix", "benign_suffix")  # what no reading, or not every one, undoes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +72,13 @@ def encode(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, config
 def augmented(records: Sequence[Record], share: float, seed: int) -> list[Record]:
     """Return the records, and behind them a share of them as a transform drawn for each of them writes it.
 
-    Half of the draws are typing errors: people make them, and no reading undoes them.
+    Half of the draws are typing errors and sentences about nothing around a text: what a guard has to bear by itself.
 
     What a guard can decode it reads in plain letters as well (`guardrail.guard.read_as`). As it is written it shall
     then say nothing, so of these only benign records are written: a disguise alone is no reason to flag a text.
     """
     random, written = np.random.default_rng(seed), list[Record]()
-    names = [*TRANSFORMS, *(_TYPING_ERRORS * (len(TRANSFORMS) // len(_TYPING_ERRORS)))]
+    names = [*TRANSFORMS, *(_OFTEN * (len(TRANSFORMS) // len(_OFTEN)))]
     for record in generation_seeds(records):
         if random.random() >= share:
             continue

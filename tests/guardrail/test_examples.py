@@ -23,7 +23,8 @@ def test_a_disguise_is_trained_on_with_benign_texts_and_clutter_with_both():
     decoded = [read_as(r["text"])[-1] == canonical(by_id[r["parent_id"]]["text"]) for r in written]
     assert not any(r["unsafe"] for r, can_be in zip(written, decoded, strict=True) if can_be)
     assert {r["unsafe"] for r, can_be in zip(written, decoded, strict=True) if not can_be} == {True, False}
-    assert sum(r["method"] in ("transform:char_swap", "transform:char_drop") for r in written) > len(written) / 2
+    often = [f"transform:{name}" for name in ("char_swap", "char_drop", "benign_prefix", "benign_suffix")]
+    assert sum(r["method"] in often for r in written) > len(written) / 2
     assert all(r["unsafe"] == by_id[r["parent_id"]]["unsafe"] for r in written)
     assert [r["id"] for r in written] == [r["id"] for r in augmented(seeds, 0.5, 0)[len(seeds) :]]
 

@@ -65,7 +65,8 @@ def test_two_workers_and_several_passes_give_the_gradients_of_one_worker(tmp_pat
     for (base, config, batch), two in zip(cases, torch.load(tmp_path / "gradients.pt"), strict=True):
         one = gradients(base, config.model_copy(update={"accumulate": 1}), batch, 0, 1)
         assert one.keys() == two.keys() and max(each.abs().max() for each in one.values()) > 1e-2
-        rounding = 1e-6 * max(float(each.abs().max()) for each in one.values())  # some gradients are 0 but for it
+        # Some gradients are 0 but for it, and plain attention takes its softmax in float32.
+        rounding = 5e-6 * max(float(each.abs().max()) for each in one.values())
         for name, expected in one.items():
             torch.testing.assert_close(two[name], expected, rtol=1e-4, atol=rounding, msg=lambda m, n=name: f"{n}: {m}")
 
