@@ -1,9 +1,18 @@
 """What Ray Serve is told of HAProxy, and what its configuration becomes."""
 
+import contextlib
+import os
+import socket
 import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
+
 from serve.haproxy import use_haproxy
+from tests.waiting import free_port, until
 
 SCRIPT = Path(__file__).parents[2] / "serve" / "haproxy.sh"
 CONFIG = """frontend prometheus
@@ -42,3 +51,81 @@ def test_statistics_and_metrics_are_for_this_machine_and_the_service_for_whom_it
     assert done.stdout == f"-db -f {config} -sf 1\n"
     binds = [line.strip() for line in config.read_text().splitlines() if "bind" in line]
     assert binds == ["bind 127.0.0.1:9101", "bind *:8000", "bind 127.0.0.1:8404"]
+
+
+# --- Overload -------------------------------------------------------------------------------------------------------
+
+BACKEND = """defaults
+    mode http
+    timeout connect 5s
+    timeout client 30s
+    timeout server 30s
+frontend http_frontend
+    bind 127.0.0.1:{port}
+    default_backend app
+backend app
+    # Servers in this backend
+    server replica 127.0.0.1:{replica} check
+"""
+
+
+@contextlib.contextmanager
+def held_replica() -> Iterator[tuple[int, list[int], threading.Event]]:
+    """A server that answers nothing before the event; yields its port, a list as long as there are requests, and it."""
+    begun, go = list[int](), threading.Event()
+
+    class Held(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            begun.append(1)
+            go.wait(60)
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Held) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port, begun, go
+        go.set()
+        server.shutdown()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_what_comes_while_all_replicas_are_full_is_refused_at_once(tmp_path):
+    port = free_port()
+    config = tmp_path / "haproxy.cfg"
+    script = tmp_path / "haproxy.sh"
+    script.write_text(SCRIPT.read_text().replace("maxconn 512", "maxconn 2"))
+    with held_replica() as (replica, begun, go):
+        config.write_text(BACKEND.format(port=port, replica=replica))
+        environ = {"RAYGUARD_HAPROXY": os.environ["RAYGUARD_HAPROXY"], "PATH": os.environ["PATH"]}  # set by `serve`
+        process = subprocess.Popen(["sh", script, "-db", "-f", config], env=environ)
+        try:
+            until(lambda: listens(port), "HAProxy listens", 30)
+            answers: list[httpx.Response] = []
+
+            def ask() -> None:
+                answers.append(httpx.post(f"http://127.0.0.1:{port}/", timeout=60))
+
+            asking = [threading.Thread(target=ask) for _ in range(4)]
+            for thread in asking[:2]:
+                thread.start()
+            until(lambda: len(begun) == 2, "the replica is full", 30)
+            for thread in asking[2:]:  # one waits for a place, and the other is one too many
+                thread.start()
+            until(lambda: answers, "a refusal", 30)
+            assert answers[0].status_code == 429
+            assert answers[0].headers["retry-after"] == "1"
+            assert answers[0].json()["error"]["code"] == "overloaded"
+            go.set()
+            for thread in asking:
+                thread.join()
+            assert [answer.status_code for answer in answers[1:]] == [200, 200, 200]
+        finally:
+            process.terminate()
+            process.wait(30)

@@ -1,0 +1,132 @@
+"""One replica without Serve: what keys are charged for, and policies and guards that change under it."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import Request
+
+from guardrail.guard import Guard, Verdict
+from serve.admission import Admission, OverBudget, Overloaded, TooMuch
+from serve.app import Moderator
+from serve.keys import Key
+from serve.middleware import _KEY
+from serve.native import GuardRequest
+from serve.telemetry import measure_requests
+from tests.tiny_guard import tiny_guard
+
+FEW = Key("few", "0" * 64, tokens_per_minute=1)
+STRICT = "thresholds: {unsafe: {block: 0.2}}"
+
+
+def replica() -> Any:
+    """A replica as `serve.app` writes it, without what Serve wraps around it."""
+    deployment: Any = Moderator
+    return deployment.func_or_class.__mro__[1]()
+
+
+@pytest.fixture
+def moderator() -> Iterator[Any]:
+    yield replica()
+    measure_requests(None)
+
+
+@pytest.fixture(scope="module")
+def guards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    first, second = (tiny_guard(tmp_path_factory.mktemp("guards") / str(seed), seed=seed) for seed in range(2))
+    return first, second
+
+
+@pytest.fixture
+def configure(moderator: Any, guards: tuple[Path, Path]) -> Callable[..., None]:
+    """Give the replica another `user_config`; the guard is the first one unless named."""
+
+    def configure(**config: Any) -> None:
+        config = {"guard": guards[0], "backend": "torch", **config}
+        asyncio.run(moderator.reconfigure(config))
+
+    return configure
+
+
+async def asked(moderator: Any, text: str, key: Key | None = None) -> tuple[str, str]:
+    """Ask about a text; return which guard judged it, by which policy."""
+    scope = {"type": "http", "path": "/v1/guard", "server": ("test", 80), "query_string": b"", "headers": [], _KEY: key}
+    answer = await moderator.guard(GuardRequest(prompt=text), Request(scope))
+    return answer.model, answer.policy
+
+
+def test_who_hangs_up_while_the_texts_are_read_has_spent_the_tokens(
+    moderator: Any, configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure()
+    classify, reads, may_end = Guard.classify, threading.Event(), threading.Event()
+
+    def slowly(self: Guard, texts: Any) -> list[Verdict]:
+        reads.set()
+        assert may_end.wait(10)
+        return classify(self, texts)
+
+    monkeypatch.setattr(Guard, "classify", slowly)
+
+    async def hang_up() -> None:
+        request = asyncio.create_task(asked(moderator, "first", FEW))
+        try:
+            assert await asyncio.to_thread(reads.wait, 10)
+            request.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await request
+            with pytest.raises(OverBudget):
+                await asked(moderator, "second", FEW)
+        finally:
+            may_end.set()
+        await moderator._batcher._worker
+        with pytest.raises(OverBudget):
+            await asked(moderator, "second", FEW)
+
+    asyncio.run(hang_up())
+
+
+@pytest.mark.parametrize(("waiting", "text", "refusal"), [(60, "a", Overloaded), (0, "long " * 20_000, TooMuch)])
+def test_a_refused_request_spends_no_tokens(
+    moderator: Any, configure: Callable[..., None], waiting: int, text: str, refusal: type[Exception]
+) -> None:
+    configure()
+    now = [0.0]
+    moderator._admission = Admission(10.0, lambda: now[0])
+    with moderator._admission.at_work(20):
+        now[0] += 2.0  # a unit takes 0.1 s
+    with moderator._admission.admitted(waiting), pytest.raises(refusal):
+        asyncio.run(asked(moderator, text, FEW))
+    asyncio.run(asked(moderator, "first", FEW))
+    with pytest.raises(OverBudget):
+        asyncio.run(asked(moderator, "second", FEW))
+
+
+@pytest.mark.parametrize(("folder", "policy"), [("policies", "draft"), ("policies", "absent"), ("absent", "strict")])
+def test_policies_that_cannot_be_read_hold_no_guard_back_and_the_old_ones_stay(
+    moderator: Any,
+    configure: Callable[..., None],
+    guards: tuple[Path, Path],
+    tmp_path: Path,
+    folder: str,
+    policy: str,
+) -> None:
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "strict.yaml").write_text(STRICT)
+    (tmp_path / "policies" / "draft.yaml").write_text("thresholds: {")
+    configure(policies=tmp_path / "policies", policy="strict")
+    assert asyncio.run(asked(moderator, "a")) == ("rayguard-tiny-0", "strict")
+    configure(guard=guards[1], policies=tmp_path / folder, policy=policy)
+    assert asyncio.run(asked(moderator, "a")) == ("rayguard-tiny-1", "strict")
+
+
+def test_a_replica_does_not_begin_with_policies_that_cannot_be_read(
+    moderator: Any, configure: Callable[..., None], tmp_path: Path
+) -> None:
+    (tmp_path / "draft.yaml").write_text("thresholds: {")
+    with pytest.raises(ValueError, match="no policy 'draft'"):
+        configure(policies=tmp_path, policy="draft")
+    assert moderator._used is None
