@@ -370,24 +370,24 @@ class Moderator:
         # Spent before it is read, put right afterwards: who hangs up, or asks often at once, has it read all the same.
         expected = work_units(asked) * _TOKENS
         self._budgets.spend(key, expected)
-        try:
-            by, computed = await self._computed(asked)
+        async with asyncio.timeout(self._admission.deadline):
+            try:
+                by, computed = await self._computed(asked)
+            except (Overloaded, TooMuch):
+                self._budgets.spend(key, -expected)
+                raise
             if by is not used and len(asked) < len(texts):  # swapped meanwhile: one guard judges them all
                 by, computed = await self._computed(texts)
                 known = [None] * len(texts)
-        except (Overloaded, TooMuch):
-            self._budgets.spend(key, -expected)
-            raise
         self._budgets.spend(key, sum(verdict.tokens for verdict in computed) - expected)
         fresh = iter(computed)
         return by.guard.card, [verdict or next(fresh) for verdict in known]
 
     async def _computed(self, texts: Sequence[Readable]) -> tuple[_InUse, list[Verdict]]:
-        """Return what `_classify` does of one request, unless it takes too long."""
+        """Return what `_classify` does of one request, unless too much is waiting, or asked."""
         with self._admission.admitted(work_units(texts)):
             self._metrics.set("rayguard_waiting", self._admission.waiting)
-            async with asyncio.timeout(self._admission.deadline):
-                return await self._batcher.submit(texts)
+            return await self._batcher.submit(texts)
 
     @api.get("/readyz", responses={503: {"model": ErrorBody}})
     async def readyz(self) -> Health:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import httpx
 import pytest
 
 from guardrail.client import AsyncGuardClient, GuardClient, GuardServiceError
+from serve.config import DEADLINE_SECONDS
 
 BUSY = httpx.Response(429, headers={"Retry-After": "7"}, json={"error": {"message": "later", "code": "overloaded"}})
 DOWN = httpx.ConnectError("refused")
@@ -96,3 +98,23 @@ def test_what_is_no_answer_is_an_error_that_says_what_it_is(
     with pytest.raises(GuardServiceError, match=message) as error:
         ask(outcomes, 1)
     assert (error.value.status, error.value.code, len(waits)) == (status, code, len(outcomes) - 1)
+
+
+def late(request: httpx.Request) -> httpx.Response:
+    """Answer at the service's deadline, as httpx finds it."""
+    if request.extensions["timeout"]["read"] <= DEADLINE_SECONDS:
+        raise httpx.ReadTimeout("late")
+    return httpx.Response(200, json={**ANSWER.json(), "action": "block", "degraded": "deadline_exceeded"})
+
+
+def test_that_the_service_was_late_is_an_answer_not_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Client", "AsyncClient"):
+        monkeypatch.setattr(httpx, name, partial(getattr(httpx, name), transport=httpx.MockTransport(late)))
+
+    async def ask() -> str | None:
+        async with AsyncGuardClient(retries=0) as guard:
+            return (await guard.ask("a")).degraded
+
+    with GuardClient(retries=0) as guard:
+        assert guard.ask("a").degraded == "deadline_exceeded"
+    assert asyncio.run(ask()) == "deadline_exceeded"

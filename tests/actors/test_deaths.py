@@ -1,0 +1,132 @@
+"""What becomes of a run whose actors die of what they are asked; a stand-in says what Ray would of them."""
+
+from types import SimpleNamespace
+from unittest.mock import MagicMock, Mock
+
+import pytest
+import ray
+from ray.exceptions import ObjectLostError, RayActorError
+
+from actors.adversary import Adversary
+from actors.config import AdversaryConfig
+from actors.env_runner import Task
+from actors.grpo import GRPO, GRPOConfig, _Asked
+from actors.judges import Judge, JudgeConfig
+from actors.reward_worker import RewardWorker, Scored
+from actors.summary import Tally
+from cluster.resources import plan
+
+DEAD = RayActorError(error_msg="the scorer died 4 times\nOut of memory\n")
+TASKS = [Task(0, 0, "bread", "paraphrase")]
+
+
+@pytest.fixture
+def ray_says(monkeypatch):
+    """Have the algorithm's Ray do without a cluster what is given."""
+
+    def say(**stand_ins):
+        stand_ins = {"wait": lambda refs, **_: (list(refs), []), **stand_ins}
+        monkeypatch.setattr("actors.grpo.ray", SimpleNamespace(**{**vars(ray), **stand_ins}))
+
+    return say
+
+
+@pytest.fixture
+def scorer():
+    """A scorer's handle."""
+    handle = MagicMock(__ray_ready__=Mock())
+    handle.score.options.return_value.remote.return_value = "receipt", "result"
+    return handle
+
+
+@pytest.fixture
+def algorithm(scorer, tmp_path):
+    """An algorithm with a scorer, and an attacker that has generated whatever is asked of it."""
+    algorithm = object.__new__(GRPO)
+    algorithm._workers, algorithm._directory = [scorer], tmp_path
+    algorithm._setup, algorithm._archived, algorithm._iteration_in_round = [], None, 0
+    algorithm.phase_seconds, algorithm.weight_sync, algorithm.env_runner_group = {}, Mock(), Mock()
+    algorithm._send_tasks = Mock(side_effect=lambda tasks, seed: _Asked(tasks, seed, {1: (tasks, "rollouts")}))
+    return algorithm
+
+
+def on_receipt(said):
+    """Return a `ray.get` that raises or returns what is given when it is asked for a scorer's receipt."""
+
+    def get(ref):
+        if ref == "receipt" and isinstance(said, Exception):
+            raise said
+        return said
+
+    return get
+
+
+def times_asked(scorer):
+    return scorer.score.options.return_value.remote.call_count
+
+
+def test_a_scorer_that_ray_has_given_up_ends_the_iteration_and_is_not_asked_again(algorithm, scorer, ray_says):
+    ray_says(get=on_receipt(DEAD))
+    with pytest.raises(RayActorError, match="the scorer died 4 times"):
+        algorithm._gather(algorithm._send_tasks(TASKS, 5))
+    assert times_asked(scorer) == 1
+
+
+@pytest.mark.parametrize("lost", [[0], ObjectLostError("id", "", "")], ids=["attackers", "nodes"])
+def test_what_dies_again_and_again_is_asked_the_same_three_times(algorithm, scorer, ray_says, lost):
+    ray_says(get=on_receipt(lost))
+    with pytest.raises(RuntimeError, match="actors died 3 times in a row; see their logs"):
+        algorithm._gather(algorithm._send_tasks(TASKS, 5))
+    assert times_asked(scorer) == 3
+    assert {(each.args[0][0], each.args[1]) for each in algorithm._send_tasks.call_args_list} == {(TASKS[0], 5)}
+
+
+def test_scorers_and_judges_are_restarted_and_asked_again_but_not_for_ever(ray_says, monkeypatch):
+    options = {}
+
+    def remote(actor):
+        options[actor] = Mock(return_value=MagicMock())
+        options[actor].return_value.remote.return_value = MagicMock(__ray_ready__=Mock())
+        return Mock(options=options[actor])
+
+    ray_says(remote=remote, get=Mock(side_effect=DEAD), get_runtime_context=Mock())
+    monkeypatch.setattr("actors.grpo.Algorithm.setup", Mock())
+    resources = plan(2, 0, num_env_runners=1, num_learners=0, num_guard_workers=1)
+    algorithm = object.__new__(GRPO)
+    settings = AdversaryConfig(judges=[JudgeConfig(model="some/model", format="rubric")])
+    algorithm.config = GRPOConfig.of(settings, resources, seed=0)
+    with pytest.raises(ValueError, match="a scorer or judge cannot start: Out of memory$"):
+        algorithm.setup(algorithm.config)
+    assert set(options) == {RewardWorker, Judge}
+    for each in options.values():
+        assert each.call_args.kwargs["max_restarts"] == -1 and each.call_args.kwargs["max_task_retries"] in range(1, 10)
+
+
+@pytest.mark.parametrize(("replaced", "tries"), [(False, 1), (True, 3)])
+def test_a_round_whose_iterations_fail_ends_with_what_happened(tmp_path, replaced, tries):
+    adversary = object.__new__(Adversary)
+    adversary.config, adversary.algorithm = AdversaryConfig(), Mock()
+    adversary.algorithm.train.side_effect = DEAD
+    adversary.algorithm.replace_dead_learners.return_value = replaced
+    with pytest.raises(RayActorError, match="the scorer died 4 times"):
+        adversary.attack(1, [], "guard", tmp_path, Mock())
+    assert adversary.algorithm.train.call_count == tries
+
+
+def reward_worker(**methods):
+    worker = object.__new__(RewardWorker)
+    vars(worker).update(_round=Mock(), **methods)
+    return worker
+
+
+def test_an_attackers_death_loses_its_share_alone():
+    score = Mock(return_value=Scored({}, {}, Tally()))
+    worker = reward_worker(_read=Mock(side_effect=[DEAD, ["rollout"]]), _score=score)
+    dead, _ = worker.score([], 0, [(0, TASKS, "first"), (1, TASKS, "second")], None)
+    assert dead == [0] and score.call_args.args[2] == [(1, TASKS, ["rollout"])]
+
+
+def test_a_judges_death_is_not_taken_for_an_attackers():
+    worker = reward_worker(_read=Mock(return_value=["rollout"]), _score=Mock(side_effect=DEAD))
+    with pytest.raises(RayActorError, match="the scorer died 4 times"):
+        worker.score([], 0, [(0, TASKS, "first")], None)
