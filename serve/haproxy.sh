@@ -1,7 +1,7 @@
 #!/bin/sh
 # HAProxy as Ray Serve configures it, but
 # - its statistics and metrics are for this machine alone: they listen everywhere;
-# - it refuses what comes while every replica has 512 requests in hand: a refusal of a replica costs the time of an answer
+# - it refuses what comes while every replica has 256 requests in hand: a refusal of a replica costs the time of an answer
 #   but for its model, and under overload there are more of those than of answers.
 # $RAYGUARD_HAPROXY is the program. Serve's arguments are `-db -f FILE ...`.
 body='{"error":{"message":"More requests than can be answered in time; try again later.","type":"server_error","param":null,"code":"overloaded"}}'
@@ -10,5 +10,5 @@ refuse="http-request return status 429 content-type application/json hdr Retry-A
   -e '/^frontend prometheus/,/mode http/ s/bind :/bind 127.0.0.1:/' \
   -e '/^listen stats/,$ s/bind \*:/bind 127.0.0.1:/' \
   -e "/^    # Servers in this backend/ a\\    $refuse" \
-  -e '/^    server .* check/ s/$/ maxconn 512/' "$3"
+  -e '/^    server .* check/ s/$/ maxconn 256/' "$3"
 exec "$RAYGUARD_HAPROXY" "$@"

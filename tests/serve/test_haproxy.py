@@ -100,7 +100,7 @@ def test_what_comes_while_all_replicas_are_full_is_refused_at_once(tmp_path):
     port = free_port()
     config = tmp_path / "haproxy.cfg"
     script = tmp_path / "haproxy.sh"
-    script.write_text(SCRIPT.read_text().replace("maxconn 512", "maxconn 2"))
+    script.write_text(SCRIPT.read_text().replace("maxconn 256", "maxconn 2"))
     with held_replica() as (replica, begun, go):
         config.write_text(BACKEND.format(port=port, replica=replica))
         environ = {"RAYGUARD_HAPROXY": os.environ["RAYGUARD_HAPROXY"], "PATH": os.environ["PATH"]}  # set by `serve`
