@@ -6,6 +6,7 @@ written, and compared with torch, by `guardrail.export`; ONNX Runtime is importe
 
 import hashlib
 import importlib.util
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,6 +22,8 @@ ONNX_FILES: dict[BackendName, Path] = {
     "onnx-int8": Path("onnx", "model-int8.onnx"),
 }
 
+logger = logging.getLogger(__name__)
+
 #: A core's caches hold the activations of so many tokens of a small model; more at once is no faster.
 CPU_BATCH_TOKENS = 1024
 
@@ -29,9 +32,11 @@ class Backend(Protocol):
     """A classifier on one device.
 
     Attributes:
+        name: of it.
         batch_tokens: that are best read at once, padding included.
     """
 
+    name: BackendName
     batch_tokens: int
 
     def logits(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
@@ -71,6 +76,8 @@ def token_batches(
 class TorchBackend:
     """A transformers model, on the device that it is on."""
 
+    name: BackendName = "torch"
+
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.eval()
         self.batch_tokens = CPU_BATCH_TOKENS if model.device.type == "cpu" else 4096
@@ -98,6 +105,7 @@ class OnnxBackend:
             raise ValueError(
                 "the onnx backends need ONNX Runtime: pip install 'onnxruntime>=1.20' (the extra [serve] has it)"
             ) from error
+        self.name: BackendName = next((name for name, path in ONNX_FILES.items() if path.name == file.name), "onnx")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
@@ -132,7 +140,14 @@ def load_backend(
             the one that is listed, or ONNX Runtime is missing.
     """
     if name == "auto":
-        name = fastest(directory, exported) if device in (None, "cpu") else "torch"
+        name = fastest(directory, exported, device)
+        try:
+            return load_backend(name, directory, exported, device)
+        except ValueError as error:
+            if name == "torch":
+                raise
+            logger.warning("%s. Torch computes instead.", error)
+            name = "torch"
     if name == "torch":
         model = AutoModelForSequenceClassification.from_pretrained(directory, use_safetensors=True, dtype=torch.float32)
         return TorchBackend(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")))
@@ -143,9 +158,10 @@ def load_backend(
     return OnnxBackend(exported_file(name, directory, exported))
 
 
-def fastest(directory: Path, exported: Mapping[str, Mapping[str, Any]]) -> BackendName:
-    """Return the fastest backend there is of a guard directory here: torch with CUDA, else int8, float32, torch."""
-    if not torch.cuda.is_available() and importlib.util.find_spec("onnxruntime"):
+def fastest(directory: Path, exported: Mapping[str, Mapping[str, Any]], device: str | None = None) -> BackendName:
+    """Return the fastest backend there is of a guard directory: on the CPU int8, else float32, else torch."""
+    on_cpu = device == "cpu" or (device is None and not torch.cuda.is_available())
+    if on_cpu and importlib.util.find_spec("onnxruntime"):
         for name in ("onnx-int8", "onnx"):
             if name in exported and (directory / ONNX_FILES[name]).is_file():
                 return name

@@ -122,7 +122,8 @@ def _texts() -> list[str]:
 def export_int8(directory: Path, sets: Mapping[str, Sequence[EvaluationItem]]) -> GuardCard:
     """Write the backend "onnx-int8" of a guard directory that has "onnx", and return the guard's new card.
 
-    Its entry there holds `sha256` and, as `auprc`, {SET: {"torch", "onnx-int8"}} of each set with both labels.
+    Its entry there holds `sha256` and, as `auprc` and as `f1` at the guard's threshold, which was fitted with torch,
+    {SET: {"torch", "onnx-int8"}} of each set with both labels.
     Activations are quantised as they come, with one scale for all of a batch: a text's score depends on its neighbours.
 
     Args:
@@ -142,10 +143,14 @@ def export_int8(directory: Path, sets: Mapping[str, Sequence[EvaluationItem]]) -
         file = folder / "model-int8.onnx"
         _quantise(directory / ONNX_FILES["onnx"], file)
         quantised = Guard(OnnxBackend(file), guard.tokenizer, guard.card)
-        auprc = {
-            name: {"torch": evaluate_set(guard, items)["auprc"], "onnx-int8": evaluate_set(quantised, items)["auprc"]}
+        measured = {
+            name: {"torch": evaluate_set(guard, items), "onnx-int8": evaluate_set(quantised, items)}
             for name, items in sets.items()
         }
+        auprc, f1 = (
+            {name: {backend: each[figure] for backend, each in by.items()} for name, by in measured.items()}
+            for figure in ("auprc", "f1")
+        )
         lost = [
             f"{name} from {each['torch']:.4f} to {each['onnx-int8']:.4f}"
             for name, each in auprc.items()
@@ -156,7 +161,7 @@ def export_int8(directory: Path, sets: Mapping[str, Sequence[EvaluationItem]]) -
             raise ValueError(
                 f"the int8 model is refused: AUPRC may fall by less than {MAX_AUPRC_LOSS}, it fell on {', '.join(lost)}"
             )
-        return _enter("onnx-int8", file, directory, guard.card.digest, {"auprc": auprc})
+        return _enter("onnx-int8", file, directory, guard.card.digest, {"auprc": auprc, "f1": f1})
 
 
 def with_both_labels(sets: Mapping[str, Sequence[EvaluationItem]]) -> dict[str, Sequence[EvaluationItem]]:
@@ -277,9 +282,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if options.int8:
             entry = export_int8(options.guard, sets).backends["onnx-int8"]
-            print(f"{options.guard / ONNX_FILES['onnx-int8']}: AUPRC (torch's)")
-            for name, auprc in entry["auprc"].items():
-                print(f"  {name}: {auprc['onnx-int8']:.4f} ({auprc['torch']:.4f})")
+            print(f"{options.guard / ONNX_FILES['onnx-int8']}: AUPRC, and F1 at the guard's threshold (torch's)")
+            for name in entry["auprc"]:
+                figures = (entry[figure][name] for figure in ("auprc", "f1"))
+                print(f"  {name}: " + ", ".join(f"{each['onnx-int8']:.4f} ({each['torch']:.4f})" for each in figures))
     except (ValueError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2

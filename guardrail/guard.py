@@ -27,9 +27,10 @@ from transformers import (
 )
 
 from guardrail.backends import Backend, BackendName, TorchBackend, load_backend, token_batches
-from guardrail.deobfuscation import deciphered, plain
+from guardrail.deobfuscation import deciphered
 from guardrail.fitted_on import FittedOn, FittedOnEvaluationSet
 from guardrail.reading import Conversation, Exchange, Readable, Window, messages_read, windows
+from guardrail.spelling import mended
 from guardrail.taxonomy import CATEGORIES, UNSAFE
 
 LABELS: tuple[str, ...] = (UNSAFE, *CATEGORIES)
@@ -188,7 +189,8 @@ def load_base(base: str, layers: int = 0) -> tuple[PreTrainedModel, PreTrainedTo
         base,
         config=config,
         dtype=torch.float32,
-        # On CPUs the backward pass of fused attention takes a fifth of a step, that of plain attention a twentieth.
+        # On CPUs the backward pass of fused attention takes a fifth of a step, that of plain attention a twentieth; the
+        # scores it keeps, heads x tokens x window, are little beside the rest of a batch.
         attn_implementation=None if torch.cuda.is_available() else "eager",
     )
     model.config.pad_token_id = tokenizer.pad_token_id  # a decoder finds its last token by it
@@ -336,13 +338,15 @@ def _parts(texts: Sequence[Readable | Conversation]) -> Iterator[_Part]:
         for message, reading in enumerate(read):
             part = _Part(row, None if alone else message, reading)
             yield part
-            judged = reading if isinstance(reading, str) else reading.response
-            said = read_as(judged)[-1]
-            plainly = said if isinstance(reading, str) else Exchange(read_as(reading.prompt)[-1], said)
-            if said != judged:
-                yield dataclasses.replace(part, reading=plainly, said=said, decoded=deciphered(judged).steps)
-            elif plainly != reading:  # the prompt alone is disguised
-                yield dataclasses.replace(part, reading=plainly)
+            if isinstance(reading, str):
+                for said, steps in _said(reading):
+                    yield dataclasses.replace(part, reading=said, said=said, decoded=steps)
+                continue
+            prompt, others = read_as(reading.prompt)[-1], _said(reading.response)
+            for said, steps in others:
+                yield dataclasses.replace(part, reading=Exchange(prompt, said), said=said, decoded=steps)
+            if not others and prompt != reading.prompt:
+                yield dataclasses.replace(part, reading=Exchange(prompt, reading.response))
 
 
 def _highest(parts: Sequence[_Part], logits: np.ndarray, count: int) -> np.ndarray:
@@ -356,13 +360,19 @@ def read_as(text: str) -> list[str]:
     """Return what a guard reads of a text: the text, and what it says in plain letters where these are other words.
 
     Punctuation, spacing and what belongs to an emoji disguise nothing. Capitals all over do: to a model that knows them
-    apart, words in them are others.
+    apart, words in them are others. Where many words are misspelt it is read with these mended, too.
     """
-    said = plain(text)
+    return [text, *(said for said, _ in _said(text))]
+
+
+def _said(text: str) -> list[tuple[str, tuple[str, ...]]]:
+    """Return what a text says where these are other words than are written, each with the steps that lead there."""
+    said, steps = deciphered(text)
     found = _WORD.findall(text)
     odd = sum(len(word) > 1 and word not in (word.lower(), word.capitalize()) for word in found)
     same = odd <= max(1, len(found) * _ODD_CASE) and _WORD.findall(said) == _WORD.findall(text.casefold())
-    return [text] if same else [text, said]
+    right = mended(said)
+    return [*([] if same else [(said, steps)]), *([(right, (*steps, "misspelt"))] if right else [])]
 
 
 def _named(row: np.ndarray) -> dict[str, float]:

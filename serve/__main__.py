@@ -21,8 +21,8 @@ from ray import serve
 from ray.exceptions import RayError
 
 from cluster.connect import connect
-from guardrail.backends import BackendName
-from guardrail.guard import GUARD_FILE, GuardCard
+from guardrail.backends import ONNX_FILES, BackendName
+from guardrail.guard import GUARD_FILE, Guard
 from guardrail.promotion import load_checked
 from guardrail.text import digest
 from serve.app import moderator
@@ -70,7 +70,7 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
         raise ValueError("\n".join(problems))
     directory = guard()
     # A replica would refuse it, too, but only once a cluster is up, and at length.
-    card = load_checked(directory, args.get("backend", "auto")).card
+    served = load_checked(directory, args.get("backend", "auto"))
     in_use = _state(directory)
     os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever else runs here keeps the service waiting
     stop = threading.Event()
@@ -85,8 +85,8 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
                 f"Ray Serve did not start ({type(error).__name__}): is the machine busy? Try again"
             ) from error
         try:
-            _deploy(ModeratorArgs(guard=directory, **args), card)
-            print(_welcome(card, f"http://{host}:{port}"), flush=True)
+            _deploy(directory, args, served)
+            print(_welcome(served, f"http://{host}:{port}"), flush=True)
             while not stop.wait(_LOOK_SECONDS):
                 in_use = _follow(guard, args, in_use)
             print("Shutting down.", flush=True)
@@ -94,9 +94,14 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
             _shut_down()
 
 
-def _deploy(args: ModeratorArgs, card: GuardCard) -> None:
+def _deploy(directory: Path, options: dict[str, Any], checked: Guard) -> None:
     """Serve a guard; where another is served by this process, have its replicas take this one in its place."""
-    told = {"digest": card.digest, "card": digest(json.dumps(dataclasses.asdict(card), sort_keys=True))}
+    args, card = ModeratorArgs(guard=directory, **options), checked.card
+    told = {
+        "digest": card.digest,
+        "card": digest(json.dumps(dataclasses.asdict(card), sort_keys=True)),
+        "backend": checked.backend.name,  # the same in all replicas, whatever is exported meanwhile
+    }
     # To `serve.run` every call is a new version, for which it replaces replicas, unless the deployment names one.
     deployment = moderator(args.model_copy(update=told)).options(_internal=True, version=_VERSION)
     serve.run(deployment.bind(), name=APPLICATION)
@@ -104,9 +109,10 @@ def _deploy(args: ModeratorArgs, card: GuardCard) -> None:
 
 def _state(directory: Path) -> tuple[Any, ...]:
     """Return what changes when another guard is promoted, or the copy of one goes on."""
-    stats = ((path.name, path.stat()) for path in directory.iterdir() if path.suffix != ".md")  # cards are no guard
-    files = sorted((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
-    return directory.resolve(), *files
+    exported = (directory / file for file in ONNX_FILES.values())
+    files = [*directory.iterdir(), *(file for file in exported if file.is_file())]
+    stats = ((path, path.stat()) for path in files if path.is_file() and path.suffix != ".md")  # cards are no guard
+    return directory.resolve(), *sorted((path.name, stat.st_mtime_ns, stat.st_size) for path, stat in stats)
 
 
 def _follow(guard: Callable[[], Path], args: dict[str, Any], seen: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -119,9 +125,10 @@ def _follow(guard: Callable[[], Path], args: dict[str, Any], seen: tuple[Any, ..
         return seen
     try:
         # Serve would have the replica refuse it, too, but would start the next replica with it.
-        card = load_checked(guard(), args.get("backend", "auto")).card
-        _deploy(ModeratorArgs(guard=guard(), **args), card)
-        print(f"Guard {card.version} (digest {card.digest}) has taken its place.", flush=True)
+        directory = guard()
+        promoted = load_checked(directory, args.get("backend", "auto"))
+        _deploy(directory, args, promoted)
+        print(f"{_named(promoted)} has taken its place.", flush=True)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the one that is served stays
         print(f"A promoted guard is not taken: {error}", file=sys.stderr, flush=True)
     return state
@@ -154,9 +161,13 @@ def _shut_down() -> None:
         serve.shutdown()
 
 
-def _welcome(card: GuardCard, address: str) -> str:
+def _named(guard: Guard) -> str:
+    return f"Guard {guard.card.version} (digest {guard.card.digest}, computed by {guard.backend.name})"
+
+
+def _welcome(guard: Guard, address: str) -> str:
     return (
-        f"Guard {card.version} (digest {card.digest}) at {address}\n\n"
+        f"{_named(guard)} at {address}\n\n"
         f"    curl {address}/v1/moderations -H 'Content-Type: application/json' "
         """-d '{"input": "How do I kill a Python process?"}'\n\n"""
         "Ctrl-C stops it."

@@ -197,7 +197,7 @@ class Moderator:
             self._shadow = Shadow(shadow, lambda: self._admission.waiting > 0, self._metrics)
         self._used, self._refused = _InUse(guard, VerdictCache(config.cached_texts)), None
         self._metrics.count("rayguard_swaps", outcome="taken")
-        logger.info("Guard in use: %s (digest %s).", guard.card.version, guard.card.digest)
+        logger.info("Guard in use: %s (digest %s, by %s).", guard.card.version, guard.card.digest, guard.backend.name)
 
     async def _load(self, directory: Path, digest: str | None, backend: BackendName) -> Guard:
         """Return a guard that has passed its trial; one that is loaded is not loaded again.

@@ -1,14 +1,15 @@
 #!/bin/sh
 # HAProxy as Ray Serve configures it, but
 # - its statistics and metrics are for this machine alone: they listen everywhere;
-# - it refuses what comes while every replica has 256 requests in hand: a refusal of a replica costs the time of an answer
-#   but for its model, and under overload there are more of those than of answers.
+# - it refuses texts that come while every replica has 256 requests in hand: a refusal of a replica costs the time of an
+#   answer but for its model, and under overload there are more of those than of answers. One waits for a place, as long as
+#   a request may take; bodies that do not come take none.
 # $RAYGUARD_HAPROXY is the program. Serve's arguments are `-db -f FILE ...`.
 body='{"error":{"message":"More requests than can be answered in time; try again later.","type":"server_error","param":null,"code":"overloaded"}}'
-refuse="http-request return status 429 content-type application/json hdr Retry-After 1 string '$body' if { queue gt 0 }"
+refuse="http-request return status 429 content-type application/json hdr Retry-After 1 string '$body' if METH_POST { queue gt 0 }"
 [ "$2" = "-f" ] && sed -i \
   -e '/^frontend prometheus/,/mode http/ s/bind :/bind 127.0.0.1:/' \
   -e '/^listen stats/,$ s/bind \*:/bind 127.0.0.1:/' \
-  -e "/^    # Servers in this backend/ a\\    $refuse" \
+  -e "/^    # Servers in this backend/ a\\    option http-buffer-request\\n    timeout http-request 10s\\n    timeout queue 35s\\n    $refuse" \
   -e '/^    server .* check/ s/$/ maxconn 256/' "$3"
 exec "$RAYGUARD_HAPROXY" "$@"

@@ -8,7 +8,7 @@ the escapes of URLs and HTML.
 import math
 from collections.abc import Callable, Iterator
 
-from guardrail.decoders import characters, ciphers, codes, spelling, wrappings
+from guardrail.decoders import characters, ciphers, codes, wrappings
 from guardrail.decoders.view import View
 
 __all__ = ["DECODERS", "Decoder", "View"]
@@ -35,7 +35,6 @@ DECODERS: tuple[tuple[float, tuple[Decoder, ...]], ...] = (
             codes.nato,
         ),
     ),
-    (0.5, (spelling.misspelt,)),
     (
         0.0,
         (

@@ -54,6 +54,7 @@ def test_the_card_lists_files_and_how_they_compare_with_torch(exported):
     assert card.backends["onnx"]["max_probability_difference"] < 1e-4 and card.backends["onnx"]["texts"] > 32
     auprc = card.backends["onnx-int8"]["auprc"]["clear-cut"]
     assert auprc["torch"] == 1.0 and auprc["onnx-int8"] > 0.995
+    assert card.backends["onnx-int8"]["f1"]["clear-cut"].keys() == {"torch", "onnx-int8"}
 
 
 def test_the_digest_stays_and_so_does_all_else_of_the_card(exported, tmp_path):

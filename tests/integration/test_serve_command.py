@@ -41,6 +41,8 @@ def test_command_serves_the_newest_promoted_guard_and_the_next_until_sigterm(tmp
         # Not its statistics and metrics either, which Ray Serve has listen everywhere.
         proxies = [each for each in psutil.Process(process.pid).children(recursive=True) if each.name() == "haproxy"]
         assert {each.laddr.ip for proxy in proxies for each in proxy.net_connections("tcp4")} == {"127.0.0.1"}
+        configured = [Path(each.cmdline()[each.cmdline().index("-f") + 1]).read_text() for each in proxies]
+        assert configured and all("maxconn 256" in each and "status 429" in each for each in configured)
 
         def link_to(number: str) -> None:
             promote(runs / "a" / "guard", runs / "a" / "rounds" / number / "guard")

@@ -96,36 +96,50 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_what_comes_while_all_replicas_are_full_is_refused_at_once(tmp_path):
-    port = free_port()
-    config = tmp_path / "haproxy.cfg"
-    script = tmp_path / "haproxy.sh"
+@contextlib.contextmanager
+def proxied(folder: Path, replica: int) -> Iterator[int]:
+    """HAProxy before a replica that takes two requests; yields its port."""
+    port, config, script = free_port(), folder / "haproxy.cfg", folder / "haproxy.sh"
+    config.write_text(BACKEND.format(port=port, replica=replica))
     script.write_text(SCRIPT.read_text().replace("maxconn 256", "maxconn 2"))
-    with held_replica() as (replica, begun, go):
-        config.write_text(BACKEND.format(port=port, replica=replica))
-        environ = {"RAYGUARD_HAPROXY": os.environ["RAYGUARD_HAPROXY"], "PATH": os.environ["PATH"]}  # set by `serve`
-        process = subprocess.Popen(["sh", script, "-db", "-f", config], env=environ)
-        try:
-            until(lambda: listens(port), "HAProxy listens", 30)
-            answers: list[httpx.Response] = []
+    environ = {"RAYGUARD_HAPROXY": os.environ["RAYGUARD_HAPROXY"], "PATH": os.environ["PATH"]}  # set by `serve`
+    process = subprocess.Popen(["sh", script, "-db", "-f", config], env=environ)
+    try:
+        until(lambda: listens(port), "HAProxy listens", 30)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(30)
 
-            def ask() -> None:
-                answers.append(httpx.post(f"http://127.0.0.1:{port}/", timeout=60))
 
-            asking = [threading.Thread(target=ask) for _ in range(4)]
-            for thread in asking[:2]:
-                thread.start()
-            until(lambda: len(begun) == 2, "the replica is full", 30)
-            for thread in asking[2:]:  # one waits for a place, and the other is one too many
-                thread.start()
-            until(lambda: answers, "a refusal", 30)
-            assert answers[0].status_code == 429
-            assert answers[0].headers["retry-after"] == "1"
-            assert answers[0].json()["error"]["code"] == "overloaded"
-            go.set()
-            for thread in asking:
-                thread.join()
-            assert [answer.status_code for answer in answers[1:]] == [200, 200, 200]
-        finally:
-            process.terminate()
-            process.wait(30)
+def test_bodies_that_do_not_come_take_no_place(tmp_path):
+    with held_replica() as (replica, begun, go), proxied(tmp_path, replica) as port, contextlib.ExitStack() as stack:
+        for _ in range(4):
+            idle = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            idle.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n")
+        go.set()
+        assert httpx.post(f"http://127.0.0.1:{port}/", content=b"hello", timeout=30).status_code == 200
+        assert begun == [1]
+
+
+def test_what_comes_while_all_replicas_are_full_is_refused_at_once(tmp_path):
+    with held_replica() as (replica, begun, go), proxied(tmp_path, replica) as port:
+        answers: list[httpx.Response] = []
+
+        def ask() -> None:
+            answers.append(httpx.post(f"http://127.0.0.1:{port}/", timeout=60))
+
+        asking = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in asking[:2]:
+            thread.start()
+        until(lambda: len(begun) == 2, "the replica is full", 30)
+        for thread in asking[2:]:  # one waits for a place, and the other is one too many
+            thread.start()
+        until(lambda: answers, "a refusal", 30)
+        assert answers[0].status_code == 429
+        assert answers[0].headers["retry-after"] == "1"
+        assert answers[0].json()["error"]["code"] == "overloaded"
+        go.set()
+        for thread in asking:
+            thread.join()
+        assert [answer.status_code for answer in answers[1:]] == [200, 200, 200]

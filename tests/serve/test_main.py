@@ -8,10 +8,10 @@ import socket
 import pytest
 from ray.exceptions import RayError
 
-from guardrail.guard import GuardCard
+from guardrail.backends import ONNX_FILES
+from guardrail.guard import Guard
 from guardrail.promotion import load_checked
-from serve.__main__ import _deploy, main
-from serve.config import ModeratorArgs
+from serve.__main__ import _deploy, _state, main
 from tests.tiny_guard import tiny_guard
 
 
@@ -74,12 +74,25 @@ def test_a_service_that_does_not_start_is_said(capsys, tmp_path, monkeypatch):
 def test_another_threshold_is_another_guard(monkeypatch, tmp_path):
     served = []
     monkeypatch.setattr("serve.__main__.serve.run", lambda application, name: served.append(application))
-    guard = tiny_guard(tmp_path / "guard")
+    guard = Guard.from_pretrained(tiny_guard(tmp_path / "guard"))
     for threshold in (0.5, 0.5, 0.6):
-        card = dataclasses.replace(GuardCard.read(guard), thresholds={"unsafe": threshold})
-        _deploy(ModeratorArgs(guard=guard), card)
+        guard.card = dataclasses.replace(guard.card, thresholds={"unsafe": threshold})
+        _deploy(tmp_path / "guard", {}, guard)
     first, same, other = (each._bound_deployment._deployment_config.user_config for each in served)
     assert first == same != other
+    assert first["backend"] == "torch"
+
+
+def test_a_file_that_was_exported_is_seen_and_a_growing_one_again(tmp_path):
+    guard = tiny_guard(tmp_path / "guard")
+    before = _state(guard)
+    assert _state(guard) == before
+    exported = guard / ONNX_FILES["onnx-int8"]
+    exported.parent.mkdir()
+    exported.write_bytes(b"a part")
+    partial = _state(guard)
+    exported.write_bytes(b"a part and the rest")
+    assert len({before, partial, _state(guard)}) == 3
 
 
 def test_a_broken_policy_is_refused_before_anything_starts(capsys, tmp_path, monkeypatch):
