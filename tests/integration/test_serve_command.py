@@ -1,6 +1,7 @@
 """`python -m serve`, as people start it: the newest promoted guard, the next ones in its place, and what it refuses."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -23,6 +24,17 @@ def served_digest(address: str) -> str | None:
     return (in_use(address) or (None, None))[1]
 
 
+def haproxies(parent: int) -> tuple[set[str], list[str]]:
+    """Return the addresses that a process's HAProxies listen on or talk from, and their configurations."""
+    addresses, configured = set[str](), list[str]()
+    for child in psutil.Process(parent).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that a reload has replaced
+            if child.name() == "haproxy":
+                addresses |= {each.laddr.ip for each in child.net_connections("tcp4")}
+                configured.append(Path(child.cmdline()[child.cmdline().index("-f") + 1]).read_text())
+    return addresses, configured
+
+
 def test_command_serves_the_newest_promoted_guard_and_the_next_until_sigterm(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     newest = tiny_guard(runs / "a" / "rounds" / "01" / "guard", seed=2)
@@ -39,10 +51,13 @@ def test_command_serves_the_newest_promoted_guard_and_the_next_until_sigterm(tmp
         until(lambda: process.poll() is not None or served_digest(url) is not None, "the command serves")
         assert served_digest(url) == GuardCard.read(newest).digest
         # Not its statistics and metrics either, which Ray Serve has listen everywhere.
-        proxies = [each for each in psutil.Process(process.pid).children(recursive=True) if each.name() == "haproxy"]
-        assert {each.laddr.ip for proxy in proxies for each in proxy.net_connections("tcp4")} == {"127.0.0.1"}
-        configured = [Path(each.cmdline()[each.cmdline().index("-f") + 1]).read_text() for each in proxies]
-        assert configured and all("maxconn 256" in each and "status 429" in each for each in configured)
+        assert haproxies(process.pid)[0] == {"127.0.0.1"}
+
+        def refuses() -> bool:  # but between a new configuration and the reload
+            _, configured = haproxies(process.pid)
+            return bool(configured) and all("maxconn 256" in each and "status 429" in each for each in configured)
+
+        until(refuses, "HAProxy is told to refuse what is too much")
 
         def link_to(number: str) -> None:
             promote(runs / "a" / "guard", runs / "a" / "rounds" / number / "guard")
