@@ -17,6 +17,7 @@ _DEPTH = 2
 _EACH_STEP = 0.1  # nats for each symbol: of two readings as good, the one fewer steps away
 _ENGLISH = -3.4  # nats for each symbol: the fluency under which a reading is not English
 _CLEARLY = 0.7  # nats for each symbol that a reading must have over the text itself
+_CODES = frozenset({"base_64", "hexadecimal", "binary", "morse"})  # decoders
 _SOME_WORDS = 5  # that a reading has if it may be taken with no English in it
 _MORE_WORDS = 0.08  # share of the letters that it must have more in known words
 
@@ -62,8 +63,8 @@ def deciphered(text: str) -> Deciphered:
     for reading in others:
         said = fluency(reading.text)
         more_words = reading.view.known - literal.view.known > _MORE_WORDS
-        # Around what speaks for itself there may be no English at all.
-        speaks = reading.evidence > 0 and len(reading.view.words) >= _SOME_WORDS
+        # Around a code, which nobody writes by accident, there may be no English at all.
+        speaks = _CODES.issuperset(reading.steps) and len(reading.view.words) >= _SOME_WORDS
         is_english = said > _ENGLISH or (speaks and said >= written)
         if is_english and said + reading.evidence > least and (reading.evidence > 0 or more_words):
             best, least = reading, said + reading.evidence
