@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 from uuid import uuid4
 
 from ray import serve
@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 
 from cluster.connect import connect
 from guardrail.backends import ONNX_FILES, BackendName
-from guardrail.guard import GUARD_FILE, Guard
+from guardrail.guard import GUARD_FILE, GuardCard
 from guardrail.promotion import load_checked
 from guardrail.text import digest
 from serve.app import moderator
@@ -70,7 +70,7 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
         raise ValueError("\n".join(problems))
     directory = guard()
     # A replica would refuse it, too, but only once a cluster is up, and at length.
-    served = load_checked(directory, args.get("backend", "auto"))
+    checked = _checked(directory, args)
     in_use = _state(directory)
     os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever else runs here keeps the service waiting
     stop = threading.Event()
@@ -85,8 +85,8 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
                 f"Ray Serve did not start ({type(error).__name__}): is the machine busy? Try again"
             ) from error
         try:
-            _deploy(directory, args, served)
-            print(_welcome(served, f"http://{host}:{port}"), flush=True)
+            _deploy(ModeratorArgs(**{**args, "guard": directory, "backend": checked.backend}), checked.card)
+            print(_welcome(checked, f"http://{host}:{port}"), flush=True)
             while not stop.wait(_LOOK_SECONDS):
                 in_use = _follow(guard, args, in_use)
             print("Shutting down.", flush=True)
@@ -94,14 +94,24 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
             _shut_down()
 
 
-def _deploy(directory: Path, options: dict[str, Any], checked: Guard) -> None:
+class _Checked(NamedTuple):
+    """A guard that was loaded and tried, and is let go again: it is the replicas that hold it."""
+
+    card: GuardCard
+    backend: BackendName  # the same for all replicas, whatever is exported meanwhile
+
+    def __str__(self) -> str:
+        return f"Guard {self.card.version} (digest {self.card.digest}, computed by {self.backend})"
+
+
+def _checked(directory: Path, args: dict[str, Any]) -> _Checked:
+    guard = load_checked(directory, args.get("backend", "auto"))
+    return _Checked(guard.card, guard.backend.name)
+
+
+def _deploy(args: ModeratorArgs, card: GuardCard) -> None:
     """Serve a guard; where another is served by this process, have its replicas take this one in its place."""
-    args, card = ModeratorArgs(guard=directory, **options), checked.card
-    told = {
-        "digest": card.digest,
-        "card": digest(json.dumps(dataclasses.asdict(card), sort_keys=True)),
-        "backend": checked.backend.name,  # the same in all replicas, whatever is exported meanwhile
-    }
+    told = {"digest": card.digest, "card": digest(json.dumps(dataclasses.asdict(card), sort_keys=True))}
     # To `serve.run` every call is a new version, for which it replaces replicas, unless the deployment names one.
     deployment = moderator(args.model_copy(update=told)).options(_internal=True, version=_VERSION)
     serve.run(deployment.bind(), name=APPLICATION)
@@ -126,9 +136,9 @@ def _follow(guard: Callable[[], Path], args: dict[str, Any], seen: tuple[Any, ..
     try:
         # Serve would have the replica refuse it, too, but would start the next replica with it.
         directory = guard()
-        promoted = load_checked(directory, args.get("backend", "auto"))
-        _deploy(directory, args, promoted)
-        print(f"{_named(promoted)} has taken its place.", flush=True)
+        checked = _checked(directory, args)
+        _deploy(ModeratorArgs(**{**args, "guard": directory, "backend": checked.backend}), checked.card)
+        print(f"{checked} has taken its place.", flush=True)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the one that is served stays
         print(f"A promoted guard is not taken: {error}", file=sys.stderr, flush=True)
     return state
@@ -161,13 +171,9 @@ def _shut_down() -> None:
         serve.shutdown()
 
 
-def _named(guard: Guard) -> str:
-    return f"Guard {guard.card.version} (digest {guard.card.digest}, computed by {guard.backend.name})"
-
-
-def _welcome(guard: Guard, address: str) -> str:
+def _welcome(checked: _Checked, address: str) -> str:
     return (
-        f"{_named(guard)} at {address}\n\n"
+        f"{checked} at {address}\n\n"
         f"    curl {address}/v1/moderations -H 'Content-Type: application/json' "
         """-d '{"input": "How do I kill a Python process?"}'\n\n"""
         "Ctrl-C stops it."

@@ -9,8 +9,7 @@ a sentence to several windows.
   a copy of the first under another name.
 - overload: requests arrive at 5 times the rate that closed-loop clients reach (peak), whether or not earlier ones are
   answered, for twice the deadline. Answers other than 200 and 429 or later than the deadline; 200s a second over peak.
-  A refusal costs the service what an answer costs without its model: where the model takes less than about five times
-  that, as a small one does with requests of one text, the cores are at their end before anything can be refused.
+  Behind HAProxy a refusal costs next to nothing; of a replica it costs what an answer costs but for its model.
 - fuzz: hostile bodies to every POST route of the OpenAPI schema (`tests/fuzzed_bodies.py`); answers 5xx, or none.
 - recovery: a replica's process is killed (SIGKILL) under load; seconds until requests are answered and none fails any
   more, and failed requests that were sent after the kill, when it had not even begun with them.

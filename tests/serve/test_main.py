@@ -9,9 +9,10 @@ import pytest
 from ray.exceptions import RayError
 
 from guardrail.backends import ONNX_FILES
-from guardrail.guard import Guard
+from guardrail.guard import GuardCard
 from guardrail.promotion import load_checked
-from serve.__main__ import _deploy, _state, main
+from serve.__main__ import _deploy, _follow, _state, main
+from serve.config import ModeratorArgs
 from tests.tiny_guard import tiny_guard
 
 
@@ -74,13 +75,20 @@ def test_a_service_that_does_not_start_is_said(capsys, tmp_path, monkeypatch):
 def test_another_threshold_is_another_guard(monkeypatch, tmp_path):
     served = []
     monkeypatch.setattr("serve.__main__.serve.run", lambda application, name: served.append(application))
-    guard = Guard.from_pretrained(tiny_guard(tmp_path / "guard"))
+    guard = tiny_guard(tmp_path / "guard")
     for threshold in (0.5, 0.5, 0.6):
-        guard.card = dataclasses.replace(guard.card, thresholds={"unsafe": threshold})
-        _deploy(tmp_path / "guard", {}, guard)
+        card = dataclasses.replace(GuardCard.read(guard), thresholds={"unsafe": threshold})
+        _deploy(ModeratorArgs(guard=guard), card)
     first, same, other = (each._bound_deployment._deployment_config.user_config for each in served)
     assert first == same != other
-    assert first["backend"] == "torch"
+
+
+def test_replicas_are_told_what_was_found_to_compute(monkeypatch, tmp_path):
+    deployed = []
+    monkeypatch.setattr("serve.__main__._deploy", lambda args, card: deployed.append((args.backend, card.digest)))
+    guard = tiny_guard(tmp_path / "guard")
+    _follow(lambda: guard, {"num_replicas": 2}, ())
+    assert deployed == [("torch", GuardCard.read(guard).digest)]
 
 
 def test_a_file_that_was_exported_is_seen_and_a_growing_one_again(tmp_path):
