@@ -40,5 +40,9 @@ def use_haproxy(environ: MutableMapping[str, str], uid: int) -> None:
         if name not in environ:
             with socket.create_server(("127.0.0.1", 0)) as free:
                 environ[name] = str(free.getsockname()[1])
+    # Judging a text changes nothing: what a dying replica left unanswered is asked of another, once, for it may be what
+    # the replica died of.
+    environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response")
+    environ.setdefault("RAY_SERVE_HAPROXY_RETRIES", "1")
     # What is left for requests under way when a replica goes, at least.
     environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")

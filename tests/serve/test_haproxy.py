@@ -41,6 +41,7 @@ def test_two_services_of_a_machine_have_ports_of_their_own_and_users_have_folder
 def test_what_the_user_has_set_stays():
     assert told(RAY_SERVE_ENABLE_HA_PROXY="0") == {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
     assert told(RAY_SERVE_HAPROXY_STATS_PORT="8404")["RAY_SERVE_HAPROXY_STATS_PORT"] == "8404"
+    assert told(RAY_SERVE_HAPROXY_RETRIES="0")["RAY_SERVE_HAPROXY_RETRIES"] == "0"
 
 
 def test_statistics_and_metrics_are_for_this_machine_and_the_service_for_whom_it_was_told(tmp_path):
