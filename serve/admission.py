@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from serve.keys import Key
 
 _REMEMBERED = 0.2  # weight of the last batch in the pace
+_LEAST_UNITS = 16  # that a batch counts as: what a batch costs whatever is in it says nothing of one that is fuller
 _PART = 0.5  # of the deadline that the work before a request may be expected to take: paces vary
 
 
@@ -113,7 +114,7 @@ class Admission:
 
     @contextlib.contextmanager
     def at_work(self, units: int) -> Iterator[None]:
-        """Measure the pace by a batch that the block computes."""
+        """Measure the pace by a batch that the block computes; those of a few units count as fuller ones."""
         self._pace = self._pace_now()  # what was forgotten of it does not come back
         begun = self._clock()
         self._begun, self._computed = begun, units
@@ -122,7 +123,7 @@ class Admission:
         finally:
             self._begun, self._computed = None, 0
             self._measured = self._clock()
-            pace = (self._measured - begun) / units
+            pace = (self._measured - begun) / max(units, _LEAST_UNITS)
             self._pace = (1 - _REMEMBERED) * self._pace + _REMEMBERED * pace if self._pace else pace
 
     def _pace_now(self) -> float:

@@ -69,21 +69,30 @@ def test_a_failed_request_waits_no_longer(admission: Admission) -> None:
 
 def test_the_pace_follows_the_machine(admission: Admission, clock: Clock) -> None:
     for _ in range(30):
-        with admission.at_work(10):
-            clock.now += 10.0
+        with admission.at_work(20):
+            clock.now += 20.0
     with admission.admitted(6), pytest.raises(Overloaded), admission.admitted(1):
+        pass
+
+
+def test_small_batches_do_not_have_a_large_request_refused(clock: Clock) -> None:
+    admission = Admission(10.0, clock)
+    for _ in range(30):
+        with admission.at_work(1):
+            clock.now += 0.05  # nearly all of which a batch of a hundred takes, too
+    with admission.admitted(1_000):
         pass
 
 
 def test_a_pace_that_refuses_everything_is_forgotten(clock: Clock) -> None:
     admission = Admission(10.0, clock)
-    with admission.at_work(1):
-        clock.now += 80.0  # the machine stood still
+    with admission.at_work(20):
+        clock.now += 1600.0  # the machine stood still
     with pytest.raises(TooMuch), admission.admitted(1):
         pass
     clock.now += 30.0
-    with admission.admitted(1), admission.at_work(1):
-        clock.now += 0.1
+    with admission.admitted(1), admission.at_work(20):
+        clock.now += 2.0
     with admission.admitted(1):
         pass  # nor does one fast batch bring it back
 
