@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from guardrail.backends import token_batches
@@ -11,7 +12,7 @@ from guardrail.generable import generation_seeds
 from guardrail.guard import LABELS, read_as
 from guardrail.objective import balanced, distilled, smoothed, teacher_scores
 from guardrail.reading import reading_of, windows
-from guardrail.records import Record
+from guardrail.records import Record, from_table, to_table
 from guardrail.taxonomy import CATEGORY_INDEX
 from guardrail.text import canonical
 from guardrail.training_config import TrainingConfig
@@ -42,13 +43,33 @@ class Examples:
         return [len(ids) for ids in self.input_ids]
 
 
-def encode(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, config: TrainingConfig) -> Examples:
-    """Tokenise records for training, the first window of each; unknown categories of unsafe records have no weight.
+def tokenised(
+    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, config: TrainingConfig, seed: int
+) -> pa.Table:
+    """Return records and what transforms make of some, with the tokens of the first window of each.
+
+    A record's row depends on that record alone, so that parts of the data can be tokenised anywhere.
+
+    Returns:
+        A table of the records' schema with `input_ids` (ragged) and `truncated`: it is longer than the window.
+    """
+    written = augmented(records, config.augment, seed)
+    read = windows([reading_of(r["text"], r["response"]) for r in written], tokenizer, config.window)
+    ids = pa.array([of_record[0].ids for of_record in read], pa.list_(pa.int32()))
+    truncated = pa.array([len(of_record) > 1 for of_record in read], pa.bool_())
+    return to_table(written).append_column("input_ids", ids).append_column("truncated", truncated)
+
+
+def encoded(table: pa.Table, config: TrainingConfig) -> Examples:
+    """Return what `tokenised` made, in an order that depends on the rows alone, as what is learned from.
+
+    Unknown categories of unsafe records have no weight.
 
     Raises:
         ValueError: the records lack what `config.teachers` names.
     """
-    read = windows([reading_of(r["text"], r["response"]) for r in records], tokenizer, config.window)
+    table = table.sort_by([("id", "ascending"), ("text", "ascending")])
+    records = from_table(table)
     targets = np.zeros((len(records), len(LABELS)))
     weights = np.ones_like(targets)
     for row, record in enumerate(records):
@@ -62,10 +83,10 @@ def encode(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, config
         targets[:, 0] = distilled(targets[:, 0], teacher_scores(records, config.teachers), config.distil)
     weights *= balanced(records, config.balance)[:, None]
     return Examples(
-        input_ids=[of_record[0].ids for of_record in read],
+        input_ids=table["input_ids"].to_pylist(),
         targets=targets.astype(np.float32),
         weights=weights.astype(np.float32),
-        truncated=sum(len(of_record) > 1 for of_record in read),
+        truncated=sum(table["truncated"].to_pylist()),
     )
 
 
@@ -77,9 +98,10 @@ def augmented(records: Sequence[Record], share: float, seed: int) -> list[Record
     What a guard can decode it reads in plain letters as well (`guardrail.guard.read_as`). As it is written it shall
     then say nothing, so of these only benign records are written: a disguise alone is no reason to flag a text.
     """
-    random, written = np.random.default_rng(seed), list[Record]()
+    written = list[Record]()
     names = [*TRANSFORMS, *(_OFTEN * (len(TRANSFORMS) // len(_OFTEN)))]
     for record in generation_seeds(records):
+        random = np.random.default_rng((seed, int(record["id"], 16)))
         if random.random() >= share:
             continue
         other = transformed(record, names[int(random.integers(len(names)))], seed)

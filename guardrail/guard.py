@@ -181,10 +181,7 @@ def load_base(base: str, layers: int = 0) -> tuple[PreTrainedModel, PreTrainedTo
         config.num_hidden_layers = layers
         if getattr(config, "layer_types", None):  # of each layer; a config whose counts differ cannot be saved
             config.layer_types = config.layer_types[:layers]
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # decoders have none
-    tokenizer.padding_side = "right"
+    tokenizer = load_tokenizer(base)
     model = AutoModelForSequenceClassification.from_pretrained(
         base,
         config=config,
@@ -195,6 +192,15 @@ def load_base(base: str, layers: int = 0) -> tuple[PreTrainedModel, PreTrainedTo
     )
     model.config.pad_token_id = tokenizer.pad_token_id  # a decoder finds its last token by it
     return model, tokenizer
+
+
+def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that `load_base` returns."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # decoders have none
+    tokenizer.padding_side = "right"
+    return tokenizer
 
 
 class Guard:

@@ -1,5 +1,9 @@
-"""Fine-tuning the guard: DDP on Ray Train (`guardrail.training_loop`), then calibration, then a guard directory."""
+"""Fine-tuning the guard: records are tokenised on Ray Data, DDP on Ray Train (`guardrail.training_loop`), calibration.
 
+What comes of it is a guard directory.
+"""
+
+import functools
 import hashlib
 import json
 import os
@@ -9,21 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+import pyarrow as pa
+import ray.data
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from transformers import AutoConfig
 
+from guardrail.examples import tokenised
 from guardrail.fitted_on import fitted_on
-from guardrail.guard import GUARD_FILE, GuardCard
+from guardrail.guard import GUARD_FILE, GuardCard, load_tokenizer
 from guardrail.models import resolve
 from guardrail.objective import teacher_scores
-from guardrail.records import Record, read_records
+from guardrail.records import Record, from_table, read_records
 from guardrail.text import digest
 from guardrail.training_config import TrainingConfig
-from guardrail.training_loop import PROGRESS_FILE, train_loop
+from guardrail.training_loop import DATASET, PROGRESS_FILE, train_loop
 from guardrail.training_progress import Tell, progress_told
 from guardrail.validation import calibrate
 
+_RECORDS_OF_BLOCK = 4_000
 #: These number a text's positions from after the padding token's id on.
 _POSITIONS_AFTER_PADDING = frozenset(
     {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text"}
@@ -100,6 +108,8 @@ def fine_tune(
     trainer = _Trainer(
         train_loop,
         train_loop_config=settings,
+        datasets={DATASET: _tokenised(data, source, config, seed, len(records))} if config.workers else None,
+        dataset_config=DataConfig(datasets_to_split=[]),
         scaling_config=ScalingConfig(
             num_workers=config.workers, use_gpu=gpus_per_worker > 0, resources_per_worker=resources
         ),
@@ -139,6 +149,23 @@ def fine_tune(
     os.replace(partial, output)
     shutil.rmtree(work, ignore_errors=True)
     return card
+
+
+def _tokenised(data: Path, base: str, config: TrainingConfig, seed: int, records: int) -> ray.data.Dataset:
+    """Tokenise records over the cluster, in whose memory they stay: a worker that takes another's place finds them."""
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    with ray.data.DataContext.current(context):
+        blocks = ray.data.read_parquet(str(data), override_num_blocks=-(-records // _RECORDS_OF_BLOCK))
+        step = functools.partial(_tokenised_block, base, config, seed)
+        return blocks.map_batches(step, batch_size=None, batch_format="pyarrow").materialize()
+
+
+def _tokenised_block(base: str, config: TrainingConfig, seed: int, block: pa.Table) -> pa.Table:
+    return tokenised(from_table(block), _tokenizer(base), config, seed)
+
+
+_tokenizer = functools.lru_cache(maxsize=1)(load_tokenizer)  # of a process of Ray's, which takes several blocks
 
 
 def _check_window(source: str, window: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray.train
 import torch
 from ray.train.collective import broadcast_from_rank_zero
@@ -21,7 +22,7 @@ from sklearn.metrics import average_precision_score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from guardrail.backends import TorchBackend
-from guardrail.examples import Examples, augmented, encode, epoch_batches
+from guardrail.examples import Examples, encoded, epoch_batches, tokenised
 from guardrail.guard import UNSAFE, Guard, GuardCard, load_base
 from guardrail.objective import Totals, guard_loss, moved, watched, worst_step
 from guardrail.optimisation import (
@@ -37,6 +38,7 @@ from guardrail.training_config import TrainingConfig
 from guardrail.training_progress import write_progress
 
 PROGRESS_FILE = "progress.json"
+DATASET = "train"  # what `guardrail.examples.tokenised` made of the records
 _STATE_FILE = "state.pt"
 _TOLD_EVERY = 10  # steps
 _LARGEST_GRADIENT = 1.0  # L2 norm
@@ -73,8 +75,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     torch.manual_seed(settings["seed"])
 
     bare, tokenizer = load_base(settings["start"], config.layers)
-    records = augmented(read_records(Path(settings["data"])), config.augment, settings["seed"])
-    data = encode(records, tokenizer, config)
+    data = _training_data(settings, config, tokenizer)
     choose_trainable(bare, config)
     # Buffers are constants, and writing them anew would break the first of two passes of adversarial training.
     model = prepare_model(bare, parallel_strategy_kwargs={"broadcast_buffers": False})
@@ -152,6 +153,14 @@ def train_loop(settings: dict[str, Any]) -> None:
     bare.save_pretrained(folder, state_dict=plain_weights(kept))
     tokenizer.save_pretrained(folder)
     ray.train.report(progress.metrics, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
+
+
+def _training_data(settings: dict[str, Any], config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> Examples:
+    """Return all that is trained on: a batch's rows are dealt to the workers, so each has all of them."""
+    if not config.workers:  # in the calling process, without a cluster
+        return encoded(tokenised(read_records(Path(settings["data"])), tokenizer, config, settings["seed"]), config)
+    shard = ray.train.get_dataset_shard(DATASET)
+    return encoded(pa.concat_tables(shard.iter_batches(batch_size=None, batch_format="pyarrow")), config)
 
 
 def step_gradients(

@@ -75,7 +75,7 @@ def test_a_worker_that_is_killed_goes_on_at_its_step(ray_cluster, tmp_path):
     records = seeds()
     write_records(records, tmp_path / "data.parquet")
     config = TrainingConfig(
-        base=str(tiny_guard(tmp_path / "base")), window=48, epochs=15, tokens_per_batch=128, checkpoint_every=3
+        base=str(tiny_guard(tmp_path / "base")), window=48, epochs=40, tokens_per_batch=128, checkpoint_every=3
     )
 
     def train(name, workers):
