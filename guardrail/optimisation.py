@@ -25,6 +25,10 @@ def choose_trainable(model: PreTrainedModel, config: TrainingConfig) -> None:
 
         adapters = LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules="all-linear")
         inject_adapter_in_model(adapters, model.base_model)
+        for part in model.modules():
+            # Autocast casts what it has to; peft casts all to the adapters' float32 first, which it then casts back.
+            if hasattr(part, "cast_input_dtype_enabled"):
+                part.cast_input_dtype_enabled = False
 
 
 @torch.no_grad()
