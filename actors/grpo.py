@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 _PROBE = "The quick brown fox jumps over the lazy dog, and nobody asks why it would."
 _RUNNER_TIMEOUT_SECONDS = 600.0
+_SCORER_TIMEOUT_SECONDS = 3600.0  # judges of billions of parameters on CPUs take their time
 _ANSWER_TIMEOUT_SECONDS = 60.0
 _TRIES = 3
 
@@ -288,9 +289,11 @@ class GRPO(Algorithm):
         worker that dies is restarted by Ray, and scores again what it was at.
 
         Raises:
-            RuntimeError: engines do not answer in time, or actors die again and again.
+            RuntimeError: engines or scorers do not answer in time, or actors die again and again.
         """
-        for _ in range(_TRIES):
+        for again in range(_TRIES):
+            if again:
+                asked = self._send_tasks(asked.tasks, asked.seed)
             try:
                 scored = self._scored_as_they_come(asked)
                 if scored:
@@ -301,7 +304,6 @@ class GRPO(Algorithm):
                 self.weight_sync.recover()
                 forget_attempts(self._directory, self._iteration_in_round)  # shares may be dealt out otherwise
                 self._archived = self._workers[0].archived.remote(self._setup, self._iteration_in_round)
-            asked = self._send_tasks(asked.tasks, asked.seed)
         raise RuntimeError(f"actors died {_TRIES} times in a row; see their logs in the dashboard")
 
     def _scored_as_they_come(self, asked: "_Asked") -> list[ray.ObjectRef]:
@@ -317,8 +319,17 @@ class GRPO(Algorithm):
         free, scored, dead = list(self._workers), list[ray.ObjectRef](), list[int]()
         begun = generated = time.monotonic()
         while generating or scoring:
-            left = begun + _RUNNER_TIMEOUT_SECONDS - time.monotonic()
-            for ref in _ready([*generating, *scoring], max(0.0, left) if generating else None):
+            left = begun + _RUNNER_TIMEOUT_SECONDS - time.monotonic() if generating else _SCORER_TIMEOUT_SECONDS
+            ready = _ready([*generating, *scoring], max(0.0, left))
+            if not ready:
+                raise RuntimeError(
+                    f"attackers took longer than {_RUNNER_TIMEOUT_SECONDS:.0f} s to generate; ask for less at once: "
+                    "adversary.groups, adversary.group_size or adversary.max_new_tokens"
+                    if generating
+                    else f"no scorer has answered for {_SCORER_TIMEOUT_SECONDS:.0f} s: one hangs (see the dashboard) "
+                    "or judges are too slow for what is asked at once: adversary.groups, adversary.group_size"
+                )
+            for ref in ready:
                 if ref in generating:
                     waiting.append(generating.pop(ref))
                     generated = time.monotonic()
@@ -419,17 +430,9 @@ class _Asked:
     shares: dict[int, tuple[list[Task], ray.ObjectRef]]
 
 
-def _ready(refs: Sequence[ray.ObjectRef], timeout: float | None) -> list[ray.ObjectRef]:
-    """Wait until one of some references is there; return all that are.
-
-    Raises:
-        RuntimeError: none is in `timeout` seconds, which only engines can be the cause of.
-    """
-    if not ray.wait(refs, timeout=timeout, fetch_local=False)[0]:
-        raise RuntimeError(
-            f"attackers took longer than {_RUNNER_TIMEOUT_SECONDS:.0f} s to generate; "
-            "ask for less at once: adversary.groups, adversary.group_size or adversary.max_new_tokens"
-        )
+def _ready(refs: Sequence[ray.ObjectRef], timeout: float) -> list[ray.ObjectRef]:
+    """Wait until one of some references is there; return all that are, none where none is in `timeout` seconds."""
+    ray.wait(refs, timeout=timeout, fetch_local=False)
     return ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[0]
 
 

@@ -77,8 +77,15 @@ def test_what_dies_again_and_again_is_asked_the_same_three_times(algorithm, scor
     ray_says(get=on_receipt(lost))
     with pytest.raises(RuntimeError, match="actors died 3 times in a row; see their logs"):
         algorithm._gather(algorithm._send_tasks(TASKS, 5))
-    assert times_asked(scorer) == 3
+    assert times_asked(scorer) == 3 == algorithm._send_tasks.call_count
     assert {(each.args[0][0], each.args[1]) for each in algorithm._send_tasks.call_args_list} == {(TASKS[0], 5)}
+
+
+def test_a_scorer_that_hangs_without_dying_is_not_waited_for_for_ever(algorithm, ray_says):
+    generated = algorithm._send_tasks(TASKS, 5)
+    ray_says(wait=lambda refs, **_: (["rollouts"] if "rollouts" in refs else [], []))
+    with pytest.raises(RuntimeError, match="no scorer has answered for 3600 s: one hangs"):
+        algorithm._gather(generated)
 
 
 def test_scorers_and_judges_are_restarted_and_asked_again_but_not_for_ever(ray_says, monkeypatch):
