@@ -108,7 +108,9 @@ def fine_tune(
     trainer = _Trainer(
         train_loop,
         train_loop_config=settings,
-        datasets={DATASET: _tokenised(data, source, config, seed, len(records))} if config.workers else None,
+        datasets={DATASET: _tokenised(data, source, config, seed, len(records), cpus_per_worker)}
+        if config.workers
+        else None,
         dataset_config=DataConfig(datasets_to_split=[]),
         scaling_config=ScalingConfig(
             num_workers=config.workers, use_gpu=gpus_per_worker > 0, resources_per_worker=resources
@@ -151,14 +153,20 @@ def fine_tune(
     return card
 
 
-def _tokenised(data: Path, base: str, config: TrainingConfig, seed: int, records: int) -> ray.data.Dataset:
-    """Tokenise records over the cluster, in whose memory they stay: a worker that takes another's place finds them."""
+def _tokenised(data: Path, base: str, config: TrainingConfig, seed: int, records: int, cpus: float) -> ray.data.Dataset:
+    """Tokenise records over the cluster, in whose memory they stay: a worker that takes another's place finds them.
+
+    A task reserves no more of the CPUs than a worker will: the others may be taken.
+    """
+    num_cpus = min(1.0, cpus)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     with ray.data.DataContext.current(context):
-        blocks = ray.data.read_parquet(str(data), override_num_blocks=-(-records // _RECORDS_OF_BLOCK))
+        blocks = ray.data.read_parquet(
+            str(data), override_num_blocks=-(-records // _RECORDS_OF_BLOCK), num_cpus=num_cpus
+        )
         step = functools.partial(_tokenised_block, base, config, seed)
-        return blocks.map_batches(step, batch_size=None, batch_format="pyarrow").materialize()
+        return blocks.map_batches(step, batch_size=None, batch_format="pyarrow", num_cpus=num_cpus).materialize()
 
 
 def _tokenised_block(base: str, config: TrainingConfig, seed: int, block: pa.Table) -> pa.Table:
