@@ -14,7 +14,7 @@ from guardrail.objective import balanced, distilled, smoothed, teacher_scores
 from guardrail.reading import reading_of, windows
 from guardrail.records import Record, from_table, to_table
 from guardrail.taxonomy import CATEGORY_INDEX
-from guardrail.text import canonical
+from guardrail.text import canonical, digest
 from guardrail.training_config import TrainingConfig
 from guardrail.transforms import TRANSFORMS, transformed
 
@@ -60,7 +60,7 @@ def tokenised(
     return to_table(written).append_column("input_ids", ids).append_column("truncated", truncated)
 
 
-def encoded(table: pa.Table, config: TrainingConfig) -> Examples:
+def examples_of(table: pa.Table, config: TrainingConfig) -> Examples:
     """Return what `tokenised` made, in an order that depends on the rows alone, as what is learned from.
 
     Unknown categories of unsafe records have no weight.
@@ -68,7 +68,7 @@ def encoded(table: pa.Table, config: TrainingConfig) -> Examples:
     Raises:
         ValueError: the records lack what `config.teachers` names.
     """
-    table = table.sort_by([("id", "ascending"), ("text", "ascending")])
+    table = table.sort_by([(name, "ascending") for name in ("id", "text", "response", "unsafe")])
     records = from_table(table)
     targets = np.zeros((len(records), len(LABELS)))
     weights = np.ones_like(targets)
@@ -101,7 +101,7 @@ def augmented(records: Sequence[Record], share: float, seed: int) -> list[Record
     written = list[Record]()
     names = [*TRANSFORMS, *(_OFTEN * (len(TRANSFORMS) // len(_OFTEN)))]
     for record in generation_seeds(records):
-        random = np.random.default_rng((seed, int(record["id"], 16)))
+        random = np.random.default_rng(int(digest(str(seed), record["id"]), 16))
         if random.random() >= share:
             continue
         other = transformed(record, names[int(random.integers(len(names)))], seed)

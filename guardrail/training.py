@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray.data
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from transformers import AutoConfig
 
+from guardrail.blocks import cluster_cpus, mapped
 from guardrail.examples import tokenised
 from guardrail.fitted_on import fitted_on
 from guardrail.guard import GUARD_FILE, GuardCard, load_tokenizer
@@ -31,7 +33,7 @@ from guardrail.training_loop import DATASET, PROGRESS_FILE, train_loop
 from guardrail.training_progress import Tell, progress_told
 from guardrail.validation import calibrate
 
-_RECORDS_OF_BLOCK = 4_000
+_FEWEST_IN_BLOCK = 2_000  # records: less is done before a second process has begun
 #: These number a text's positions from after the padding token's id on.
 _POSITIONS_AFTER_PADDING = frozenset(
     {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text"}
@@ -63,7 +65,7 @@ def fine_tune(
 
     Args:
         config: how to train.
-        data: parquet of records; every worker reads it, so it lies where all nodes see it.
+        data: parquet of records; it and the base lie where all nodes see them.
         validation: records that are not in `data` and grew from no seed of its records, of both labels.
         output: the directory to write; whole or absent.
         version: the name that `guard.json` gives.
@@ -108,9 +110,7 @@ def fine_tune(
     trainer = _Trainer(
         train_loop,
         train_loop_config=settings,
-        datasets={DATASET: _tokenised(data, source, config, seed, len(records), cpus_per_worker)}
-        if config.workers
-        else None,
+        datasets={DATASET: _tokenised(data, source, config, seed, len(records))} if config.workers else None,
         dataset_config=DataConfig(datasets_to_split=[]),
         scaling_config=ScalingConfig(
             num_workers=config.workers, use_gpu=gpus_per_worker > 0, resources_per_worker=resources
@@ -153,24 +153,20 @@ def fine_tune(
     return card
 
 
-def _tokenised(data: Path, base: str, config: TrainingConfig, seed: int, records: int, cpus: float) -> ray.data.Dataset:
+def _tokenised(data: Path, base: str, config: TrainingConfig, seed: int, records: int) -> ray.data.Dataset:
     """Tokenise records over the cluster, in whose memory they stay: a worker that takes another's place finds them.
 
-    A task reserves no more of the CPUs than a worker will: the others may be taken.
+    The CPUs that this takes are those of the training that waits for it, or makes it again where a node was lost: tasks
+    reserve none.
     """
-    num_cpus = min(1.0, cpus)
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    with ray.data.DataContext.current(context):
-        blocks = ray.data.read_parquet(
-            str(data), override_num_blocks=-(-records // _RECORDS_OF_BLOCK), num_cpus=num_cpus
-        )
-        step = functools.partial(_tokenised_block, base, config, seed)
-        return blocks.map_batches(step, batch_size=None, batch_format="pyarrow", num_cpus=num_cpus).materialize()
+    size = -(-records // min(2 * cluster_cpus(), -(-records // _FEWEST_IN_BLOCK)))
+    step = functools.partial(_tokenised_rows, data.resolve(), size, base, config, seed)
+    return mapped(step, [{"first": first} for first in range(0, records, size)], num_cpus=0)
 
 
-def _tokenised_block(base: str, config: TrainingConfig, seed: int, block: pa.Table) -> pa.Table:
-    return tokenised(from_table(block), _tokenizer(base), config, seed)
+def _tokenised_rows(data: Path, size: int, base: str, config: TrainingConfig, seed: int, block: pa.Table) -> pa.Table:
+    rows = [pq.read_table(data).slice(first, size) for first in block["first"].to_pylist()]
+    return tokenised(from_table(pa.concat_tables(rows)), _tokenizer(base), config, seed)
 
 
 _tokenizer = functools.lru_cache(maxsize=1)(load_tokenizer)  # of a process of Ray's, which takes several blocks

@@ -22,7 +22,7 @@ from sklearn.metrics import average_precision_score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from guardrail.backends import TorchBackend
-from guardrail.examples import Examples, encoded, epoch_batches, tokenised
+from guardrail.examples import Examples, epoch_batches, examples_of, tokenised
 from guardrail.guard import UNSAFE, Guard, GuardCard, load_base
 from guardrail.objective import Totals, guard_loss, moved, watched, worst_step
 from guardrail.optimisation import (
@@ -158,9 +158,9 @@ def train_loop(settings: dict[str, Any]) -> None:
 def _training_data(settings: dict[str, Any], config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> Examples:
     """Return all that is trained on: a batch's rows are dealt to the workers, so each has all of them."""
     if not config.workers:  # in the calling process, without a cluster
-        return encoded(tokenised(read_records(Path(settings["data"])), tokenizer, config, settings["seed"]), config)
+        return examples_of(tokenised(read_records(Path(settings["data"])), tokenizer, config, settings["seed"]), config)
     shard = ray.train.get_dataset_shard(DATASET)
-    return encoded(pa.concat_tables(shard.iter_batches(batch_size=None, batch_format="pyarrow")), config)
+    return examples_of(pa.concat_tables(shard.iter_batches(batch_size=None, batch_format="pyarrow")), config)
 
 
 def step_gradients(

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from guardrail.blocks import cluster_cpus
 from guardrail.curation.balance import Balance
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.contamination import Decontamination, EvaluationTexts
@@ -38,7 +39,7 @@ from guardrail.curation.policy import SafetyPolicy
 from guardrail.curation.quality import Quality
 from guardrail.curation.semantic import SemanticDuplicates
 from guardrail.curation.stage import Stage
-from guardrail.curation.survey import ClusterSurvey, cluster_cpus, over_parts
+from guardrail.curation.survey import ClusterSurvey, over_parts
 from guardrail.curation.votes import JudgesVote
 from guardrail.records import SCHEMA, check_records, write_tables
 from guardrail.text import digest

@@ -1,8 +1,6 @@
 """What a stage may learn of all records, on Ray: files are what is distributed, on Ray Data one block for each.
 
-Ray's own parquet readers list files and fetch their metadata in tasks that want a whole CPU, which may never be free,
-and keep neither the order nor the schema of empty results: so a block names a file, which is read and written where the
-block is. What workers call lies outside the pipeline's module: they need not import the models of all its stages.
+What workers call lies outside the pipeline's module: they need not import the models of all its stages.
 """
 
 import functools
@@ -14,8 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-import ray.data
 
+from guardrail.blocks import cluster_cpus, mapped
 from guardrail.curation.folders import Part
 from guardrail.curation.stage import R, T
 
@@ -57,11 +55,6 @@ class ClusterSurvey:
         return _as_tasks(function, items, self.num_cpus)
 
 
-def cluster_cpus() -> int:
-    """Return how many CPUs the cluster has, at least one."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-
 def over_parts(function: Callable[[Part], R], parts: Sequence[Part], num_cpus: float) -> list[R]:
     """Apply a function to each part, in tasks that reserve `num_cpus`; return results in the parts' order.
 
@@ -69,20 +62,8 @@ def over_parts(function: Callable[[Part], R], parts: Sequence[Part], num_cpus: f
     """
     if len(parts) <= cluster_cpus():  # nothing waits for its turn, and a pipeline takes a second to begin
         return _as_tasks(function, parts, num_cpus)
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    with ray.data.DataContext.current(context):
-        numbers = ray.data.from_items([{"number": i} for i in range(len(parts))], override_num_blocks=len(parts))
-        step = functools.partial(_of_block, function, parts)
-        # No more workers than CPUs: Ray stops the others between two passes, and they would load their models again.
-        done = numbers.map_batches(
-            step,
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=num_cpus,
-            compute=ray.data.TaskPoolStrategy(size=min(len(parts), cluster_cpus())),
-        )
-        results = {row["number"]: row["result"] for row in done.iter_rows()}
+    done = mapped(functools.partial(_of_block, function, parts), [{"number": i} for i in range(len(parts))], num_cpus)
+    results = {row["number"]: row["result"] for row in done.iter_rows()}
     return [pickle.loads(results[number]) for number in range(len(parts))]
 
 

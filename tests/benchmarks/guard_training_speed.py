@@ -35,7 +35,7 @@ from transformers.utils import is_accelerate_available
 
 from cluster.connect import connect
 from guardrail import training, training_loop
-from guardrail.examples import Examples, encoded, epoch_batches, tokenised
+from guardrail.examples import Examples, epoch_batches, examples_of, tokenised
 from guardrail.guard import load_base
 from guardrail.models import resolve
 from guardrail.optimisation import choose_trainable
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str]) -> None:
     records = [records[i] for i in np.random.default_rng(0).permutation(len(records))[: options.records]]
     validation = [r for label in (True, False) for r in [r for r in records if r["unsafe"] is label][:_VALIDATION]]
     config = TrainingConfig(base=options.base, epochs=1, workers=0)
-    examples = encoded(tokenised(records, _model(config)[1], config, 0), config)
+    examples = examples_of(tokenised(records, _model(config)[1], config, 0), config)
     rows = rows_of(examples.lengths, config.tokens_per_batch)
     cores = os.cpu_count() or 1
     half = max(1, cores // 2)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from guardrail.examples import augmented, encoded, epoch_batches, tokenised
+from guardrail.examples import augmented, epoch_batches, examples_of, tokenised
 from guardrail.generable import generation_seeds
 from guardrail.guard import LABELS, read_as
 from guardrail.records import make_record
@@ -37,7 +37,7 @@ def test_what_is_not_known_has_no_weight_and_what_is_too_long_is_counted(tmp_pat
         make_record("knife", unsafe=True, source="s", categories=["fraud"], id="2"),
         make_record("a" * 30, unsafe=True, source="s", id="3"),
     ]
-    data = encoded(tokenised(records, tokenizer, TrainingConfig(window=16), 0), TrainingConfig(window=16))
+    data = examples_of(tokenised(records, tokenizer, TrainingConfig(window=16), 0), TrainingConfig(window=16))
     fraud = LABELS.index("fraud")
     assert data.targets[:, 0].tolist() == [0.0, 1.0, 1.0]
     assert data.targets[1].sum() == 2.0 and data.targets[1, fraud] == 1.0
@@ -45,7 +45,7 @@ def test_what_is_not_known_has_no_weight_and_what_is_too_long_is_counted(tmp_pat
     assert data.lengths == [7, 7, 16] and data.truncated == 1
 
     changed = TrainingConfig(window=16, teachers=("teacher",), distil=0.5, label_smoothing=0.2, balance=1.0)
-    data = encoded(tokenised(records, tokenizer, changed, 0), changed)
+    data = examples_of(tokenised(records, tokenizer, changed, 0), changed)
     assert data.targets[:, 0] == pytest.approx([0.5 * 0.1 + 0.5 * 0.3, 0.9, 0.9])
     assert data.targets[1, fraud] == pytest.approx(0.9) and data.targets[0, fraud] == pytest.approx(0.1)
     assert data.weights[:, 0] == pytest.approx([1.5, 0.75, 0.75])
@@ -55,9 +55,9 @@ def test_what_is_not_known_has_no_weight_and_what_is_too_long_is_counted(tmp_pat
 def test_examples_are_the_same_in_whatever_parts_and_order_records_are_tokenised(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_guard(tmp_path / "guard"))
     records, config = embedded_seeds()[:60], TrainingConfig(window=16, augment=0.5)
-    whole = encoded(tokenised(records, tokenizer, config, 3), config)
+    whole = examples_of(tokenised(records, tokenizer, config, 3), config)
     parts = [tokenised(part, tokenizer, config, 3) for part in (records[40:], records[:10], records[10:40])]
-    apart = encoded(pa.concat_tables(parts), config)
+    apart = examples_of(pa.concat_tables(parts), config)
     assert apart.input_ids == whole.input_ids and len(whole.input_ids) > len(records)
     assert (apart.targets == whole.targets).all() and (apart.weights == whole.weights).all()
 

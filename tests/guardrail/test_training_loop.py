@@ -7,7 +7,7 @@ import torch.multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from guardrail import training_loop
-from guardrail.examples import encoded, tokenised
+from guardrail.examples import examples_of, tokenised
 from guardrail.guard import Guard, load_base
 from guardrail.records import make_record, write_records
 from guardrail.training import fine_tune
@@ -36,7 +36,7 @@ def gradients(base: str, config: TrainingConfig, batch: list[int], rank: int, wo
     torch.manual_seed(0)  # the same new head everywhere
     model, tokenizer = load_base(base)
     model.eval().double()  # without dropout, and with little rounding, which these models amplify
-    data = encoded(tokenised(seeds(), tokenizer, config, 0), config)
+    data = examples_of(tokenised(seeds(), tokenizer, config, 0), config)
     ddp = DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
     loss = step_gradients(ddp, data, batch, tokenizer, config, rank, world)
     if world > 1:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from actors.synthesizer import synthesize
+from guardrail import training
 from guardrail.guard import Guard
 from guardrail.records import make_record, read_records, write_records
 from guardrail.synthesis import SynthesisConfig
@@ -70,12 +71,18 @@ def test_a_guard_learns_on_any_number_of_workers(ray_cluster, tmp_path, workers)
     assert not list(tmp_path.glob(".guard*"))  # no half-finished work stays behind
 
 
-def test_a_worker_that_is_killed_goes_on_at_its_step(ray_cluster, tmp_path):
+def test_a_worker_that_is_killed_goes_on_at_its_step(ray_cluster, tmp_path, monkeypatch):
     """Killed after a kept step in the midst of an epoch; the guard is the one of a training that nothing disturbed."""
     records = seeds()
     write_records(records, tmp_path / "data.parquet")
+    monkeypatch.setattr(training, "_FEWEST_IN_BLOCK", 10)  # tokenised in several blocks, and in one without workers
     config = TrainingConfig(
-        base=str(tiny_guard(tmp_path / "base")), window=48, epochs=40, tokens_per_batch=128, checkpoint_every=3
+        base=str(tiny_guard(tmp_path / "base")),
+        window=48,
+        epochs=40,
+        tokens_per_batch=128,
+        checkpoint_every=3,
+        augment=0.5,
     )
 
     def train(name, workers):
