@@ -300,7 +300,8 @@ class GRPO(Algorithm):
                     return self._timed("score", lambda scored=scored: self._finish(scored))
             except ObjectLostError as error:
                 logger.warning("a node died with what it held (%s); the iteration is run again", error)
-                ray.get([worker.__ray_ready__.remote() for worker in self._workers])  # what they are at is written then
+                # What they are at is written then.
+                self._scorers_say([worker.__ray_ready__.remote() for worker in self._workers])
                 self.weight_sync.recover()
                 forget_attempts(self._directory, self._iteration_in_round)  # shares may be dealt out otherwise
                 self._archived = self._workers[0].archived.remote(self._setup, self._iteration_in_round)
@@ -326,8 +327,7 @@ class GRPO(Algorithm):
                     f"attackers took longer than {_RUNNER_TIMEOUT_SECONDS:.0f} s to generate; ask for less at once: "
                     "adversary.groups, adversary.group_size or adversary.max_new_tokens"
                     if generating
-                    else f"no scorer has answered for {_SCORER_TIMEOUT_SECONDS:.0f} s: one hangs (see the dashboard) "
-                    "or judges are too slow for what is asked at once: adversary.groups, adversary.group_size"
+                    else _silent_scorers()
                 )
             for ref in ready:
                 if ref in generating:
@@ -370,7 +370,13 @@ class GRPO(Algorithm):
         summary, self._archived, *batches = method.remote(
             self._setup, self._iteration_in_round, learners, self._weights_version, *parts
         )
-        return ray.get(summary), batches
+        return self._scorers_say(summary), batches
+
+    def _scorers_say(self, refs: Any) -> Any:
+        try:
+            return ray.get(refs, timeout=_SCORER_TIMEOUT_SECONDS)
+        except GetTimeoutError:
+            raise RuntimeError(_silent_scorers()) from None
 
     def _update(self, batches: Sequence[ray.ObjectRef]) -> None:
         """Update the policy on a batch for each learner."""
@@ -434,6 +440,13 @@ def _ready(refs: Sequence[ray.ObjectRef], timeout: float) -> list[ray.ObjectRef]
     """Wait until one of some references is there; return all that are, none where none is in `timeout` seconds."""
     ray.wait(refs, timeout=timeout, fetch_local=False)
     return ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[0]
+
+
+def _silent_scorers() -> str:
+    return (
+        f"no scorer has answered for {_SCORER_TIMEOUT_SECONDS:.0f} s: one hangs (see the dashboard), or judges are too "
+        "slow for what is asked at once: adversary.groups, adversary.group_size"
+    )
 
 
 def _died(actor: Any) -> bool:

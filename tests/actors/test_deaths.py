@@ -5,7 +5,7 @@ from unittest.mock import MagicMock, Mock
 
 import pytest
 import ray
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
 from actors.adversary import Adversary
 from actors.config import AdversaryConfig
@@ -53,7 +53,7 @@ def algorithm(scorer, tmp_path):
 def on_receipt(said):
     """Return a `ray.get` that raises or returns what is given when it is asked for a scorer's receipt."""
 
-    def get(ref):
+    def get(ref, timeout=None):
         if ref == "receipt" and isinstance(said, Exception):
             raise said
         return said
@@ -83,9 +83,22 @@ def test_what_dies_again_and_again_is_asked_the_same_three_times(algorithm, scor
 
 def test_a_scorer_that_hangs_without_dying_is_not_waited_for_for_ever(algorithm, ray_says):
     generated = algorithm._send_tasks(TASKS, 5)
-    ray_says(wait=lambda refs, **_: (["rollouts"] if "rollouts" in refs else [], []))
+    waits = Mock(side_effect=lambda refs, **_: (["rollouts"] if "rollouts" in refs else [], []))
+    ray_says(wait=waits)
     with pytest.raises(RuntimeError, match="no scorer has answered for 3600 s: one hangs"):
         algorithm._gather(generated)
+    assert 3600 in [call.kwargs["timeout"] for call in waits.call_args_list]
+
+
+def test_nor_one_that_hangs_at_the_iterations_end(algorithm, ray_says):
+    get = Mock(side_effect=GetTimeoutError)
+    ray_says(get=get)
+    algorithm.config = SimpleNamespace(adversary=SimpleNamespace(learners=0))
+    algorithm._weights_version = 0
+    algorithm._workers[0].finish.options.return_value.remote.return_value = "summary", "archived", "batch"
+    with pytest.raises(RuntimeError, match="no scorer has answered for 3600 s"):
+        algorithm._finish(["result"])
+    assert get.call_args.kwargs["timeout"] == 3600
 
 
 def test_scorers_and_judges_are_restarted_and_asked_again_but_not_for_ever(ray_says, monkeypatch):
