@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from serve.keys import Key
 
 _REMEMBERED = 0.2  # weight of the last batch in the pace
-_LEAST_UNITS = 16  # that a batch counts as: what a batch costs whatever is in it says nothing of one that is fuller
+_FULL = 16  # units: of a batch with fewer it is not known what it would have cost whatever was in it
+_LITTLE = 64  # units
 _PART = 0.5  # of the deadline that the work before a request may be expected to take: paces vary
 
 
@@ -101,8 +102,10 @@ class Admission:
             Overloaded: what waits already takes too long. A request that is alone is never refused for that.
         """
         pace = self._pace_now()
-        if units * pace > self.deadline:
-            raise TooMuch(max(1, int(self.deadline / (units * pace) * 100)))
+        # Whether the pace is another by now is tried on little.
+        alone = units * (pace if units <= _LITTLE else max(pace, self._pace))
+        if alone > self.deadline:
+            raise TooMuch(max(1, int(self.deadline / alone * 100)))
         wait = max(self._waiting, self._computed) * pace
         if wait > _PART * self.deadline:
             raise Overloaded(max(1, math.ceil(wait - _PART * self.deadline)))
@@ -114,7 +117,7 @@ class Admission:
 
     @contextlib.contextmanager
     def at_work(self, units: int) -> Iterator[None]:
-        """Measure the pace by a batch that the block computes; those of a few units count as fuller ones."""
+        """Measure the pace by a batch that the block computes; one of a few units tells only between which it lies."""
         self._pace = self._pace_now()  # what was forgotten of it does not come back
         begun = self._clock()
         self._begun, self._computed = begun, units
@@ -123,13 +126,18 @@ class Admission:
         finally:
             self._begun, self._computed = None, 0
             self._measured = self._clock()
-            pace = (self._measured - begun) / max(units, _LEAST_UNITS)
+            took = self._measured - begun
+            pace = min(max(self._pace, took / max(units, _FULL)), took / units)
             self._pace = (1 - _REMEMBERED) * self._pace + _REMEMBERED * pace if self._pace else pace
 
     def _pace_now(self) -> float:
-        """Return the pace. It halves with each deadline without a batch: one that refuses all is not measured again."""
-        idle = 0.0 if self._begun is not None else self._clock() - self._measured
-        return self._pace * 0.5 ** (idle / self.deadline)
+        """Return the pace, at least that of the batch at work.
+
+        It halves with each deadline without a batch: one that refuses all is not measured again.
+        """
+        if self._begun is not None:
+            return max(self._pace, self.computing / self._computed)
+        return self._pace * 0.5 ** ((self._clock() - self._measured) / self.deadline)
 
     @property
     def waiting(self) -> int:

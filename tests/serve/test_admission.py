@@ -84,6 +84,14 @@ def test_small_batches_do_not_have_a_large_request_refused(clock: Clock) -> None
         pass
 
 
+def test_nor_do_they_have_one_admitted_that_cannot_be_answered(admission: Admission, clock: Clock) -> None:
+    for _ in range(30):
+        with admission.at_work(1):
+            clock.now += 0.1  # as in fuller batches
+    with pytest.raises(TooMuch), admission.admitted(400):
+        pass
+
+
 def test_a_pace_that_refuses_everything_is_forgotten(clock: Clock) -> None:
     admission = Admission(10.0, clock)
     with admission.at_work(20):
@@ -95,6 +103,21 @@ def test_a_pace_that_refuses_everything_is_forgotten(clock: Clock) -> None:
         clock.now += 2.0
     with admission.admitted(1):
         pass  # nor does one fast batch bring it back
+
+
+def test_a_large_request_is_not_tried_on_a_pace_that_was_forgotten(admission: Admission, clock: Clock) -> None:
+    clock.now += 600.0
+    with pytest.raises(TooMuch), admission.admitted(400):
+        pass
+    with admission.admitted(60):
+        pass
+
+
+def test_nothing_is_put_behind_a_batch_that_is_slower_than_any_before(admission: Admission, clock: Clock) -> None:
+    with admission.at_work(20):
+        clock.now += 6.0
+        with pytest.raises(Overloaded), admission.admitted(1):
+            pass
 
 
 def test_a_batch_that_does_not_end_shows(admission: Admission, clock: Clock) -> None:
