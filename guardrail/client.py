@@ -61,17 +61,18 @@ class _Shown:
     def question(self, done: bool) -> dict[str, Any]:
         return {**self._fixed, "response": self._response, "checked": self._checked, "done": done}
 
-    def released(self, answer: StreamResponse) -> str:
-        """Return what may be shown now and was not before.
+    def released(self, answer: StreamResponse) -> Iterator[str]:
+        """Yield what may be shown now and was not before, if there is any.
 
         Raises:
             ResponseStopped: nothing more may be shown.
         """
-        if answer.stop_at is not None:
-            raise ResponseStopped(answer)
         text = self._response[self._shown : answer.release]
         self._shown, self._checked, self._next = max(self._shown, answer.release), answer.checked, answer.next
-        return text
+        if text:
+            yield text
+        if answer.stop_at is not None:
+            raise ResponseStopped(answer)
 
 
 class _Client:
@@ -144,10 +145,9 @@ class GuardClient(_Client):
         """
         response = _Shown(prompt, policy)
         for piece in pieces:
-            if (question := response.add(piece)) and (text := response.released(self._stream(question))):
-                yield text
-        if text := response.released(self._stream(response.question(done=True))):
-            yield text
+            if question := response.add(piece):
+                yield from response.released(self._stream(question))
+        yield from response.released(self._stream(response.question(done=True)))
 
     def _stream(self, question: dict[str, Any]) -> StreamResponse:
         return _read(self._post("/v1/guard/stream", question), StreamResponse)
@@ -207,9 +207,10 @@ class AsyncGuardClient(_Client):
         """As `GuardClient.shown`."""
         response = _Shown(prompt, policy)
         async for piece in pieces:
-            if (question := response.add(piece)) and (text := response.released(await self._stream(question))):
-                yield text
-        if text := response.released(await self._stream(response.question(done=True))):
+            if question := response.add(piece):
+                for text in response.released(await self._stream(question)):
+                    yield text
+        for text in response.released(await self._stream(response.question(done=True))):
             yield text
 
     async def _stream(self, question: dict[str, Any]) -> StreamResponse:

@@ -5,6 +5,7 @@
 
 import functools
 import math
+import re
 from typing import NamedTuple
 
 from guardrail.decoders import DECODERS, View
@@ -13,6 +14,7 @@ from guardrail.text import canonical
 
 LOOKED_AT = 50_000  # characters of a text that are decoded
 MOST_READINGS = 16
+_LIGATURES = re.compile("[\ufdfa\ufdfb]")  # phrases of 18 and 8 letters: a text of them would be read as one so long
 _DEPTH = 2
 _EACH_STEP = 0.1  # nats for each symbol: of two readings as good, the one fewer steps away
 _ENGLISH = -3.4  # nats for each symbol: the fluency under which a reading is not English
@@ -73,7 +75,7 @@ def deciphered(text: str) -> Deciphered:
 
 @functools.lru_cache(maxsize=16)  # `readings` and `plain` are asked of one text
 def _found(text: str) -> tuple[_Reading, ...]:
-    literal = _Reading(canonical(text), View(text[:LOOKED_AT]), 0.0)
+    literal = _Reading(canonical(_LIGATURES.sub(" ", text)), View(text[:LOOKED_AT]), 0.0)
     found = {literal.text: literal}
     last = [literal]
     for _ in range(_DEPTH):
@@ -87,7 +89,8 @@ def _steps(parent: _Reading, found: dict[str, _Reading]) -> list[_Reading]:
     for evidence, decoders in DECODERS:
         for decoder in decoders:
             for decoded in decoder(parent.view):
-                start = decoded[:LOOKED_AT]
+                # JSON's escapes may spell half a surrogate pair, which no tokenizer can read.
+                start = decoded[:LOOKED_AT].encode("utf-8", "replace").decode()
                 text = canonical(start)[:LOOKED_AT]
                 if text and text not in found and len(found) < MOST_READINGS:
                     both = max(evidence, parent.evidence) if min(evidence, parent.evidence) > -math.inf else -math.inf

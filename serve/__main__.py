@@ -38,7 +38,7 @@ _LOOK_SECONDS = 2.0  # between two looks for a guard that was promoted
 
 
 def newest_guard(runs: Path) -> Path:
-    """Return `RUN/guard` of the run under `runs` whose guard was written last.
+    """Return `RUN/guard` of the run under `runs` whose guard was promoted last.
 
     Raises:
         ValueError: no run has promoted a guard.
@@ -46,7 +46,12 @@ def newest_guard(runs: Path) -> Path:
     cards = [card for card in runs.glob(f"*/guard/{GUARD_FILE}") if card.is_file()]
     if not cards:
         raise ValueError(f"no promoted guard under {runs}/: run make loop first, or name one with --guard")
-    return max(cards, key=lambda card: card.stat().st_mtime).parent
+    # A link is made anew by each promotion, that of an earlier guard included.
+    return max((card.parent for card in cards), key=lambda guard: _when_written(guard))
+
+
+def _when_written(guard: Path) -> float:
+    return (guard.lstat() if guard.is_symlink() else (guard / GUARD_FILE).stat()).st_mtime
 
 
 def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -> None:

@@ -3,7 +3,7 @@
     serve run serve.app:build guard=runs/laptop/guard
 
 Change `guard` in the `user_config` of the deployment "Moderator" (in a Serve config file) to swap guards in place. This
-is the whole `ModeratorConfig`, and what is left out, `keys` for one, has its default from then on.
+is the whole `ModeratorConfig`: what is left out has its default from then on; one without `keys` is refused.
 """
 
 import asyncio
@@ -65,6 +65,7 @@ _TOKENS = 128
 _MAX_ONGOING_REQUESTS = 1024  # well over a batch: what waits, waits in the replica, which knows for how long
 _MAX_QUEUED_REQUESTS = 256  # on their way to it
 _LOADED = 3  # guards kept in memory: in use, shadow, and the one before
+_HUNG_SECONDS = 300.0
 _STALLED_SECONDS = 60.0  # a batch takes a second or a few
 _ERRORS = (400, 401, 413, 429, 500, 503)  # what may be answered instead
 _PAGE = resources.files("serve").joinpath("page.html").read_text(encoding="utf-8")
@@ -72,7 +73,12 @@ _PAGE_MAY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-i
 _POLICY_HEADER = "Rayguard-Policy"  # for routes whose bodies are of others' contracts
 
 logger = logging.getLogger("ray.serve")
-api = FastAPI(title="rayguard", description="A safety guard behind OpenAI's moderation API and one of its own.")
+api = FastAPI(
+    title="rayguard",
+    description="A safety guard behind OpenAI's moderation API and one of its own.",
+    docs_url=None,  # they load scripts from elsewhere
+    redoc_url=None,
+)
 answer_errors(api)
 api.add_middleware(Telemetry)  # the last one comes first
 
@@ -166,12 +172,16 @@ class Moderator:
             user_config: the fields of `ModeratorConfig`.
 
         Raises:
-            ValueError, OSError: the first guard or policies are no good, or the keys; the deployment fails with the
-                reason.
+            ValueError, OSError: the first configuration, guard or policies are no good, or the keys; the deployment
+                fails with the reason.
         """
-        config = ModeratorConfig.model_validate(user_config)
+        try:
+            config = ModeratorConfig.model_validate(user_config)
+        except ValueError as error:
+            self._refuse(error)
+            return
         # First, and whatever becomes of the guard: who turns keys on wants them on.
-        require_keys(Keys(config.keys) if config.keys else None)
+        require_keys(Keys(config.keys, unreadable_for_now=self._used is not None) if config.keys else None)
         self._budgets.replicas = config.num_replicas
         self._admission.deadline, self._on_failure = config.deadline_seconds, config.on_failure
         try:
@@ -182,13 +192,9 @@ class Moderator:
             logger.error("Policies stay as they were: %s", error)
         try:
             guard = await self._load(config.guard, config.digest, config.backend)
-            shadow = await self._load(config.shadow, None, config.backend) if config.shadow else None
-        except Exception as error:
-            self._metrics.count("rayguard_swaps", outcome="refused")
-            if self._used is None:
-                raise
-            self._refused = f"{type(error).__name__}: {error}"
-            logger.error("New guard refused, %s stays in use. %s", self._used.guard.card.version, self._refused)
+            shadow = await self._shadow_of(config)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the guard in use is better than none
+            self._refuse(error)
             return
         if self._shadow and (shadow is None or self._shadow.guard is not shadow):
             self._shadow.stop()
@@ -198,6 +204,24 @@ class Moderator:
         self._used, self._refused = _InUse(guard, VerdictCache(config.cached_texts)), None
         self._metrics.count("rayguard_swaps", outcome="taken")
         logger.info("Guard in use: %s (digest %s, by %s).", guard.card.version, guard.card.digest, guard.backend.name)
+
+    async def _shadow_of(self, config: ModeratorConfig) -> Guard | None:
+        """Return the shadow; none where it is no good and a guard is in use already: it holds no other guard back."""
+        try:
+            return await self._load(config.shadow, None, config.backend) if config.shadow else None
+        except Exception as error:
+            if self._used is None:
+                raise
+            logger.error("There is no shadow now. %s: %s", type(error).__name__, error)
+            return None
+
+    def _refuse(self, error: Exception) -> None:
+        """Note why a configuration is not taken; raise the error where there is no guard to stay in use."""
+        self._metrics.count("rayguard_swaps", outcome="refused")
+        if self._used is None:
+            raise error
+        self._refused = f"{type(error).__name__}: {error}"
+        logger.error("New guard refused, %s stays in use. %s", self._used.guard.card.version, self._refused)
 
     async def _load(self, directory: Path, digest: str | None, backend: BackendName) -> Guard:
         """Return a guard that has passed its trial; one that is loaded is not loaded again.
@@ -215,6 +239,11 @@ class Moderator:
         while len(self._loaded) > _LOADED:
             self._loaded.popitem(last=False)
         return self._loaded[key]
+
+    def check_health(self) -> None:
+        """Have Serve replace this replica where the model hangs: `/readyz` tells balancers, which may not ask it."""
+        if self._admission.computing > max(_HUNG_SECONDS, 10 * self._admission.deadline):
+            raise RuntimeError("the model has not answered for minutes")
 
     def state(self) -> ModeratorState:
         """Return what this replica serves; called through the deployment's handle."""

@@ -33,7 +33,7 @@ class Batcher(Generic[Item, Result]):
         """Return the result of an item. What is cancelled while it waits is not computed.
 
         Raises:
-            Exception: what `compute` raised on its batch.
+            Exception: what `compute` raised on it alone.
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
@@ -43,17 +43,24 @@ class Batcher(Generic[Item, Result]):
 
     async def _work(self) -> None:
         while batch := self._next():
-            try:
-                results = await self._compute([item for item, _ in batch])
-                outcomes = list(zip(batch, results, strict=True))
-            except Exception as error:  # noqa: BLE001 - it is those who asked that it concerns
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for (_, future), result in outcomes:
-                if not future.done():
-                    future.set_result(result)
+            if not await self._settled(batch) and len(batch) > 1:
+                for alone in batch:  # one item's fault is not the others'
+                    if not alone[1].done():
+                        await self._settled([alone])
+
+    async def _settled(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> bool:
+        """Compute a batch and tell those who asked; return False, and tell nobody, where one of several fails."""
+        try:
+            results = await self._compute([item for item, _ in batch])
+            outcomes = list(zip(batch, results, strict=True))
+        except Exception as error:  # noqa: BLE001 - it is those who asked that it concerns
+            if len(batch) == 1 and not batch[0][1].done():
+                batch[0][1].set_exception(error)
+            return False
+        for (_, future), result in outcomes:
+            if not future.done():
+                future.set_result(result)
+        return True
 
     def _next(self) -> list[tuple[Item, asyncio.Future[Result]]]:
         batch: list[tuple[Item, asyncio.Future[Result]]] = []

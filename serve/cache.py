@@ -37,7 +37,7 @@ class VerdictCache:
     def put(self, texts: Sequence[Readable], verdicts: Sequence[Verdict]) -> None:
         """Keep verdicts, and forget those that were not asked for the longest."""
         for text, verdict in zip(texts, verdicts, strict=True):
-            if len(str(text)) <= _LONGEST:
+            if len(str(text)) + len(verdict.said or "") <= _LONGEST:
                 self._kept[_key(text)] = verdict
         while len(self._kept) > self._size:
             self._kept.popitem(last=False)

@@ -22,7 +22,8 @@ class ModeratorConfig(BaseModel):
     )
     backend: BackendName = Field(default="auto", description="what computes; auto: the fastest that the guard has here")
     shadow: Path | None = Field(default=None, description="guard that judges the same texts and answers nobody")
-    keys: Path | None = Field(default=None, description="file of bearer keys (serve/keys.py); none: everybody may ask")
+    # It must be said, for one who swaps a guard and leaves it out would open the service.
+    keys: Path | None = Field(description="file of bearer keys (serve/keys.py); null: everybody may ask")
     policies: Path | None = Field(default=None, description="folder of policies (serve/policies.py)")
     policy: str | None = Field(default=None, description="of requests that name none; none: the guard's own thresholds")
     num_replicas: int = Field(default=1, ge=1, description="processes with a guard each; they share keys' budgets")
@@ -40,5 +41,6 @@ class ModeratorConfig(BaseModel):
 class ModeratorArgs(ModeratorConfig):
     """Arguments of the application, as `serve run serve.app:build KEY=VALUE` takes them."""
 
+    keys: Path | None = Field(default=None, description="file of bearer keys (serve/keys.py); none: everybody may ask")
     num_cpus: float = Field(default=1.0, gt=0, description="per replica; also the threads the model computes with")
     num_gpus: float = Field(default=0.0, ge=0, description="per replica")

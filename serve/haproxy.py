@@ -1,11 +1,27 @@
 """HAProxy between clients and replicas, in place of Ray Serve's proxy in Python, which costs milliseconds a request."""
 
 import importlib.util
+import os
 import socket
+import stat
 from collections.abc import MutableMapping
 from pathlib import Path
 
 _ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"
+
+
+def _own_folder(path: str) -> str:
+    """Make a folder that no other user may enter: whoever asks the socket in it is obeyed.
+
+    Raises:
+        PermissionError: it is another user's, or a link.
+    """
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(f"{path} is not this user's own folder: remove it, or set RAY_SERVE_ENABLE_HA_PROXY=0")
+    os.chmod(path, 0o700)
+    return path
 
 
 def use_haproxy(environ: MutableMapping[str, str], uid: int) -> None:
@@ -26,7 +42,7 @@ def use_haproxy(environ: MutableMapping[str, str], uid: int) -> None:
         environ["RAYGUARD_HAPROXY"] = get_haproxy_binary()
     environ.setdefault("RAY_SERVE_HAPROXY_BINARY_PATH", str(Path(__file__).with_name("haproxy.sh")))
     # Serve's folder for these is one for all users of a machine, and the first one's own. A socket's path is short.
-    folder = f"/tmp/rayguard-haproxy-{uid}"
+    folder = _own_folder(f"/tmp/rayguard-haproxy-{uid}")
     for name, file in {
         "CONFIG_FILE_LOC": "/haproxy.cfg",
         "SOCKET_PATH": "/admin.sock",

@@ -8,6 +8,7 @@ python -m serve.keys --file keys.txt list
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import hmac
@@ -53,15 +54,20 @@ class Key:
 class Keys:
     """The keys of a file, read again when it changes.
 
+    Args:
+        path: of the file.
+        unreadable_for_now: whether one that cannot be read is taken, too: it lets nobody in until it can.
+
     Raises:
         ValueError: the file cannot be read, or a line of it is no key's.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, unreadable_for_now: bool = False) -> None:
         self.path = path
         self._changed: tuple[int, ...] | None = None
         self._keys: dict[str, Key] = {}
-        self._read()
+        with contextlib.suppress(*[ValueError] if unreadable_for_now else []):
+            self._read()
 
     def find(self, key: str) -> Key | None:
         """Return which key this is, None if none; how long it takes tells nothing of the keys.

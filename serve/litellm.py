@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from guardrail.guard import Verdict
 from guardrail.policy import Policy, strictest
@@ -28,19 +28,33 @@ class ToolFunction(BaseModel):
     arguments: Any = None
 
 
+class CustomTool(BaseModel):
+    """What a tool with a format of its own is called with."""
+
+    input: Any = None
+
+
 class ToolCall(BaseModel):
     """A call that a model makes."""
 
     function: ToolFunction | None = None
+    custom: CustomTool | None = None
+
+    def strings(self) -> Iterator[str]:
+        """Yield what the call hands to the tool."""
+        if self.function:
+            yield from _strings(self.function.arguments)
+        if self.custom:
+            yield from _strings(self.custom.input)
 
 
 class GuardrailRequest(BaseModel):
     """The body that LiteLLM sends; `texts` are of all messages of a request, or of all choices of an answer."""
 
     input_type: Literal["request", "response"]
-    texts: list[str] | None = None
-    tool_calls: list[ToolCall] | None = None
-    structured_messages: list[dict[str, Any]] | None = None
+    texts: list[str] | None = Field(None, max_length=MAX_INPUTS)
+    tool_calls: list[ToolCall] | None = Field(None, max_length=MAX_INPUTS)
+    structured_messages: list[dict[str, Any]] | None = Field(None, max_length=MAX_INPUTS)
 
     def read(self) -> list[Readable]:
         """Return the texts to judge; there may be none.
@@ -52,7 +66,7 @@ class GuardrailRequest(BaseModel):
         texts = list(self.texts or ())
         if len(texts) + len(self.tool_calls or ()) + len(messages) > MAX_INPUTS:
             raise RequestRefused(f"There are more than {MAX_INPUTS} texts and messages.", code="too_many_inputs")
-        texts += ["\n".join(_strings(call.function.arguments)) for call in self.tool_calls or () if call.function]
+        texts += ["\n".join(call.strings()) for call in self.tool_calls or ()]
         if self.input_type == "request":
             # `texts` has the parts of a message one by one: what is split over two of them may be harmless in each.
             texts += ["\n".join(parts) for parts in map(_parts, messages) if len(parts) > 1]
@@ -113,10 +127,13 @@ def _parts(message: Mapping[str, Any]) -> list[str]:
 
 
 def _strings(arguments: Any) -> Iterator[str]:
-    """Yield the strings among the values of JSON, whose escapes hide letters; what is no JSON as it is."""
+    """Yield the strings of JSON, whose escapes hide letters, and what is no JSON as it is.
+
+    Of names only those of several words: a parameter's is one.
+    """
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
+            arguments = json.loads(arguments, object_pairs_hook=list)  # of two values of a name, a dict has one
         except (ValueError, RecursionError):
             yield arguments
             return
@@ -125,5 +142,10 @@ def _strings(arguments: Any) -> Iterator[str]:
         value = waiting.pop()
         if isinstance(value, str):
             yield value
-        elif isinstance(value, dict | list):
-            waiting += reversed(list(value.values()) if isinstance(value, dict) else value)
+        elif isinstance(value, dict):
+            waiting += reversed(list(value.items()))
+        elif isinstance(value, list):
+            waiting += reversed(value)
+        elif isinstance(value, tuple):
+            name, said = value
+            waiting += [said, *([name] if len(name.split()) > 1 else [])]

@@ -1,5 +1,6 @@
 """What stands before every route: keys, the size of bodies, and the last resort for what fails. Pure ASGI."""
 
+import asyncio
 import logging
 import traceback
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ from serve.keys import Key, Keys
 from serve.moderation import ErrorBody, invalid_request, server_error
 
 MAX_BODY_BYTES = 8 << 20
+BODY_SECONDS = 30.0  # in which a body must have come: one that does not holds a place
 TOO_LARGE_CODE = "request_too_large"
 _TOO_LARGE = f"The body has more than {MAX_BODY_BYTES >> 20} MiB; send the texts in several requests."
+_TOO_SLOW = f"The body has not come within {BODY_SECONDS:.0f} seconds."
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/"})  # what watches the service has no key; the page asks for one
 
 _KEY = "rayguard.key"  # of a request's scope
@@ -73,13 +76,13 @@ def offered_keys(scope: Scope) -> Iterator[str]:
 
 
 class BodyLimit:
-    """Refuses bodies of more than `MAX_BODY_BYTES`: by what they say of themselves, or once they are that long."""
+    """Refuses bodies of more than `MAX_BODY_BYTES`, by what they say of themselves or once they are; and slow ones."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 413."""
+        """Pass the request on, or answer 413 or 408."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -89,12 +92,16 @@ class BodyLimit:
             body = invalid_request(_TOO_LARGE, code=TOO_LARGE_CODE)
             await answer(scope, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, body)(scope, receive, send)
             return
-        read = 0
+        read, more, until = 0, True, asyncio.get_running_loop().time() + BODY_SECONDS
 
         async def counted() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
+            nonlocal read, more
+            try:
+                async with asyncio.timeout_at(until if more else None):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, _TOO_SLOW) from None
+            read, more = read + len(message.get("body", b"")), message.get("more_body", False)
             if read > MAX_BODY_BYTES:
                 raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _TOO_LARGE)
             return message

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn
 from uuid import uuid4
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, field_validator, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from guardrail.guard import UNSAFE, Verdict
@@ -40,14 +40,27 @@ class TextPart(BaseModel):
     text: str
 
 
-class ModerationRequest(BaseModel):
+class Body(BaseModel):
+    """What a request says; a key that is not known is refused, the first one alone: a body may have a million."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        unknown = next((key for key in value if key not in cls.model_fields), None)
+        return {key: each for key, each in value.items() if key in cls.model_fields or key == unknown}
+
+
+class ModerationRequest(Body):
     """The body of `POST /v1/moderations`.
 
     A list of strings asks for a result each; a list of parts is one message and gets one result.
     """
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [
                 {"input": "How do I kill a Python process?"},

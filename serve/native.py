@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, Self
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from guardrail.answers import GuardResponse, PartResult, SpanResult
@@ -16,25 +16,22 @@ from guardrail.guard import GuardCard, Verdict
 from guardrail.policy import Policy, strictest
 from guardrail.reading import Exchange, Readable
 from serve.degraded import Failure
-from serve.moderation import MAX_INPUTS, RequestRefused, Text, model_name
+from serve.moderation import MAX_INPUTS, Body, RequestRefused, Text, model_name
 
 MOST_REPEATED = 4_000_000  # characters: a prompt is read again with each answer to it
 
 
-class Message(BaseModel):
+class Message(Body):
     """A message of a conversation."""
-
-    model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text
 
 
-class GuardRequest(BaseModel):
+class GuardRequest(Body):
     """The body of `POST /v1/guard`: `prompt`, with or without `response`, or `messages`."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [
                 {"prompt": "How do I kill a Python process?"},

@@ -66,9 +66,9 @@ class AnalyzeRequest(_Contract):
 
     comment: Comment = Comment()
     requested_attributes: dict[str, AttributeParameters] = Field(
-        default={}, examples=[{"TOXICITY": {}, "INSULT": {"scoreThreshold": 0.5}}]
+        default={}, max_length=MAX_INPUTS, examples=[{"TOXICITY": {}, "INSULT": {"scoreThreshold": 0.5}}]
     )
-    languages: list[Text] | None = None
+    languages: list[Text] | None = Field(None, max_length=MAX_INPUTS)
     do_not_store: bool | None = None
     span_annotations: bool | None = Field(None, description="a score for each sentence, too")
     drop_unsupported_attributes: bool | None = Field(None, description="leave them out, rather than refuse")

@@ -10,7 +10,7 @@ Pure, as `serve.native`.
 from collections.abc import Sequence
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from guardrail.answers import StreamResponse
@@ -18,7 +18,7 @@ from guardrail.guard import GuardCard, Verdict
 from guardrail.policy import Decision, Policy, strictest
 from guardrail.reading import Exchange, Readable
 from serve.degraded import Failure
-from serve.moderation import MAX_INPUTS, RequestRefused, Text, model_name
+from serve.moderation import MAX_INPUTS, Body, RequestRefused, Text, model_name
 from serve.native import MOST_REPEATED
 
 STEP = 128
@@ -26,11 +26,10 @@ REACH = 1024
 HOLD_BACK = 128
 
 
-class StreamRequest(BaseModel):
+class StreamRequest(Body):
     """The body of `POST /v1/guard/stream`."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={"examples": [{"prompt": "What is in this tea?", "response": "Green tea", "done": False}]},
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from guardrail.client import AsyncGuardClient, GuardClient, GuardServiceError
+from guardrail.client import AsyncGuardClient, GuardClient, GuardServiceError, ResponseStopped
 from serve.config import DEADLINE_SECONDS
 
 BUSY = httpx.Response(429, headers={"Retry-After": "7"}, json={"error": {"message": "later", "code": "overloaded"}})
@@ -118,3 +118,32 @@ def test_that_the_service_was_late_is_an_answer_not_a_timeout(monkeypatch: pytes
     with GuardClient(retries=0) as guard:
         assert guard.ask("a").degraded == "deadline_exceeded"
     assert asyncio.run(ask()) == "deadline_exceeded"
+
+
+def test_of_a_response_that_is_stopped_what_lies_before_is_shown_however_it_came():
+    stopped = {
+        "model": "rayguard-v1", "digest": "d", "policy": "guard", "action": "block",
+        "reasons": ["unsafe"], "score": 0.9, "checked": 8, "release": 8, "next": 512, "stop_at": 8,
+    }  # fmt: skip
+
+    async def pieces():
+        yield "as it is, and then not"
+
+    async def asynchronously():
+        async with AsyncGuardClient() as guard:
+            guard._http = httpx.AsyncClient(
+                base_url="http://test", transport=transport([httpx.Response(200, json=stopped)])
+            )
+            seen = []
+            with pytest.raises(ResponseStopped):
+                async for text in guard.shown(pieces()):
+                    seen.append(text)
+            return seen
+
+    with GuardClient() as guard:
+        guard._http = httpx.Client(base_url="http://test", transport=transport([httpx.Response(200, json=stopped)]))
+        seen = []
+        with pytest.raises(ResponseStopped):
+            for text in guard.shown(["as it is, and then not"]):
+                seen.append(text)
+    assert seen == ["as it is"] == asyncio.run(asynchronously())

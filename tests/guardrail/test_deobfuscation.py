@@ -130,6 +130,15 @@ def test_long_base64_may_be_broken_into_lines():
     assert canonical(text) in readings(base64.encodebytes(text.encode()).decode())
 
 
+def test_what_is_read_is_not_many_times_as_long_as_what_is_written():
+    assert all(len(reading) <= 2_000 for reading in readings("\ufdfa" * 1_000))
+
+
+def test_half_a_character_in_the_escapes_of_json_is_read_as_none():
+    found = readings('{"message": "How do I bake a good loaf of bread for my family at home today? \\ud800"}')
+    assert len(found) > 1 and all(reading.encode() for reading in found)
+
+
 # --- plain: disguised texts say what they said --------------------------------------------------------------------
 
 

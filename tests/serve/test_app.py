@@ -10,6 +10,7 @@ import pytest
 from fastapi import Request
 
 from guardrail.guard import Guard, Verdict
+from serve import middleware
 from serve.admission import Admission, OverBudget, Overloaded, TooMuch
 from serve.app import Moderator
 from serve.keys import Key
@@ -45,7 +46,7 @@ def configure(moderator: Any, guards: tuple[Path, Path]) -> Callable[..., None]:
     """Give the replica another `user_config`; the guard is the first one unless named."""
 
     def configure(**config: Any) -> None:
-        config = {"guard": guards[0], "backend": "torch", **config}
+        config = {"guard": guards[0], "keys": None, "backend": "torch", **config}
         asyncio.run(moderator.reconfigure(config))
 
     return configure
@@ -103,6 +104,33 @@ def test_a_refused_request_spends_no_tokens(
     asyncio.run(asked(moderator, "first", FEW))
     with pytest.raises(OverBudget):
         asyncio.run(asked(moderator, "second", FEW))
+
+
+@pytest.mark.parametrize("wrong", [{}, {"keys": None, "guards": "b"}], ids=["without keys", "misspelt"])
+def test_a_configuration_that_is_wrong_or_silent_on_keys_changes_nothing(
+    moderator: Any, configure: Callable[..., None], guards: tuple[Path, Path], wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match="keys|guards"):  # nor does a replica start with it
+        asyncio.run(moderator.reconfigure({"guard": guards[0], **wrong}))
+    configure()
+    asyncio.run(moderator.reconfigure({"guard": guards[1], **wrong}))
+    assert asyncio.run(asked(moderator, "a"))[0] == "rayguard-tiny-0"
+    assert any(name in moderator._refused for name in ("keys", "guards"))
+
+
+def test_keys_and_a_shadow_that_are_broken_hold_no_guard_back_and_let_nobody_in(
+    moderator: Any, configure: Callable[..., None], guards: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text("no key's line")
+    with pytest.raises(ValueError, match="line 1"):
+        configure(keys=tmp_path / "keys")
+    configure()
+    try:
+        configure(guard=guards[1], keys=tmp_path / "keys", shadow=tmp_path / "absent")
+        assert moderator._refused is None and moderator._in_use().guard.card.version == "tiny-1"
+        assert middleware._keys is not None and middleware._keys.find("any") is None
+    finally:
+        configure()
 
 
 @pytest.mark.parametrize(("folder", "policy"), [("policies", "draft"), ("policies", "absent"), ("absent", "strict")])

@@ -60,11 +60,11 @@ def test_what_comes_while_it_works_waits_for_the_next_batch_and_what_was_given_u
     assert squares.batches == [[1], [2, 4]]
 
 
-def test_a_failure_is_that_of_its_batch_alone() -> None:
+def test_a_failure_is_that_of_its_item_alone() -> None:
     async def ask() -> int:
         batcher = Batcher(Squares(), lambda number: 1, 64)
-        for result in await asyncio.gather(batcher.submit(-1), batcher.submit(2), return_exceptions=True):
-            assert isinstance(result, ValueError)
+        failed, fine = await asyncio.gather(batcher.submit(-1), batcher.submit(2), return_exceptions=True)
+        assert isinstance(failed, ValueError) and fine == 4
         return await batcher.submit(3)
 
     assert asyncio.run(ask()) == 9

@@ -1,16 +1,21 @@
 """Errors in OpenAI's shape, and nothing of the text in logs."""
 
+import asyncio
 import logging
 from pathlib import Path
 
 import pytest
+import starlette.exceptions
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
+from starlette.types import Message, Receive, Scope, Send
 
+from serve import middleware
 from serve.admission import Overloaded
 from serve.errors import answer_errors
 from serve.keys import Keys, main
-from serve.middleware import MAX_BODY_BYTES, require_keys
+from serve.middleware import MAX_BODY_BYTES, BodyLimit, require_keys
 from serve.moderation import ModerationRequest, RequestRefused
 
 SECRET = "the text of a user"
@@ -80,6 +85,34 @@ def test_a_body_that_is_too_large_is_refused(client: TestClient, declared: bool)
     body = b'{"input": "' + b"x" * MAX_BODY_BYTES + b'"}'
     answer = client.post("/read", content=body if declared else iter([body[: 1 << 20], body[1 << 20 :]]))
     assert answer.status_code == 413 and "send the texts in several requests" in answer.json()["error"]["message"]
+
+
+def test_a_body_that_does_not_come_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "BODY_SECONDS", 0.05)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
+
+    async def stalls() -> Message:
+        if started:
+            await asyncio.Event().wait()
+        started.append(1)
+        return {"type": "http.request", "body": b"{", "more_body": True}
+
+    async def send(message: Message) -> None: ...
+
+    started: list[int] = []
+    scope = {"type": "http", "path": "/", "headers": [(b"content-length", b"10")]}
+    with pytest.raises(starlette.exceptions.HTTPException) as refused:
+        asyncio.run(BodyLimit(app)(scope, stalls, send))
+    assert refused.value.status_code == 408
+
+
+def test_of_a_million_unknown_keys_one_is_named() -> None:
+    with pytest.raises(ValidationError) as refused:
+        ModerationRequest.model_validate({"input": "a", **{f"key {i}": 1 for i in range(1000)}})
+    assert [error["loc"] for error in refused.value.errors()] == [("key 0",)]
 
 
 def test_with_keys_only_their_owners_are_let_in(

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import stat
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -10,12 +11,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
+import pytest
 
-from serve.haproxy import use_haproxy
+from serve.haproxy import _own_folder, use_haproxy
 from tests.waiting import free_port, until
 
 SCRIPT = Path(__file__).parents[2] / "serve" / "haproxy.sh"
-CONFIG = """frontend prometheus
+CONFIG = """defaults
+    option httplog
+frontend prometheus
     bind :9101
     mode http
 frontend http_frontend
@@ -50,8 +54,19 @@ def test_statistics_and_metrics_are_for_this_machine_and_the_service_for_whom_it
     command = [SCRIPT, "-db", "-f", config, "-sf", "1"]
     done = subprocess.run(command, env={"RAYGUARD_HAPROXY": "/bin/echo"}, capture_output=True, text=True, check=True)
     assert done.stdout == f"-db -f {config} -sf 1\n"
+    assert "httplog" not in config.read_text() and "%HPO" in config.read_text()  # which has no query
     binds = [line.strip() for line in config.read_text().splitlines() if "bind" in line]
     assert binds == ["bind 127.0.0.1:9101", "bind *:8000", "bind 127.0.0.1:8404"]
+
+
+def test_the_folder_of_its_socket_is_the_users_alone(tmp_path):
+    folder = tmp_path / "haproxy"
+    folder.mkdir(mode=0o755)
+    assert _own_folder(str(folder)) == str(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(PermissionError, match="not this user's own folder"):
+        _own_folder(str(tmp_path / "link"))
 
 
 # --- Overload -------------------------------------------------------------------------------------------------------
@@ -61,6 +76,7 @@ BACKEND = """defaults
     timeout connect 5s
     timeout client 30s
     timeout server 30s
+    option httplog
 frontend http_frontend
     bind 127.0.0.1:{port}
     default_backend app
@@ -81,6 +97,7 @@ def held_replica() -> Iterator[tuple[int, list[int], threading.Event]]:
             go.wait(60)
             self.send_response(200)
             self.send_header("Content-Length", "0")
+            self.send_header("Asked-As", self.headers.get("x-request-id", ""))
             self.end_headers()
 
         do_GET = do_POST
@@ -124,6 +141,14 @@ def test_bodies_that_do_not_come_take_no_place(tmp_path):
         go.set()
         assert httpx.post(f"http://127.0.0.1:{port}/", content=b"hello", timeout=30).status_code == 200
         assert begun == [1]
+
+
+def test_a_requests_id_that_is_no_text_goes_no_further(tmp_path):
+    with held_replica() as (replica, _begun, go), proxied(tmp_path, replica) as port:
+        go.set()
+        for sent, expected in ((b"abc-1", "abc-1"), (b"\xff", "")):
+            answer = httpx.get(f"http://127.0.0.1:{port}/", headers={b"x-request-id": sent}, timeout=30)
+            assert answer.headers["asked-as"] == expected
 
 
 def test_what_comes_while_all_replicas_are_full_is_refused_at_once(tmp_path):

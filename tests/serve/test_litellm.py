@@ -56,10 +56,17 @@ def test_an_answer_is_read_behind_its_prompt_where_that_is_sent() -> None:
         ({"query": "as an object"}, "as an object"),
         ("[" * 100_000, "[" * 100_000),
         ('{"query": "half \\ud800"}', "half ?"),
+        ('{"query": "the first", "query": "the second"}', "the first\nthe second"),
+        ('{"what is asked": {"as a name": 1}}', "what is asked\nas a name"),
     ],
 )
 def test_arguments_of_tools_are_read_as_what_they_say(arguments: Any, said: str) -> None:
     assert read("response", texts=[], tool_calls=[call(arguments)]) == [said]
+
+
+def test_what_a_tool_of_its_own_format_gets_is_read() -> None:
+    calls = [{"type": "custom", "custom": {"name": "shell", "input": "rm -rf /"}}]
+    assert read("response", texts=[], tool_calls=calls) == ["rm -rf /"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import os
 import socket
+from pathlib import Path
 
 import pytest
 from ray.exceptions import RayError
@@ -11,7 +13,7 @@ from ray.exceptions import RayError
 from guardrail.backends import ONNX_FILES
 from guardrail.guard import GuardCard
 from guardrail.promotion import load_checked
-from serve.__main__ import _deploy, _follow, _state, main
+from serve.__main__ import _deploy, _follow, _state, main, newest_guard
 from serve.config import ModeratorArgs
 from tests.tiny_guard import tiny_guard
 
@@ -31,6 +33,27 @@ def test_a_missing_guard_is_named_with_what_to_do(capsys, monkeypatch, tmp_path)
     monkeypatch.setattr("serve.__main__._check_free", lambda host, port: None)
     assert main(["--runs-dir", str(tmp_path)]) == 2
     assert "run make loop first" in capsys.readouterr().err
+
+
+def test_the_newest_guard_is_the_one_promoted_last_an_earlier_one_included(tmp_path):
+    for name, written in (("a/rounds/02", 10), ("a/rounds/03", 12), ("b/rounds/01", 11)):
+        card = tmp_path / name / "guard" / "guard.json"
+        card.parent.mkdir(parents=True)
+        card.touch()
+        os.utime(card, (written, written))
+
+    def promote(run, round_index, when):
+        link = tmp_path / run / "guard"
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path("rounds") / round_index / "guard")
+        os.utime(link, (when, when), follow_symlinks=False)
+
+    promote("b", "01", 11)
+    promote("a", "03", 12)
+    assert newest_guard(tmp_path) == tmp_path / "a" / "guard"
+    promote("b", "01", 13)
+    promote("a", "02", 14)
+    assert newest_guard(tmp_path) == tmp_path / "a" / "guard"
 
 
 def test_a_guard_that_cannot_read_its_window_is_refused(tmp_path):
