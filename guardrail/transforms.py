@@ -68,7 +68,7 @@ def transformed(record: Record, name: str, seed: int) -> Record:
     """Return the record written as the transform says: label, categories, response and lineage are those of `record`.
 
     The same seed, record and name give the same text, whatever else is transformed. A response stays as it is. Which
-    records may be attacked at all is for the caller to decide (`guardrail.seeds.generation_seeds`).
+    records may be attacked at all is for the caller to decide (`guardrail.generable.generation_seeds`).
 
     Raises:
         ValueError: there is no such transform.

@@ -1,6 +1,6 @@
 """What an attacker learns: yield, success and diversity on goals no guard was trained on, trained beside untrained.
 
-python -m tests.benchmarks.adversary_learning --data-dir DIR [--seeds 0 1 2] [--iterations 32] [--objective flow]
+python -m tests.benchmarks.adversary_learning [--data-dir DIR] [--seeds 0 1 2] [--iterations 32] [--objective flow]
     [--dir DIR]
 
 The guard is fixed, and hardened against frames: trained on half the embedded seeds, alone and behind frames that the

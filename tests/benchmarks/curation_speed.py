@@ -153,7 +153,7 @@ def main() -> None:
         if "semantic" in arguments.parts:
             from tests.benchmarks.curation_speed_semantic import semantic_ratio
 
-            figures["semantic_vs_semhash"] = semantic_ratio(arguments.records)
+            figures["semantic_vs_semhash"] = semantic_ratio(arguments.records, arguments.rounds)
         if "cost" in arguments.parts:
             few, _ = cost(arguments.records, directory)
             many, peak = cost(arguments.many, directory)

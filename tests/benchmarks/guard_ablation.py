@@ -1,7 +1,7 @@
 """Which options of guard training help: each by itself beside the default, on the same records.
 
 python -m tests.benchmarks.guard_ablation --data-dir DIR [--data RECORDS.parquet] [--records 4000]
-    [--random-seeds 0 1 2] [--epochs 1] [--variants NAME ...] [--teachers NAME ...] [--dir DIR]
+    [--random-seeds 0 1 2] [--epochs 4] [--variants NAME ...] [--teachers NAME ...] [--dir DIR]
 
 For each random seed a guard is trained with the default settings, and one with each variant of them, on a sample of the
 records (the embedded seeds unless a file is given; all that grew from a seed is drawn together, and a part of the seeds

@@ -12,7 +12,7 @@ a sentence to several windows.
   Behind HAProxy a refusal costs next to nothing; of a replica it costs what an answer costs but for its model.
 - fuzz: hostile bodies to every POST route of the OpenAPI schema (`tests/fuzzed_bodies.py`); answers 5xx, or none.
 - recovery: a replica's process is killed (SIGKILL) under load; seconds until requests are answered and none fails any
-  more, and failed requests that were sent after the kill, when it had not even begun with them.
+  more, and failed requests: those that it had in hand, and those that were sent after the kill.
 - soak: resident memory of the replicas under mild load; mean of the last quarter over that of the second.
 """
 

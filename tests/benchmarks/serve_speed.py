@@ -1,6 +1,6 @@
 """What the service costs beside the guard it serves, and beside other servers of the same guard.
 
-python -m tests.benchmarks.serve_speed --guard DIR --data-dir DIR [--backend torch] [--threads 1] [--repeats 5]
+python -m tests.benchmarks.serve_speed --guard DIR [--data-dir DIR] [--backend torch] [--threads 1] [--repeats 5]
 
 Ours is the application as `python -m serve` serves it, one replica. All sides compute with the same number of threads
 and judge the same prompts of public evaluation sets, of all lengths; each time they get them under a new number, so
