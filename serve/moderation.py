@@ -208,9 +208,9 @@ def moderation_response(
 def moderation_result(verdict: Verdict, flagged: bool, thresholds: Mapping[str, float]) -> ModerationResult:
     """Return a verdict in OpenAI's taxonomy.
 
-    A key's score is the highest of our categories that map to it (`TO_OPENAI`). `flagged` can be true with no category
-    on, as jailbreaks and misinformation have no key there. The reverse cannot happen: no category is on in a text that
-    is not flagged, since clients read `flagged` as "any of the categories".
+    A key's score is the highest of our categories that map to it (`TO_OPENAI`). `flagged` can be true with no
+    category on, as jailbreaks, misinformation and regulated advice have no key there. The reverse cannot happen: no
+    category is on in a text that is not flagged, since clients read `flagged` as "any of the categories".
 
     Args:
         verdict: the guard's, with a probability for each of our categories.

@@ -11,7 +11,8 @@ a round against each of the three guards, on goals no guard was trained on; what
 they come to. Only goals that all three guards judge right as they are written are attacked: a guard that misses a goal
 itself misses it in other words as well, and no attack is needed for that (`goals_judged_wrong` says how many). Recall
 under transforms is of 50 unsafe goals, judged right or not, recall on left-out styles of what the taught attacker makes
-of the goals that are attacked; benign false positives are of the benign items of three sets in `--data-dir`. A run that is killed goes on where it was.
+of the goals that are attacked; benign false positives are of the benign items of three sets in `--data-dir`. A run that
+is killed goes on where it was.
 """
 
 import argparse
