@@ -171,6 +171,8 @@ def test_what_comes_while_all_replicas_are_full_is_refused_at_once(tmp_path):
         assert answers[0].status_code == 429
         assert answers[0].headers["retry-after"] == "1"
         assert answers[0].json()["error"]["code"] == "overloaded"
+        of_google = httpx.post(f"http://127.0.0.1:{port}/v1alpha1/comments:analyze?key=a", timeout=60)
+        assert of_google.status_code == 429 and of_google.json()["error"]["status"] == "RESOURCE_EXHAUSTED"
         asking.append(threading.Thread(target=probe))
         asking[-1].start()  # is not refused
         go.set()
