@@ -47,7 +47,7 @@ def newest_guard(runs: Path) -> Path:
     if not cards:
         raise ValueError(f"no promoted guard under {runs}/: run make loop first, or name one with --guard")
     # A link is made anew by each promotion, that of an earlier guard included.
-    return max((card.parent for card in cards), key=lambda guard: _when_written(guard))
+    return max((card.parent for card in cards), key=_when_written)
 
 
 def _when_written(guard: Path) -> float:

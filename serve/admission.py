@@ -12,7 +12,7 @@ from serve.keys import Key
 
 _REMEMBERED = 0.2  # weight of the last batch in the pace
 _FULL = 16  # units: of a batch with fewer it is not known what it would have cost whatever was in it
-_LITTLE = 64  # units
+_LITTLE = 64  # units: what a pace that may be another by now is tried on
 _PART = 0.5  # of the deadline that the work before a request may be expected to take: paces vary
 
 
@@ -102,7 +102,6 @@ class Admission:
             Overloaded: what waits already takes too long. A request that is alone is never refused for that.
         """
         pace = self._pace_now()
-        # Whether the pace is another by now is tried on little.
         alone = units * (pace if units <= _LITTLE else max(pace, self._pace))
         if alone > self.deadline:
             raise TooMuch(max(1, int(self.deadline / alone * 100)))
@@ -117,7 +116,7 @@ class Admission:
 
     @contextlib.contextmanager
     def at_work(self, units: int) -> Iterator[None]:
-        """Measure the pace by a batch that the block computes; one of a few units tells only between which it lies."""
+        """Measure the pace by a batch that the block computes; one of a few units only bounds it."""
         self._pace = self._pace_now()  # what was forgotten of it does not come back
         begun = self._clock()
         self._begun, self._computed = begun, units

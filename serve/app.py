@@ -65,9 +65,9 @@ _TOKENS = 128
 _MAX_ONGOING_REQUESTS = 1024  # well over a batch: what waits, waits in the replica, which knows for how long
 _MAX_QUEUED_REQUESTS = 256  # on their way to it
 _LOADED = 3  # guards kept in memory: in use, shadow, and the one before
-_HUNG_SECONDS = 300.0
+_HUNG_SECONDS = 300.0  # a replica whose batch takes that long is replaced
 _STALLED_SECONDS = 60.0  # a batch takes a second or a few
-_ERRORS = (400, 401, 413, 429, 500, 503)  # what may be answered instead
+_ERRORS = (400, 401, 408, 413, 429, 500, 503)  # what may be answered instead
 _PAGE = resources.files("serve").joinpath("page.html").read_text(encoding="utf-8")
 _PAGE_MAY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 _POLICY_HEADER = "Rayguard-Policy"  # for routes whose bodies are of others' contracts

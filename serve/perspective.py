@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import ConfigDict, Field, FiniteFloat
 from pydantic.alias_generators import to_camel
 
 from guardrail.guard import Verdict
-from serve.moderation import MAX_INPUTS, ErrorBody, RequestRefused, Text
+from serve.moderation import MAX_INPUTS, Body, ErrorBody, RequestRefused, Text
 
 PATH = "/v1alpha1/comments:analyze"
 #: Our categories that mean an attribute of Perspective's. None means PROFANITY, FLIRTATION, or those for the New York
@@ -41,10 +41,10 @@ _ASTRAL = re.compile("[\U00010000-\U0010ffff]")  # two UTF-16 code units each
 _SENTENCE = re.compile(r"\S[^.!?。！？\n]*[.!?。！？]*")
 
 
-class _Contract(BaseModel):
+class _Contract(Body):
     """JSON as Google's APIs have it: camelCase, or the fields' own names."""
 
-    model_config = ConfigDict(extra="forbid", alias_generator=to_camel, populate_by_name=True)
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
 
 
 class Comment(_Contract):

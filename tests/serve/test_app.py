@@ -133,6 +133,18 @@ def test_keys_and_a_shadow_that_are_broken_hold_no_guard_back_and_let_nobody_in(
         configure()
 
 
+def test_a_replica_whose_model_hangs_is_unhealthy(moderator: Any) -> None:
+    now = [0.0]
+    moderator._admission = Admission(30.0, lambda: now[0])
+    with moderator._admission.at_work(1):
+        now[0] = 299.0
+        moderator.check_health()
+        now[0] = 301.0
+        with pytest.raises(RuntimeError, match="for minutes"):
+            moderator.check_health()
+    moderator.check_health()
+
+
 @pytest.mark.parametrize(("folder", "policy"), [("policies", "draft"), ("policies", "absent"), ("absent", "strict")])
 def test_policies_that_cannot_be_read_hold_no_guard_back_and_the_old_ones_stay(
     moderator: Any,

@@ -3,12 +3,13 @@
 import asyncio
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import starlette.exceptions
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.types import Message, Receive, Scope, Send
 
 from serve import middleware
@@ -16,7 +17,10 @@ from serve.admission import Overloaded
 from serve.errors import answer_errors
 from serve.keys import Keys, main
 from serve.middleware import MAX_BODY_BYTES, BodyLimit, require_keys
-from serve.moderation import ModerationRequest, RequestRefused
+from serve.moderation import ModerationRequest, RequestRefused, TextPart
+from serve.native import GuardRequest
+from serve.perspective import AnalyzeRequest
+from serve.streaming import StreamRequest
 
 SECRET = "the text of a user"
 
@@ -109,9 +113,16 @@ def test_a_body_that_does_not_come_is_not_waited_for_for_ever(monkeypatch: pytes
     assert refused.value.status_code == 408
 
 
-def test_of_a_million_unknown_keys_one_is_named() -> None:
+@pytest.mark.parametrize(
+    ("body", "known"),
+    [(ModerationRequest, {"input": "a"}), (TextPart, {"type": "text", "text": "a"}),
+     (GuardRequest, {"prompt": "a"}), (StreamRequest, {"response": "a"}),
+     (AnalyzeRequest, {"comment": {"text": "a"}, "doNotStore": True, "span_annotations": True})],
+)  # fmt: skip
+def test_of_a_million_unknown_keys_one_is_named(body: type[BaseModel], known: dict[str, Any]) -> None:
+    body.model_validate(known)
     with pytest.raises(ValidationError) as refused:
-        ModerationRequest.model_validate({"input": "a", **{f"key {i}": 1 for i in range(1000)}})
+        body.model_validate({**known, **{f"key {i}": 1 for i in range(1000)}})
     assert [error["loc"] for error in refused.value.errors()] == [("key 0",)]
 
 
