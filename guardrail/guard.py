@@ -251,6 +251,7 @@ class Guard:
         Raises:
             TypeError: `texts` is a string.
             ValueError: a conversation has no message.
+            FloatingPointError: the model's scores are not numbers.
 
         Example:
             >>> guard.classify(["Hello", Exchange("Name a tea.", "Oolong."), [{"role": "user", "content": "Hello"}]])
@@ -315,6 +316,8 @@ class Guard:
         for batch in token_batches(order, lengths, budget, budget // _PADDED):
             padded = self.tokenizer.pad({"input_ids": [found[place].ids for place in batch]}, return_tensors="np")
             logits[batch] = self.backend.logits(padded["input_ids"], padded["attention_mask"])
+        if not np.isfinite(logits).all():  # no comparison with a threshold holds for NaN: all would be safe
+            raise FloatingPointError(f"guard {self.card.version} gives scores that are not numbers")
         return parts, found, logits
 
 

@@ -90,7 +90,7 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
                 f"Ray Serve did not start ({type(error).__name__}): is the machine busy? Try again"
             ) from error
         try:
-            _deploy(ModeratorArgs(**{**args, "guard": directory, "backend": checked.backend}), checked.card)
+            _deploy(checked, args)
             print(_welcome(checked, f"http://{host}:{port}"), flush=True)
             while not stop.wait(_LOOK_SECONDS):
                 in_use = _follow(guard, args, in_use)
@@ -102,6 +102,7 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
 class _Checked(NamedTuple):
     """A guard that was loaded and tried, and is let go again: it is the replicas that hold it."""
 
+    directory: Path
     card: GuardCard
     backend: BackendName  # the same for all replicas, whatever is exported meanwhile
 
@@ -111,14 +112,15 @@ class _Checked(NamedTuple):
 
 def _checked(directory: Path, args: dict[str, Any]) -> _Checked:
     guard = load_checked(directory, args.get("backend", "auto"))
-    return _Checked(guard.card, guard.backend.name)
+    return _Checked(directory, guard.card, guard.backend.name)
 
 
-def _deploy(args: ModeratorArgs, card: GuardCard) -> None:
+def _deploy(checked: _Checked, args: dict[str, Any]) -> None:
     """Serve a guard; where another is served by this process, have its replicas take this one in its place."""
-    told = {"digest": card.digest, "card": digest(json.dumps(dataclasses.asdict(card), sort_keys=True))}
+    card = digest(json.dumps(dataclasses.asdict(checked.card), sort_keys=True))
+    told = {"guard": checked.directory, "backend": checked.backend, "digest": checked.card.digest, "card": card}
     # To `serve.run` every call is a new version, for which it replaces replicas, unless the deployment names one.
-    deployment = moderator(args.model_copy(update=told)).options(_internal=True, version=_VERSION)
+    deployment = moderator(ModeratorArgs(**{**args, **told})).options(_internal=True, version=_VERSION)
     serve.run(deployment.bind(), name=APPLICATION)
 
 
@@ -140,9 +142,8 @@ def _follow(guard: Callable[[], Path], args: dict[str, Any], seen: tuple[Any, ..
         return seen
     try:
         # Serve would have the replica refuse it, too, but would start the next replica with it.
-        directory = guard()
-        checked = _checked(directory, args)
-        _deploy(ModeratorArgs(**{**args, "guard": directory, "backend": checked.backend}), checked.card)
+        checked = _checked(guard(), args)
+        _deploy(checked, args)
         print(f"{checked} has taken its place.", flush=True)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the one that is served stays
         print(f"A promoted guard is not taken: {error}", file=sys.stderr, flush=True)

@@ -70,6 +70,15 @@ def test_verdicts_are_calibrated_and_named(directory):
     assert guard.classify([]) == []
 
 
+def test_scores_that_are_no_numbers_are_an_error_not_a_verdict(tmp_path):
+    guard = Guard.from_pretrained(tiny_guard(tmp_path))
+    with torch.no_grad():
+        guard.model.classifier.bias[0] = float("nan")
+    for read in (guard.classify, guard.probabilities):
+        with pytest.raises(FloatingPointError, match="not numbers"):
+            read(["hello"])
+
+
 def test_no_batch_and_no_neighbour_changes_a_verdict(directory):
     guard = Guard.from_pretrained(directory)
     texts = ["a", "word " * 40, "hello there", "", "x" * 300]

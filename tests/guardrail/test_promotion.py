@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
 
-from guardrail.guard import GuardCard
+from guardrail.guard import GuardCard, write_card
 from guardrail.promotion import main, promote
 from tests.tiny_guard import tiny_guard
 
@@ -25,6 +27,20 @@ def test_what_is_no_guard_is_not_promoted(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "empty").mkdir()
     assert main([str(link), str(tmp_path / "empty")]) == 2
     assert "is no guard directory" in capsys.readouterr().err and link.resolve() == tmp_path / "first"
+
+
+def test_a_guard_whose_scores_are_no_numbers_is_not_promoted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tiny_guard(tmp_path / "broken")
+    model = AutoModelForSequenceClassification.from_pretrained(broken)
+    with torch.no_grad():
+        model.classifier.bias[0] = float("nan")
+    model.save_pretrained(broken)
+    card = GuardCard.read(broken)
+    write_card(broken, version=card.version, temperature=1.0, thresholds=card.thresholds, window=card.window)
+    assert main([str(tmp_path / "guard"), str(broken)]) == 2
+    assert "not numbers" in capsys.readouterr().err and not (tmp_path / "guard").exists()
 
 
 def test_a_directory_is_not_replaced_by_a_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

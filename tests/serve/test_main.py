@@ -13,8 +13,7 @@ from ray.exceptions import RayError
 from guardrail.backends import ONNX_FILES
 from guardrail.guard import GuardCard
 from guardrail.promotion import load_checked
-from serve.__main__ import _deploy, _follow, _state, main, newest_guard
-from serve.config import ModeratorArgs
+from serve.__main__ import _Checked, _deploy, _follow, _state, main, newest_guard
 from tests.tiny_guard import tiny_guard
 
 
@@ -101,17 +100,17 @@ def test_another_threshold_is_another_guard(monkeypatch, tmp_path):
     guard = tiny_guard(tmp_path / "guard")
     for threshold in (0.5, 0.5, 0.6):
         card = dataclasses.replace(GuardCard.read(guard), thresholds={"unsafe": threshold})
-        _deploy(ModeratorArgs(guard=guard), card)
+        _deploy(_Checked(guard, card, "torch"), {})
     first, same, other = (each._bound_deployment._deployment_config.user_config for each in served)
     assert first == same != other
 
 
 def test_replicas_are_told_what_was_found_to_compute(monkeypatch, tmp_path):
     deployed = []
-    monkeypatch.setattr("serve.__main__._deploy", lambda args, card: deployed.append((args.backend, card.digest)))
+    monkeypatch.setattr("serve.__main__._deploy", lambda checked, args: deployed.append(checked))
     guard = tiny_guard(tmp_path / "guard")
     _follow(lambda: guard, {"num_replicas": 2}, ())
-    assert deployed == [("torch", GuardCard.read(guard).digest)]
+    assert deployed == [(guard, GuardCard.read(guard), "torch")]
 
 
 def test_a_file_that_was_exported_is_seen_and_a_growing_one_again(tmp_path):
