@@ -310,8 +310,8 @@ class GRPO(Algorithm):
     def _scored_as_they_come(self, asked: "_Asked") -> list[ray.ObjectRef]:
         """Return references of what reward workers make of rollouts, once an engine is there for the next iteration.
 
-        A worker that is free takes its part of all that waits: the models get what several runners made at once, and
-        the runners that are still at work do not wait for it.
+        A worker that is free takes its share of what waits: the models get what several runners made at once, and the
+        runners that are still at work do not wait for it.
         """
         generating = {rollouts: runner for runner, (_, rollouts) in asked.shares.items()}
         places = {runner: place for place, runner in enumerate(asked.shares)}
@@ -340,14 +340,14 @@ class GRPO(Algorithm):
                     dead += [runners[i] for i in lost]
                     if len(lost) < len(runners):
                         scored.append(result)
-            while waiting and free:
-                count = -(-len(waiting) // len(free))
-                part, waiting = sorted(waiting[:count], key=places.__getitem__), waiting[count:]
+            waiting.sort(key=places.__getitem__)
+            for part in dealt(waiting, len(self._workers))[: len(free)]:
                 worker = free.pop(0)
                 receipt, result = self._have_scored(
                     worker, [(places[runner], *asked.shares[runner]) for runner in part]
                 )
                 scoring[receipt] = part, worker, result
+                del waiting[: len(part)]
         self._add_seconds("generate", generated - begun)
         self._add_seconds("score", time.monotonic() - generated)
         if dead:
@@ -434,6 +434,12 @@ class _Asked:
     tasks: list[Task]
     seed: int
     shares: dict[int, tuple[list[Task], ray.ObjectRef]]
+
+
+def dealt(waiting: Sequence[int], workers: int) -> list[list[int]]:
+    """Return what waits in parts, at most one for each worker, free or not: one that took all would be waited for."""
+    size = -(-len(waiting) // workers)
+    return [list(waiting[start : start + size]) for start in range(0, len(waiting), size or 1)]
 
 
 def _ready(refs: Sequence[ray.ObjectRef], timeout: float) -> list[ray.ObjectRef]:

@@ -93,13 +93,13 @@ def examples_of(table: pa.Table, config: TrainingConfig) -> Examples:
 def augmented(records: Sequence[Record], share: float, seed: int) -> list[Record]:
     """Return the records, and behind them a share of them as a transform drawn for each of them writes it.
 
-    Half of the draws are typing errors and sentences about nothing around a text: what a guard has to bear by itself.
+    Two of three draws are typing errors and sentences about nothing around a text: what a guard has to bear by itself.
 
     What a guard can decode it reads in plain letters as well (`guardrail.guard.read_as`). As it is written it shall
     then say nothing, so of these only benign records are written: a disguise alone is no reason to flag a text.
     """
     written = list[Record]()
-    names = [*TRANSFORMS, *(_OFTEN * (len(TRANSFORMS) // len(_OFTEN)))]
+    names = [*TRANSFORMS, *(_OFTEN * (2 * len(TRANSFORMS) // len(_OFTEN)))]
     for record in generation_seeds(records):
         random = np.random.default_rng(int(digest(str(seed), record["id"]), 16))
         if random.random() >= share:

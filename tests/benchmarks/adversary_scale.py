@@ -86,12 +86,13 @@ class TimedRunner:
     def sample(self, *, tasks: Sequence[Any], seed: int, **__: Any) -> list[tuple[Any, ...]]:
         begun, random = time.monotonic(), np.random.default_rng(seed)
         rollouts: list[tuple[Any, ...]] = []
-        for _task in tasks:
+        for task in tasks:
+            words = task.text.split()
             prompt = random.integers(49152, size=PROMPT_TOKENS).tolist()
             for _ in range(GROUP_SIZE):
                 tokens = random.integers(49152, size=NEW_TOKENS).tolist()
                 logprobs = random.standard_normal(NEW_TOKENS).astype(np.float32)
-                text = " ".join(f"word{number}" for number in random.integers(5000, size=40))
+                text = " ".join(random.choice(words, size=40))
                 rollouts.append((prompt, tokens, logprobs, text))
         time.sleep(max(0.0, SECONDS["generate"] - (time.monotonic() - begun)))
         return rollouts
@@ -324,7 +325,8 @@ def rollout_bytes() -> int:
     """Return the size of a runner's share of rollouts."""
     context = ray._private.worker.global_worker.get_serialization_context()
     with mock.patch.dict(SECONDS, generate=0.0):
-        rollouts = TimedRunner(worker_index=0).sample(tasks=range(GROUPS), seed=0)
+        tasks = [SimpleNamespace(text=seed["text"]) for seed in embedded_seeds()[:GROUPS]]
+        rollouts = TimedRunner(worker_index=0).sample(tasks=tasks, seed=0)
     return context.serialize(rollouts).total_bytes
 
 
