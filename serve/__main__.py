@@ -164,6 +164,8 @@ def _check_free(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except socket.gaierror as error:
+            raise OSError(f"--host {host} is no IPv4 address or name of this machine ({error.strerror})") from None
         except OSError as error:
             raise OSError(
                 f"cannot listen on {host}:{port} ({error.strerror}); stop the program that does, or give another --port"

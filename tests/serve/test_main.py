@@ -28,6 +28,12 @@ def test_a_port_that_is_taken_is_refused_even_by_one_who_would_share_it(capsys, 
     assert f"cannot listen on 127.0.0.1:{port} (Address already in use)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("host", ["::1", "no such host"])
+def test_a_host_that_cannot_be_listened_on_is_named(capsys, host):
+    assert main(["--guard", "absent", "--host", host, "--no-keys"]) == 2
+    assert f"--host {host} is no IPv4 address" in capsys.readouterr().err
+
+
 def test_a_missing_guard_is_named_with_what_to_do(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("serve.__main__._check_free", lambda host, port: None)
     assert main(["--runs-dir", str(tmp_path)]) == 2
