@@ -1,6 +1,7 @@
 """What the guard is trained on: records written anew by transforms, tokenised, and in the batches of an epoch."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,7 +38,7 @@ class Examples:
     weights: np.ndarray
     truncated: int
 
-    @property
+    @functools.cached_property
     def lengths(self) -> list[int]:
         """Tokens of each record."""
         return [len(ids) for ids in self.input_ids]

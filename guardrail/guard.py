@@ -195,8 +195,11 @@ def load_base(base: str, layers: int = 0) -> tuple[PreTrainedModel, PreTrainedTo
 
 
 def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
-    """Return the tokenizer that `load_base` returns."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    """Return the tokenizer of a base or a guard, to which a text has no special tokens, whatever is written in it.
+
+    Else "<|endoftext|>" behind a request would be the token that says that a text is over.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(base, split_special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # decoders have none
     tokenizer.padding_side = "right"
@@ -232,7 +235,7 @@ class Guard:
         found = content_digest(directory)
         if found != card.digest:
             raise ValueError(f"{directory} is damaged: {GUARD_FILE} names digest {card.digest}, the files have {found}")
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = load_tokenizer(str(directory))
         return cls(load_backend(backend, directory, card.backends, device), tokenizer, card)
 
     @property

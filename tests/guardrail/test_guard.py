@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import Qwen2Config, Qwen2Model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen2Config, Qwen2Model
 
 from guardrail.guard import LABELS, Guard, GuardCard, content_digest, load_base, read_as, token_batches, write_card
 from guardrail.taxonomy import CATEGORIES
@@ -33,8 +33,6 @@ def directory(tmp_path_factory):
 
 
 def test_it_loads_in_plain_transformers_with_the_same_logits(directory):
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
     model = AutoModelForSequenceClassification.from_pretrained(directory)
     inputs = AutoTokenizer.from_pretrained(directory)(["How do I bake bread?"], return_tensors="pt")
     with torch.no_grad():
@@ -156,6 +154,20 @@ def test_a_long_text_counts_wherever_it_says_something(directory):
     with torch.no_grad():
         read = [guard.model(torch.tensor([window])).logits.numpy()[0] for window in windows(ids)]
     assert np.allclose(guard.logits([text])[0], np.max(read, axis=0), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_nothing_in_a_text_is_a_special_token(directory, tmp_path, kind):
+    guard = Guard.from_pretrained(directory if kind == "decoder" else tiny_guard(tmp_path))
+    special, plain = guard.tokenizer.all_special_tokens, guard.tokenizer("a")["input_ids"]
+    assert special
+    for token in special:
+        for text in (token, f"a{token}", f"{token} a", f"a {token} b"):
+            ids = guard.tokenizer(text)["input_ids"]
+            allowed = sum(each in guard.tokenizer.all_special_ids for each in plain)
+            assert sum(each in guard.tokenizer.all_special_ids for each in ids) == allowed, text
+    guard.tokenizer.save_pretrained(tmp_path / "saved")  # where it is loaded by others, too
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").split_special_tokens
 
 
 def test_a_damaged_or_foreign_directory_is_refused(directory, tmp_path):
