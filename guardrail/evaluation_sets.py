@@ -77,5 +77,12 @@ def _name_beside(sets: Mapping[str, Any], name_or_file: str | Path) -> str:
 
 
 def evaluation_texts(sets: Mapping[str, Sequence[EvaluationItem]]) -> dict[str, list[tuple[str, str]]]:
-    """Return (id, what a guard reads) of each item: what training data must not hold."""
-    return {name: [(item.id, joined(item.text, item.response)) for item in items] for name, items in sets.items()}
+    """Return (id, what a guard reads) of each item, and the prompt of a response alone: what training must not hold."""
+    return {
+        name: [
+            (item.id, text)
+            for item in items
+            for text in (joined(item.text, item.response), *([] if item.response is None else [item.text]))
+        ]
+        for name, items in sets.items()
+    }

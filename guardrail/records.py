@@ -158,6 +158,8 @@ def check_records(path: Path) -> None:
     missing = [name for name in SCHEMA.names if name not in schema.names]
     if missing:
         raise ValueError(f"{path} is no record file: it lacks the columns {', '.join(missing)}")
+    if twice := [name for name in SCHEMA.names if schema.names.count(name) > 1]:
+        raise ValueError(f"{path} has two columns named {twice[0]!r}")
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import functools
 import gzip
 import io
 import json
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,7 @@ def _read_text(path: Path) -> str:
 
 
 def _csv_rows(text: str, delimiter: str) -> Iterator[SourceRow]:
+    csv.field_size_limit(sys.maxsize)  # of this module: 131,072 characters by default
     # strict: without it, a quote that is never closed swallows the rest of the file in silence.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None

@@ -53,30 +53,44 @@ class Decontamination:
         if not any(self.evaluation.values()):
             return keep_all
         index = Index(self.config, self.evaluation)
-        lineage = survey.kept(["id", "seed_id"])
-        grown = pc.unique(lineage.filter(pc.not_equal(lineage["id"], lineage["seed_id"]))["seed_id"])
-        if not len(grown):
+        lineage = survey.inputs(_LINEAGE)
+        grown = lineage.filter(pc.not_equal(lineage["id"], lineage["seed_id"]))
+        if not grown.num_rows:
             return index.drops
-        found = survey.computed(functools.partial(_contaminated, index, grown))
-        return functools.partial(_drops_with_descendants, index, dict(zip(*found.to_pydict().values(), strict=True)))
+        ancestors = pc.unique(pa.chunked_array([*grown["seed_id"].chunks, *grown["parent_id"].chunks]))
+        # Of all inputs: a seed that went as a duplicate says the same to what grew from it.
+        found = survey.computed(functools.partial(_contaminated, index, ancestors), of_inputs=True)
+        contaminated = dict(zip(*found.to_pydict().values(), strict=True))
+        generations = list(zip(*(grown[name].to_pylist() for name in _LINEAGE), strict=True))
+        while more := {
+            own: contaminated[by]
+            for own, *parents in generations
+            if own not in contaminated and (by := next((each for each in parents if each in contaminated), None))
+        }:
+            contaminated |= more
+        return functools.partial(_drops_with_descendants, index, contaminated)
 
 
-def _contaminated(index: "Index", grown: pa.Array, batch: pa.Table) -> pa.Table:
-    """Return which seeds of a batch that others grew from have to go, `id` and `evidence`."""
-    seeds = batch.filter(pc.is_in(batch["id"], value_set=grown))
-    drops = index.drops(seeds) if seeds.num_rows else []
+_LINEAGE = ["id", "parent_id", "seed_id"]
+
+
+def _contaminated(index: "Index", ancestors: pa.Array, batch: pa.Table) -> pa.Table:
+    """Return which records of a batch that others grew from have to go, `id` and `evidence`."""
+    parents = batch.filter(pc.is_in(batch["id"], value_set=ancestors))
+    drops = index.drops(parents) if parents.num_rows else []
     rows = [
-        {"id": seed, "evidence": drop.evidence}
-        for seed, drop in zip(seeds["id"].to_pylist(), drops, strict=True)
+        {"id": parent, "evidence": drop.evidence}
+        for parent, drop in zip(parents["id"].to_pylist(), drops, strict=True)
         if drop
     ]
     return pa.Table.from_pylist(rows, pa.schema([("id", pa.string()), ("evidence", pa.string())]))
 
 
 def _drops_with_descendants(index: "Index", contaminated: dict[str, str], batch: pa.Table) -> list[Drop | None]:
+    parents = zip(*(batch[name].to_pylist() for name in _LINEAGE[1:]), strict=True)
     return [
-        drop or (Drop("grew from an evaluation text", contaminated[seed]) if seed in contaminated else None)
-        for drop, seed in zip(index.drops(batch), batch["seed_id"].to_pylist(), strict=True)
+        drop or next((Drop("grew from an evaluation text", contaminated[by]) for by in of if by in contaminated), None)
+        for drop, of in zip(index.drops(batch), parents, strict=True)
     ]
 
 

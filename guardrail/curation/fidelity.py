@@ -18,9 +18,11 @@ from guardrail.fidelity import polarity_flipped
 from guardrail.intent import IntentModel
 from guardrail.records import Record, from_table
 from guardrail.synthesis.strategies import STRATEGIES, STRATEGY
+from guardrail.text import canonical
 
 _LIKELY = 0.5  # least probability of its label that a classifier of the seeds must give a record
 _STRENGTH = 10.0  # inverse regularisation
+_MOST_OTHERS = 20_000  # seeds that nothing judged grew from: a data set may call a million records so
 #: Embeddings and words are English: translations are left to judges' votes.
 _JUDGED = [strategy.name for strategy in STRATEGIES if strategy.language is None]
 
@@ -46,14 +48,21 @@ class LabelFidelity:
         )
 
     def prepare(self, survey: Survey) -> Judge:
-        """Gather the seeds, which are few, with their embeddings, if there is anything to hold against them."""
-        methods = survey.kept(["method"])["method"]
-        if not pc.any(pc.is_in(methods, value_set=pa.array(_JUDGED))).as_py():
+        """Gather seeds with their embeddings, if there is anything to hold against them: those of what is judged, and
+        `_MOST_OTHERS` more, which stand for all.
+        """
+        records = survey.kept(["id", "method", "seed_id"])
+        judged = records.filter(pc.is_in(records["method"], value_set=pa.array(_JUDGED)))
+        if not judged.num_rows:
             return keep_all
-        seeds = Seeds(survey.computed(functools.partial(_seed_rows, self.config)), self.config)
+        kept = records.filter(pc.equal(records["method"], "seed"))["id"]
+        asked = pc.unique(judged["seed_id"])
+        others = kept.filter(pc.invert(pc.is_in(kept, value_set=asked)))
+        wanted = pa.concat_arrays([asked, *others.take(pc.sort_indices(others)[:_MOST_OTHERS]).chunks])
+        seeds = Seeds(survey.computed(functools.partial(_seed_rows, self.config, wanted)), self.config)
         given = survey.inputs(["id", "method"])
-        ids = given.filter(pc.equal(given["method"], "seed"))["id"].to_pylist()
-        return functools.partial(_judge_fidelity, seeds, frozenset(ids) - seeds.index.keys())
+        given = given.filter(pc.and_(pc.equal(given["method"], "seed"), pc.is_in(given["id"], value_set=asked)))
+        return functools.partial(_judge_fidelity, seeds, frozenset(given["id"].to_pylist()) - seeds.index.keys())
 
 
 @functools.cache  # once in each worker process
@@ -61,7 +70,8 @@ def _intent_model() -> IntentModel:
     return IntentModel.from_pretrained()
 
 
-def _seed_rows(config: CurationConfig, batch: pa.Table) -> pa.Table:
+def _seed_rows(config: CurationConfig, wanted: pa.Array, batch: pa.Table) -> pa.Table:
+    batch = batch.filter(pc.is_in(batch["id"], value_set=wanted))
     seeds = [record for record in from_table(batch) if record["method"] == "seed"]
     rows = [{key: record[key] for key in ("id", "text", "unsafe")} for record in seeds]
     embeddings = loaded_embedder(config.embedder).encode([record["text"] for record in seeds]).tolist() if seeds else []
@@ -94,14 +104,14 @@ class Seeds:
     def said(self, record: Record) -> str:
         """Return a record's text, without its seed where it is around that."""
         if STRATEGY[record["method"]].relation == "around":
-            return record["text"].replace(self.texts[record["seed_id"]], " ")
+            return canonical(record["text"]).replace(canonical(self.texts[record["seed_id"]]), " ")
         return record["text"]
 
     def _unlike(self, record: Record, similarities: np.ndarray) -> Drop | None:
         """Return how a record is not to its seed what its strategy says; `similarities` are those to all seeds."""
         seed, relation = self.texts[record["seed_id"]], STRATEGY[record["method"]].relation
         if relation == "around":
-            return None if seed in record["text"] else Drop("without its seed", "")
+            return None if canonical(seed) in canonical(record["text"]) else Drop("without its seed", "")
         own, nearest = float(similarities[self.index[record["seed_id"]]]), float(similarities.max())
         if relation == "kin":
             if nearest < self.config.augment_similarity:

@@ -48,8 +48,13 @@ class Folder:
 
     def start(self) -> None:
         """Begin the folder anew."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        self.remove()
         self.scratch.mkdir(parents=True)
+
+    def remove(self) -> None:
+        """Remove the folder, its manifest first: with that one the rest would be taken for whole."""
+        (self.path / _MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def finish(self, key: str, **entry: Any) -> dict[str, Any]:
         """Remove what was scratch, write the manifest and return it."""

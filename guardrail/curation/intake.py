@@ -21,7 +21,7 @@ from guardrail.taxonomy import CATEGORIES
 SET_ASIDE = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("id", pa.string())])
 LONGEST = 1_000_000  # bytes of a text or response: a hundred thousand words are no request
 
-_ROWS_AT_ONCE = 1_000  # few enough that a file of the longest texts fits into memory
+_ROWS_AT_ONCE = 1_000  # at most
 _BYTES_PER_FILE = 100_000_000
 _DECIDING = ["id", "unsafe", "method"]
 _WRONG = {pa.bool_(): "is neither true nor false", pa.int32(): "is no whole number"}
@@ -76,12 +76,15 @@ def _packed(tables: Iterable[pa.Table], rows_per_file: int) -> Iterator[pa.Table
     waiting: list[pa.Table] = []
     for table in tables:
         while table.num_rows:
+            left = _BYTES_PER_FILE - sum(each.nbytes for each in waiting)
             room = rows_per_file - sum(each.num_rows for each in waiting)
-            waiting.append(table.slice(0, room))
-            table = table.slice(room)
-            if waiting[-1].num_rows == room or sum(each.nbytes for each in waiting) > _BYTES_PER_FILE:
+            room = min(room, left * table.num_rows // max(1, table.nbytes))
+            if room < 1 and waiting:
                 yield pa.concat_tables(waiting)
                 waiting = []
+                continue
+            waiting.append(table.slice(0, max(1, room)))
+            table = table.slice(max(1, room))
     if waiting:
         yield pa.concat_tables(waiting)
 
@@ -181,7 +184,11 @@ def _cast(values: pa.Array, field: pa.Field) -> Iterator[pa.Array]:
 
 def _batches(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
     with _named(path):
-        for batch in pq.ParquetFile(path).iter_batches(_ROWS_AT_ONCE, columns=list(columns)):
+        file = pq.ParquetFile(path)
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        widest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+        rows = max(1, min(_ROWS_AT_ONCE, _BYTES_PER_FILE // max(1, widest)))
+        for batch in file.iter_batches(rows, columns=list(columns)):
             yield pa.Table.from_batches([batch])
 
 

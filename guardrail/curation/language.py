@@ -23,6 +23,7 @@ from guardrail.text import canonical
 _SURE = 0.5
 _NO_LANGUAGE = "zxx"
 _LOOKED_AT = 1000  # characters
+_THREE_LETTERS = {"eng": "en"}
 
 
 class Language:
@@ -70,17 +71,23 @@ def _judge_language(wanted: frozenset[str], batch: pa.Table) -> list[Drop | None
     return [language_drop(wanted, *row) for row in zip(*columns, strict=True)]
 
 
+def declared_language(declared: str | None) -> str | None:
+    """Return the language that a record says it has ("EN", "pt-BR", "eng"), in small letters and without a region."""
+    code = re.split("[-_]", (declared or "").strip().lower())[0]
+    return _THREE_LETTERS.get(code, code) or None
+
+
 def language_drop(wanted: frozenset[str], text: str, declared: str | None, method: str) -> Drop | None:
     """Return why a text is in none of the wanted languages, or None.
 
     Args:
         wanted: ISO 639 codes.
         text: of a record.
-        declared: the record's language, as ISO 639 code, perhaps with a region ("pt-BR").
+        declared: the record's language, as `declared_language` reads it.
         method: of the record.
     """
     found = None if method.startswith("transform:") else detected(text)
-    language = found or (declared and re.split("[-_]", declared.lower())[0])
+    language = found or declared_language(declared)
     if language is None or language in wanted:
         return None
     return Drop("language", language if found else f"{language}, as its record says")

@@ -128,6 +128,8 @@ def curate(
     _write_kept(judged[-1], out_dir, work, num_cpus)
     write_tables(_ledger(funnel, judged), LEDGER, out_dir / "ledger.parquet")
     write_json(out_dir / "funnel.json", funnel)
+    for each in work.iterdir():
+        Folder(each).remove()
     shutil.rmtree(work)
     dropped = {entry["stage"]: entry["in"] - entry["kept"] for entry in funnel}
     return CurationReport(funnel[-1]["kept"], dropped, funnel)

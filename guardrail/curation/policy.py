@@ -15,7 +15,7 @@ from guardrail.text import joined
 
 # What is reserved for examples, RFC 2606 and RFC 6761, is nobody's address.
 _EMAIL = re.compile(
-    r"\b[\w.+-]+@(?!(?:[\w-]+\.)*(?:example\.(?:com|net|org)|(?:[\w-]+\.)?(?:example|test|invalid|localhost))\b)"
+    r"(?<![\w.+-])[\w.+-]{1,64}@(?!(?:[\w-]+\.)*(?:example\.(?:com|net|org)|(?:[\w-]+\.)?(?:example|test|invalid|localhost))\b)"
     r"(?:[\w-]+\.)+[a-z]{2,}\b",
     re.IGNORECASE,
 )
@@ -49,13 +49,26 @@ class SafetyPolicy:
         self.settings: Mapping[str, Any] = {"excluded_categories": sorted(self.excluded)}
 
     def prepare(self, survey: Survey) -> Judge:
-        """Return the judge."""
-        return functools.partial(_judge_policy, self.excluded)
+        """Return the judge, which knows what no record may have grown from: its own categories may be unknown."""
+        found = survey.computed(functools.partial(_banned, self.excluded), of_inputs=True)
+        return functools.partial(_judge_policy, self.excluded, frozenset(found["id"].to_pylist()))
 
 
-def _judge_policy(excluded: frozenset[str], batch: pa.Table) -> list[Drop | None]:
+def _banned(excluded: frozenset[str], batch: pa.Table) -> pa.Table:
+    """Return the ids of records of which nothing may be made."""
+    listed = zip(batch["id"].to_pylist(), batch["categories"].to_pylist(), strict=True)
+    ids = [id_ for id_, categories in listed if not may_generate(categories) or excluded.intersection(categories or ())]
+    return pa.table({"id": pa.array(ids, pa.string())})
+
+
+def _judge_policy(excluded: frozenset[str], banned: frozenset[str], batch: pa.Table) -> list[Drop | None]:
     columns: list[Sequence[Any]] = [batch[name].to_pylist() for name in ("text", "response", "categories", "method")]
-    return [policy_drop(excluded, *row) for row in zip(*columns, strict=True)]
+    parents = zip(batch["parent_id"].to_pylist(), batch["seed_id"].to_pylist(), strict=True)
+    drops = [policy_drop(excluded, *row) for row in zip(*columns, strict=True)]
+    for row, (method, of) in enumerate(zip(columns[-1], parents, strict=True)):
+        if method != "seed" and banned.intersection(of):
+            drops[row] = drops[row] or Drop("excluded category", "of what it grew from")
+    return drops
 
 
 def policy_drop(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from guardrail.curation.config import CurationConfig
-from guardrail.curation.language import detected
+from guardrail.curation.language import declared_language, detected
 from guardrail.curation.stage import Drop, Judge, Survey
 from guardrail.deobfuscation import plain
 from guardrail.gibberish import may_be_disordered, spelling
@@ -57,7 +57,7 @@ def _judge_quality(config: CurationConfig, batch: pa.Table) -> list[Drop | None]
         drop = None
         if not method.startswith("transform:"):
             drop = (None if method == "seed" else quality_drop(text, config)) or repetition_drop(text)
-            if drop is None and language in (None, "en"):
+            if drop is None and declared_language(language) in (None, "en"):
                 drop = spelling_drop(text)
                 if drop is None and config.gibberish_model and may_be_disordered(text):
                     in_doubt.append(row)

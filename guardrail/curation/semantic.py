@@ -97,7 +97,8 @@ def _sampled(records: pa.Table, survey: Survey, name: str) -> tuple[Encoder, Flo
 
 def _texts_of(rows: pa.ChunkedArray, batch: pa.Table) -> pa.Table:
     batch = batch.filter(pc.is_in(batch["row"], value_set=rows.combine_chunks()))
-    return pa.table({"id": batch["id"], "text": pa.array(_texts(batch), pa.string())})
+    texts = [text if len(text) <= _LONGEST else "" for text in _texts(batch)]  # of which nothing would be made
+    return pa.table({"id": batch["id"], "text": pa.array(texts, pa.string())})
 
 
 def _texts(batch: pa.Table) -> list[str]:

@@ -47,8 +47,11 @@ class Survey(Protocol):
         """Return these columns of all records that curation was given; no facts."""
         ...
 
-    def computed(self, function: Callable[[pa.Table], pa.Table]) -> pa.Table:
-        """Apply a function to the kept records of each file; return its tables as one, in the files' order."""
+    def computed(self, function: Callable[[pa.Table], pa.Table], *, of_inputs: bool = False) -> pa.Table:
+        """Apply a function to the kept records of each file, or to all; return its tables as one, in the files' order.
+
+        Records have their facts in both.
+        """
         ...
 
     def written(self, function: Callable[[pa.Table], pa.Table]) -> list[Path]:

@@ -3,6 +3,7 @@
 What workers call lies outside the pipeline's module: they need not import the models of all its stages.
 """
 
+import dataclasses
 import functools
 import pickle
 from collections.abc import Callable, Sequence
@@ -40,9 +41,10 @@ class ClusterSurvey:
         """Return these columns of all records."""
         return pa.concat_tables(pq.ParquetFile(part.records).read(list(columns)) for part in self.parts)
 
-    def computed(self, function: Callable[[pa.Table], pa.Table]) -> pa.Table:
-        """Apply a function to each part, and return its tables as one."""
-        return pa.concat_tables(over_parts(functools.partial(_computed, function), self.parts, self.num_cpus))
+    def computed(self, function: Callable[[pa.Table], pa.Table], *, of_inputs: bool = False) -> pa.Table:
+        """Apply a function to what is left of each part, or to all of it, and return its tables as one."""
+        parts = [dataclasses.replace(part, verdicts=None) if of_inputs else part for part in self.parts]
+        return pa.concat_tables(over_parts(functools.partial(_computed, function), parts, self.num_cpus))
 
     def written(self, function: Callable[[pa.Table], pa.Table]) -> list[Path]:
         """Apply a function to each part, and return its tables' files."""

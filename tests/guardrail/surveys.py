@@ -48,15 +48,15 @@ class InMemory:
     def inputs(self, columns: Sequence[str]) -> pa.Table:
         return self._inputs.select(list(columns))
 
-    def computed(self, function: Callable[[pa.Table], pa.Table]) -> pa.Table:
-        return pa.concat_tables(self.each(function, self._files()))
+    def computed(self, function: Callable[[pa.Table], pa.Table], *, of_inputs: bool = False) -> pa.Table:
+        return pa.concat_tables(self.each(function, self._files(self._inputs if of_inputs else self._table)))
 
     def written(self, function: Callable[[pa.Table], pa.Table]) -> list[Path]:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="survey-"))
         self._writes += 1
         paths = []
-        for number, table in enumerate(self.each(function, self._files())):
+        for number, table in enumerate(self.each(function, self._files(self._table))):
             path = self._folder / f"{self._writes:02d}-{number:06d}.parquet"
             pq.write_table(table, path)
             paths.append(path)
@@ -66,9 +66,8 @@ class InMemory:
         carried = pickle.loads(pickle.dumps(function))
         return [carried(item) for item in items]
 
-    def _files(self) -> list[pa.Table]:
-        starts = range(0, max(1, self._table.num_rows), self._size)
-        return [self._table.slice(start, self._size) for start in starts]
+    def _files(self, table: pa.Table) -> list[pa.Table]:
+        return [table.slice(start, self._size) for start in range(0, max(1, table.num_rows), self._size)]
 
 
 def seed(text: str, unsafe: bool = False, **fields: Any) -> Record:

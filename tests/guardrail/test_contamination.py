@@ -157,6 +157,28 @@ def test_what_says_the_same_in_another_order_is_found_but_in_trusted_seeds():
     assert all(verdicts([record(written(said, "base64")), record(said, "The sea does")]))
 
 
+def test_what_grew_from_what_grew_from_an_evaluation_text_goes_too():
+    bread = record("How do I prune an apple tree in March?")
+    copied = make_record(BREAD, unsafe=False, source="mine", parent=bread, method="paraphrase")
+    grown = make_record("Ask a baker about it.", unsafe=False, source="mine", parent=copied, method="rl")
+    last = make_record("Who knows more?", unsafe=False, source="mine", parent=grown, method="rl")
+    drops = verdicts([bread, copied, grown, last])
+    assert [drop and drop.reason for drop in drops] == [
+        None,
+        "equals an evaluation text",
+        "grew from an evaluation text",
+        "grew from an evaluation text",
+    ]
+
+
+def test_a_seed_that_is_gone_is_remembered_for_what_grew_from_it():
+    gone = record(BREAD + " please")
+    grown = make_record("Ask a baker about it.", unsafe=False, source="mine", parent=gone, method="rl")
+    left, inputs = numbered([grown]), numbered([gone, grown])
+    (drop,) = Decontamination(CONFIG, EVALUATION).prepare(InMemory(left, inputs))(left)
+    assert drop.reason == "grew from an evaluation text"
+
+
 def test_texts_of_one_item_id_are_all_known():
     index = Index(CONFIG, {"set": [("1", text) for text in TEXTS]})
     assert all(dropped(index, text) for text in TEXTS)

@@ -1,5 +1,5 @@
 from guardrail.curation.fidelity import LabelFidelity
-from tests.guardrail.surveys import BREAD, CONFIG, child, seed, verdicts
+from tests.guardrail.surveys import BREAD, CONFIG, InMemory, child, numbered, seed, verdicts
 
 
 def test_what_is_generated_must_mean_what_its_seed_means():
@@ -104,3 +104,16 @@ def test_what_cannot_be_held_against_its_seed_goes_where_the_seed_was_there():
         None,
     ]
     assert verdicts(LabelFidelity(CONFIG), [bread, *records]) == [None] * 3  # nothing is known of it
+
+
+def test_a_seed_is_found_in_what_stands_around_it_however_it_is_written():
+    bread = seed("How can I bake a good loaf of BREAD at home?")
+    around = child(bread, "I like food. how can i bake a good loaf of bread at home? Thanks.", method="context")
+    assert verdicts(LabelFidelity(CONFIG), [bread, around]) == [None, None]
+
+
+def test_of_seeds_that_nothing_grew_from_only_so_many_are_embedded(monkeypatch):
+    monkeypatch.setattr("guardrail.curation.fidelity._MOST_OTHERS", 1)
+    bread, others = seed("How can I bake a good loaf of bread at home?"), [seed(f"question {i}") for i in range(5)]
+    judge = LabelFidelity(CONFIG).prepare(InMemory(numbered([*others, bread, child(bread, "Bake bread how?")])))
+    assert judge.args[0].index.keys() == {bread["id"], min(other["id"] for other in others)}

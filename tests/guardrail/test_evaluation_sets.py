@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from guardrail.evaluation_sets import load_evaluation, load_evaluations
+from guardrail.evaluation_items import EvaluationItem
+from guardrail.evaluation_sets import evaluation_texts, load_evaluation, load_evaluations
 
 
 def test_an_evaluation_file_is_read_and_its_bad_lines_are_named(tmp_path):
@@ -19,3 +20,12 @@ def test_an_evaluation_file_is_read_and_its_bad_lines_are_named(tmp_path):
     with pytest.raises(ValueError, match="two evaluation sets are named 'mine'"):
         path.write_text(json.dumps(good) + "\n")
         load_evaluations([str(path), str(path)])
+
+
+def test_the_prompt_of_a_response_is_kept_out_by_itself_too():
+    items = [
+        EvaluationItem(id, "Hotwire a bike?", response, unsafe=True, categories=None, tags=None)
+        for id, response in (("1", None), ("2", "No."))
+    ]
+    found = evaluation_texts({"mine": items})["mine"]
+    assert [id for id, _ in found] == ["1", "2", "2"] and [text for _, text in found][::2] == ["Hotwire a bike?"] * 2

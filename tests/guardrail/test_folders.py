@@ -29,6 +29,16 @@ def test_only_a_finished_folder_of_the_same_key_counts(tmp_path):
     assert folder.manifest("k") is None
 
 
+def test_a_folder_whose_removal_was_cut_short_does_not_count(tmp_path, monkeypatch):
+    folder = Folder(tmp_path / "00-input")
+    folder.start()
+    (folder.path / "0.parquet").touch()
+    folder.finish("k")
+    monkeypatch.setattr("guardrail.curation.folders.shutil.rmtree", lambda *_, **__: None)  # killed before it
+    folder.remove()
+    assert (folder.path / "0.parquet").exists() and folder.manifest("k") is None
+
+
 def test_the_next_judge_sees_only_what_was_kept(tmp_path):
     part = written(tmp_path, [seed("One"), seed("Two"), seed("Three")])
     (tmp_path / "a").mkdir()

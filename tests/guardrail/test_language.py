@@ -57,6 +57,8 @@ def test_nothing_is_asked_where_all_languages_are_wanted(monkeypatch):
         (ENGLISH, "de", "seed", None),
         ("ok", "de", "seed", Drop("language", "de, as its record says")),
         ("ok", "en-GB", "seed", None),
+        ("ok", "ENG", "seed", None),
+        ("ok", "", "seed", None),
         ("ok", None, "seed", None),
         (GERMAN, None, "transform:rot13", None),
         (GERMAN, "de", "transform:rot13", Drop("language", "de, as its record says")),

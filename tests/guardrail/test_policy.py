@@ -35,7 +35,12 @@ def test_nothing_generated_that_may_sexualise_minors_is_kept(method):
 
 
 def test_what_people_wrote_is_there_to_be_classified():
-    assert verdicts([record("Anything", "seed", ["sexual", "sexual/minors"])]) == [None]
+    banned = record("Anything", "seed", ["sexual", "sexual/minors"])
+    grown = make_record("Another", unsafe=True, source="mine", parent=banned, method="rl")
+    assert verdicts([banned, {**grown, "categories": None}]) == [
+        None,
+        Drop("excluded category", "of what it grew from"),
+    ]
 
 
 # --- categories ---------------------------------------------------------------------------------------------------
@@ -57,6 +62,14 @@ def test_records_of_an_excluded_category_are_dropped_whoever_wrote_them():
         None,
         None,
     ]
+
+
+def test_what_grew_from_an_excluded_category_goes_whatever_it_is_called():
+    parent = record("a", "seed", ["hate"])
+    grown = make_record("b", unsafe=True, source="mine", parent=parent, method="paraphrase")
+    assert [drop and drop.reason for drop in verdicts([parent, {**grown, "categories": None}], "hate")] == [
+        "excluded category"
+    ] * 2
 
 
 def test_an_unknown_category_cannot_be_excluded():
@@ -131,3 +144,7 @@ def test_the_check_digit_is_unique(number):
 @given(st.text())
 def test_any_text_can_be_searched(text):
     list(secrets(text))
+
+
+def test_a_long_text_is_searched_in_little_time():
+    assert list(secrets("a." * 100_000)) == []  # hours, where each word begins the search anew

@@ -73,6 +73,10 @@ def test_files_are_whole_and_others_are_refused(tmp_path):
     pq.write_table(pa.table({"text": ["x"]}), tmp_path / "other.parquet")
     with pytest.raises(ValueError, match="lacks the columns id, response"):
         read_records(tmp_path / "other.parquet")
+    twice = pq.read_table(path)
+    pq.write_table(twice.append_column("text", twice["text"]), tmp_path / "twice.parquet")
+    with pytest.raises(ValueError, match=r"twice\.parquet has two columns named 'text'"):
+        read_records(tmp_path / "twice.parquet")
     with pytest.raises(ValueError, match="cannot read records"):
         read_records(tmp_path / "absent.parquet")
 
