@@ -56,6 +56,8 @@ class ObjectiveConfig(_Settings):
     def _balance_is_in_units_of_reward(self) -> "ObjectiveConfig":
         if self.hold == "balance" and self.advantage != "rloo":
             raise ValueError("hold 'balance' weighs rewards as they are: it needs advantage 'rloo'")
+        if self.hold == "balance" and self.length_normalised:
+            raise ValueError("hold 'balance' is about whole completions: it goes with length_normalised false")
         return self
 
 

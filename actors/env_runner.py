@@ -35,6 +35,10 @@ class Task:
     style: str
 
 
+class StaleWeightsError(RuntimeError):
+    """An attacker died and came back, and has not been sent the weights since."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Rollout:
     """One completion of a task's prompt, and the version of the weights that it was sampled with."""
@@ -71,8 +75,14 @@ class VLLMEnvRunner(EnvRunner):
         """Return the stand-in spaces."""
         return {INPUT_ENV_SPACES: (SPACE, SPACE), DEFAULT_MODULE_ID: (SPACE, SPACE)}
 
-    def sample(self, *, tasks: Sequence[Task], seed: int, **_: Any) -> list[Rollout]:
-        """Return `group_size` rollouts for each task, those of a task in a row."""
+    def sample(self, *, tasks: Sequence[Task], seed: int, at_least: int = 0, **_: Any) -> list[Rollout]:
+        """Return `group_size` rollouts for each task, those of a task in a row.
+
+        Raises:
+            StaleWeightsError: the weights in use are older than version `at_least`.
+        """
+        if self.weights_version < at_least:
+            raise StaleWeightsError(f"{self} has weights of version {self.weights_version}, not {at_least}")
         prompts = [self.engine.encode(STYLE[task.style].prompt(task.text)) for task in tasks]
         self.engine.reseed(seed)
         groups = self.engine.generate(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
+from ray.exceptions import GetTimeoutError, ObjectLostError, OutOfMemoryError, RayActorError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -276,7 +276,12 @@ class GRPO(Algorithm):
         runners = group.healthy_env_runner_ids()
         shares = [list(tasks[i :: len(runners)]) for i in range(len(runners))]
         started = {
-            runner: (share, group._worker_manager.actors()[runner].sample.remote(tasks=share, seed=seed * 1000 + i))
+            runner: (
+                share,
+                group._worker_manager.actors()[runner].sample.remote(
+                    tasks=share, seed=seed * 1000 + i, at_least=self.weight_sync.version
+                ),
+            )
             for i, (runner, share) in enumerate(zip(runners, shares, strict=True))
             if share
         }
@@ -351,7 +356,7 @@ class GRPO(Algorithm):
         self._add_seconds("generate", generated - begun)
         self._add_seconds("score", time.monotonic() - generated)
         if dead:
-            logger.warning("%d of %d attackers died; their tasks are lost", len(dead), len(asked.shares))
+            logger.warning("%d of %d attackers died, or came back with old weights", len(dead), len(asked.shares))
             for runner in dead:
                 self.env_runner_group._worker_manager.set_actor_state(runner, healthy=False)
             self.weight_sync.recover()
@@ -458,7 +463,7 @@ def _silent_scorers() -> str:
 def _died(actor: Any) -> bool:
     try:
         ray.get(actor.__ray_ready__.remote(), timeout=_ANSWER_TIMEOUT_SECONDS)
-    except RayActorError:
+    except (RayActorError, OutOfMemoryError):
         return True
     except GetTimeoutError:
         pass  # it lives, and waits for one that does not

@@ -76,7 +76,9 @@ def policy_loss(
     kl = torch.exp(gap) - gap - 1
     penalty = objective.kl_coefficient * kl if objective.hold == "kl" else 0.0
     loss = ((penalty - surrogate) * per_token).sum() / completions
-    return LossTerms(loss, kl, ratio, weight, (ratio != trusted).to(ratio.dtype))
+    # Where the clip does not lower the gain, the gradient is what it is without it.
+    clipped = (trusted * advantages < ratio * advantages).to(ratio.dtype)
+    return LossTerms(loss, kl, ratio, weight, clipped)
 
 
 def group_advantages(rewards: np.ndarray, kind: str = "grpo") -> np.ndarray:

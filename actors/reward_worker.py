@@ -22,7 +22,7 @@ from actors import rewards
 from actors.archive import Archive, Find, category_of
 from actors.attempts import attempts_table, float_lists, write_attempts
 from actors.config import AdversaryConfig
-from actors.env_runner import Rollout, Task
+from actors.env_runner import Rollout, StaleWeightsError, Task
 from actors.gate import MALFORMED, Attempt, rejection
 from actors.judges import Vote, label_kept
 from actors.loss import Row, group_advantages, imitation_advantages, train_batches
@@ -127,6 +127,8 @@ class RewardWorker:
     ) -> tuple[list[int], Scored]:
         """Score, reward and write down the rollouts of some runners; return who died, and what the rest needs of them.
 
+        Who died and came back without the weights counts as dead.
+
         What costs most comes last, and only for what has passed so far: fluency, judges, the target itself.
 
         Args:
@@ -141,7 +143,7 @@ class RewardWorker:
         for index, (place, tasks, rollouts) in enumerate(shares):
             try:
                 made.append((place, tasks, self._read(rollouts)))
-            except RayActorError:
+            except (RayActorError, StaleWeightsError):
                 dead.append(index)
         return dead, self._score(self._round(setup), iteration, made, archived) if made else Scored({}, {}, Tally())
 
@@ -258,14 +260,15 @@ class RewardWorker:
         return result
 
     def _judged(self, reasons: list[str | None], attacks: Sequence[str], unsafe: np.ndarray) -> list[str | None]:
-        """Return the reasons, with "judges" for what the gate let through and the vote of the judges did not."""
+        """Return the reasons, with two of what the gate let through: "judges" voted otherwise, gave "no verdict"."""
         passed = _passed(reasons)
         if not self.judges or not passed:
             return reasons
         by_judge: list[list[Vote]] = ray.get([j.votes.remote([attacks[i] for i in passed]) for j in self.judges])
         for place, i in enumerate(passed):
-            if not label_kept([votes[place] for votes in by_judge], bool(unsafe[i])):
-                reasons[i] = "judges"
+            kept = label_kept([votes[place] for votes in by_judge], bool(unsafe[i]))
+            if not kept:
+                reasons[i] = "no verdict" if kept is None else "judges"
         return reasons
 
     def _verdicts(self, reasons: Sequence[str | None], attacks: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

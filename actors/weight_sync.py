@@ -35,6 +35,7 @@ class WeightSync:
     ) -> None:
         self.algorithm, self.probe_ids = algorithm, probe_ids
         self.max_difference, self.timeout = max_difference, timeout
+        self.version = 0  #: of the weights that were sent last
 
     def send(self) -> dict[str, float]:
         """Send the weights and check by fixed token ids that the engines compute what the learner computes.
@@ -82,6 +83,7 @@ class WeightSync:
         learners: Any = self.algorithm.learner_group
         state = learners.get_state(components=components, inference_only=True)[COMPONENT_LEARNER]
         self._engines("set_state", state=ray.put({key: state[key] for key in (COMPONENT_RL_MODULE, WEIGHTS_SEQ_NO)}))
+        self.version = state[WEIGHTS_SEQ_NO]
 
     def _engines(self, method: str, **arguments: Any) -> list[Any]:
         """Return what the runners in service answer; one that dies meanwhile answers nothing."""

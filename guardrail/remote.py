@@ -12,7 +12,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -56,9 +56,12 @@ class TargetError(ConnectionError):
     """A service cannot be measured; the message says why and what to do, and quotes no text."""
 
 
+_Score = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
 class _Result(BaseModel):
     flagged: bool
-    category_scores: dict[str, float | None] = {}
+    category_scores: dict[str, _Score | None] = {}
 
 
 class _Answer(BaseModel):
@@ -71,9 +74,10 @@ class RemoteGuard:
 
     Args:
         url: of the endpoint itself, as https://HOST/v1/moderations. Its key, if it wants one, is in `KEY_VARIABLE`.
-        batch: texts in a request; becomes 1 for good once the service refuses a list.
+        batch: texts in a request; becomes 1 for good once the service refuses a list whose texts it takes one by one.
         tries: of a request that meets 408, 429, 5xx, a timeout or a broken connection. Waits double from one second on,
-            with jitter, and are no shorter than Retry-After asks for.
+            up to half a minute, with jitter, and are no shorter than Retry-After asks for: by default all together
+            outlast a quota for the minute.
         sleep: waits some seconds.
 
     Raises:
@@ -81,7 +85,7 @@ class RemoteGuard:
     """
 
     def __init__(
-        self, url: str, *, batch: int = 32, tries: int = 6, sleep: Callable[[float], object] = time.sleep
+        self, url: str, *, batch: int = 32, tries: int = 9, sleep: Callable[[float], object] = time.sleep
     ) -> None:
         try:
             parsed = httpx.URL(url)
@@ -121,25 +125,38 @@ class RemoteGuard:
         done = 0
         while done < len(asked):
             rows = asked[done : done + self.batch]
-            results = self._results([texts[index] for index in rows])
+            results = self._results([texts[index] for index in rows]) if self.batch > 1 else None
             if results is None:
+                # One text may be at fault, or the list: then each text is taken alone.
+                results = [self._result(texts[index], index) for index in rows]
                 self.batch = 1
-                continue
             for index, result in zip(rows, results, strict=True):
                 said.probabilities[index], said.flagged[index] = _row(result), result.flagged
             done += len(rows)
         return said
 
+    def _result(self, text: str, index: int) -> _Result:
+        """Return the result for one text, the one at `index` of those to be moderated."""
+        response = self._post({"input": _sendable(text)})
+        if not response.is_success:
+            # Of the text no more than what tells it apart.
+            raise TargetError(f"{self._refusal(response)}; that is text {index + 1}, of {len(text):,} characters")
+        results = self._read(response)
+        if len(results) != 1:
+            raise TargetError(f"{self.url} gives {len(results)} results for one text")
+        return results[0]
+
     def _results(self, texts: list[str]) -> list[_Result] | None:
-        """Return a result for each text; None if they were sent as a list and the service takes one text at a time."""
-        # Half a surrogate pair has no UTF-8.
-        sent = [text.encode("utf-8", "replace").decode() for text in texts]
-        as_list = self.batch > 1
-        response = self._post({"input": sent if as_list else sent[0]})
-        if as_list and response.status_code in _LIST_REFUSALS:
+        """Return a result for each text; None if they were sent as a list and the service takes no such list."""
+        response = self._post({"input": [_sendable(text) for text in texts]})
+        if response.status_code in _LIST_REFUSALS:
             return None
         if not response.is_success:
             raise TargetError(self._refusal(response))
+        results = self._read(response)
+        return results if len(results) == len(texts) else None  # else it reads a list as the parts of one message
+
+    def _read(self, response: httpx.Response) -> list[_Result]:
         try:
             answer = _Answer.model_validate_json(response.content)
         except ValidationError as error:
@@ -149,10 +166,6 @@ class RemoteGuard:
                 f"{self.url} does not answer as a moderation endpoint does ({where + ': ' if where else ''}"
                 f"{problem['msg']}); {_HINTS[404]}"
             ) from None
-        if len(answer.results) != len(texts):
-            if as_list:  # a service that reads a list as the parts of one message
-                return None
-            raise TargetError(f"{self.url} gives {len(answer.results)} results for one text")
         self.model = answer.model or self.model
         return answer.results
 
@@ -227,6 +240,10 @@ def unsafe_scores(guard: Guard | RemoteGuard, texts: Sequence[str]) -> tuple[np.
     """
     said = moderation_of(guard, texts)
     return said.probabilities[:, 0], said.flagged
+
+
+def _sendable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()  # half a surrogate pair has no UTF-8
 
 
 def _nothing(count: int) -> Moderation:

@@ -54,7 +54,7 @@ class JobSettings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)  # a truth value is written out: --KEY true
 
-    seed: int = Field(0, ge=0, description="decides every draw")
+    seed: int = Field(0, ge=0, lt=2**31, description="decides every draw")
     cluster: ClusterConfig = ClusterConfig()
 
     @classmethod

@@ -1,16 +1,16 @@
 """What becomes of a run whose actors die of what they are asked; a stand-in says what Ray would of them."""
 
 from types import SimpleNamespace
-from unittest.mock import MagicMock, Mock
+from unittest.mock import MagicMock, Mock, patch
 
 import pytest
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
+from ray.exceptions import GetTimeoutError, ObjectLostError, OutOfMemoryError, RayActorError
 
 from actors.adversary import Adversary
 from actors.config import AdversaryConfig
-from actors.env_runner import Task
-from actors.grpo import GRPO, GRPOConfig, _Asked
+from actors.env_runner import StaleWeightsError, Task, VLLMEnvRunner
+from actors.grpo import GRPO, GRPOConfig, _Asked, _died
 from actors.judges import Judge, JudgeConfig
 from actors.reward_worker import RewardWorker, Scored
 from actors.summary import Tally
@@ -139,9 +139,22 @@ def reward_worker(**methods):
     return worker
 
 
-def test_an_attackers_death_loses_its_share_alone():
+def test_an_attacker_that_came_back_without_the_weights_samples_nothing():
+    attacker = object.__new__(VLLMEnvRunner)
+    attacker.worker_index, attacker.weights_version = 3, 4
+    with pytest.raises(StaleWeightsError, match="attacker-3 has weights of version 4, not 5"):
+        attacker.sample(tasks=TASKS, seed=0, at_least=5)
+
+
+def test_a_learner_that_ray_killed_for_its_memory_is_dead():
+    with patch("actors.grpo.ray.get", side_effect=OutOfMemoryError("too much")):
+        assert _died(MagicMock(__ray_ready__=Mock()))
+
+
+@pytest.mark.parametrize("death", [DEAD, StaleWeightsError("old")], ids=["dead", "back without weights"])
+def test_an_attackers_death_loses_its_share_alone(death):
     score = Mock(return_value=Scored({}, {}, Tally()))
-    worker = reward_worker(_read=Mock(side_effect=[DEAD, ["rollout"]]), _score=score)
+    worker = reward_worker(_read=Mock(side_effect=[death, ["rollout"]]), _score=score)
     dead, _ = worker.score([], 0, [(0, TASKS, "first"), (1, TASKS, "second")], None)
     assert dead == [0] and score.call_args.args[2] == [(1, TASKS, ["rollout"])]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from actors.config import ObjectiveConfig
 from actors.loss import Row, balanced_advantages, group_advantages, imitation_advantages, policy_loss, train_batches
@@ -65,6 +66,7 @@ def test_ratios_are_clipped_only_where_that_lowers_the_gain():
     assert up.loss.item() == pytest.approx(-1.2)  # a gain of 2 counts as 1.2
     down = loss_of([[math.log(2.0)]], [[0.0]], [[0.0]], [-1.0], [[1]], max_new_tokens=1)
     assert down.loss.item() == pytest.approx(2.0)  # a loss of 2 counts in full
+    assert mean(up, "clipped_share") == 1 and mean(down, "clipped_share") == 0
 
 
 def test_kl_by_hand():
@@ -97,6 +99,11 @@ def test_the_importance_weight_of_engine_against_learner_is_truncated():
 
 def test_rloo_advantages_by_hand():
     assert np.allclose(group_advantages(np.array([[1.0, 2.0, 6.0]]), "rloo")[0], [-3.0, -1.5, 4.5])
+
+
+def test_trajectory_balance_is_of_whole_completions():
+    with pytest.raises(ValidationError, match="length_normalised false"):
+        ObjectiveConfig(advantage="rloo", hold="balance", length_normalised=True)
 
 
 def test_trajectory_balance_takes_from_what_is_already_likelier_than_under_the_reference():

@@ -123,8 +123,9 @@ def test_a_service_that_wants_more_patience_than_there_is_is_left_at_once(server
 
 def test_a_service_that_stays_broken_is_given_up_after_a_bounded_number_of_tries(server, guard, waits):
     server.answers = 0
-    assert "failed 6 times in a row, the last time with HTTP 503" in failure(guard)
-    assert len(server.inputs) == 6 and len(waits) == 5
+    assert "failed 9 times in a row, the last time with HTTP 503" in failure(guard)
+    assert len(server.inputs) == 9 and len(waits) == 8
+    assert sum(waits) > 60  # a quota for the minute is outlasted
 
 
 def test_a_service_that_is_not_there_is_named(waits):
@@ -145,6 +146,8 @@ def test_a_service_that_is_not_there_is_named(waits):
         (Trouble(200, body='{"choices": []}'), r"moderation endpoint does \(results: Field required\)"),
         (Trouble(200, body='{"results": []}'), "results: List should have at least 1 item"),
         (Trouble(200, body='{"results": [{"flagged": "perhaps"}]}'), "results.0.flagged: "),
+        (Trouble(200, body='{"results": [{"flagged": true, "category_scores": {"hate": NaN}}]}'), "hate: Input should"),
+        (Trouble(200, body='{"results": [{"flagged": true, "category_scores": {"hate": 73}}]}'), "hate: Input should"),
     ],
 )
 def test_what_will_not_pass_is_told_at_once_with_what_to_do(server, guard, waits, trouble, message):
@@ -156,7 +159,9 @@ def test_what_will_not_pass_is_told_at_once_with_what_to_do(server, guard, waits
 
 def test_one_text_that_is_refused_on_its_own_is_an_error(server, guard):
     server.troubles = [Trouble(400), Trouble(400)]
-    assert "refuses: HTTP 400 (of_the_test)" in failure(guard)
+    with pytest.raises(TargetError, match=r"HTTP 400 \(of_the_test\); that is text 2, of 15 characters"):
+        guard.moderate(["", "How do I steal?"])
+    assert guard.batch > 1  # it is the text that is refused, not lists
 
 
 def test_a_failure_travels_between_processes(server, guard):

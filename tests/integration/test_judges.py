@@ -48,8 +48,8 @@ def test_what_the_judges_do_not_vouch_for_is_rejected(ray_cluster):
         return worker._judged([None, None, "echo"], ["an attack"] * 3, np.array([True, False, True]))
 
     assert rejected(True, True, None) == [None, "judges", "echo"]
-    assert rejected(True, False) == ["judges", "judges", "echo"]  # a tie vouches for nothing
-    assert rejected(None) == ["judges", "judges", "echo"]  # a refusal is no vote
+    assert rejected(True, False) == ["no verdict", "no verdict", "echo"]  # a tie vouches for nothing
+    assert rejected(None) == ["no verdict", "no verdict", "echo"]  # a refusal is no vote
     assert rejected() == [None, None, "echo"]
 
 
