@@ -73,6 +73,12 @@ class Share:
     interval: Sequence[float]
 
 
+def named_in_cards(path: Path) -> str:
+    """Return a path as cards name it: from the working directory if it is in there, else its name: no machine's path."""
+    path, here = path.resolve(), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else path.name
+
+
 def write_cards(directory: Path, provenance: Provenance) -> None:
     """Write README.md and DATA.md into a guard directory; its digest stays what it is.
 

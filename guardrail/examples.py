@@ -108,7 +108,7 @@ def augmented(records: Sequence[Record], share: float, seed: int) -> list[Record
         other = transformed(record, names[int(random.integers(len(names)))], seed)
         decoded = read_as(other["text"])[-1] == canonical(record["text"])
         if other["id"] != record["id"] and not (decoded and record["unsafe"]):
-            written.append(other)
+            written.append(other | {"scores": record["scores"]})  # teachers' opinion of what it says
     return [*records, *written]
 
 

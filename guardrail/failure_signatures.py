@@ -254,18 +254,18 @@ def _language(record: Record) -> str:
 def drift(run: FinishedRun) -> Iterator[Row]:
     """Yield how often the attacks of each round fool the guard of each round, beside the guard they were made against.
 
-    Attacks that a guard was trained on stand apart from those on goals that none was.
+    Attacks that a guard was trained on stand apart from those on goals that none was; what curation dropped of the
+    others is left out.
     """
     goals = {record["id"] for record in run.held_out}
     rounds = [index for index, attacks in enumerate(run.attacks) if attacks]
     attacked = {index: run.in_use(index) for index in rounds}
     guards = [Guard.from_pretrained(path) for path in run.guards]
     for newest, guard in enumerate(guards):
+        trained_on = {record["id"] for record in run.training[newest]}
         for index in rounds:
-            seen, unseen = (
-                [attack for attack in run.attacks[index] if (attack["seed_id"] in goals) == held_out]
-                for held_out in (False, True)
-            )
+            seen = [attack for attack in run.attacks[index] if attack["id"] in trained_on]
+            unseen = [attack for attack in run.attacks[index] if attack["seed_id"] in goals]
             if index > newest:
                 parts = {"attacks of a newer round": run.attacks[index]}
             else:

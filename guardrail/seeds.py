@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from guardrail.records import Record, make_record
+from guardrail.records import Record, make_record, record_id
 from guardrail.rows import SourceRow, did_you_mean, json_line_rows, raise_problems, read_rows, text_problem
 
 TRAIN, VALIDATION, HELD_OUT = "train", "validation", "held_out"
@@ -135,12 +135,17 @@ def split_by_seed(records: Sequence[Record], *, validation: float, held_out: flo
     among those of its kind.
 
     Args:
-        records: any; those of one `seed_id` stay together.
+        records: any; those of one `seed_id` stay together, and responses to one request.
         validation, held_out: shares of the seeds, in [0, 1).
     """
+    # Two responses to one request are two seeds, and it is the request that must not be on two sides.
+    asked: dict[str, str] = {
+        r["id"]: record_id(r["text"]) for r in records if r["response"] and r["seed_id"] == r["id"]
+    }
     families: dict[str, list[Record]] = {}
     for record in records:
-        families.setdefault(record["seed_id"], []).append(record)
+        seed_id = record["seed_id"]
+        families.setdefault(asked.get(seed_id) or seed_id, []).append(record)
     kinds: dict[tuple[str, bool], list[str]] = {}
     for seed_id in sorted(families):
         eldest = min(families[seed_id], key=lambda r: (r["id"] != seed_id, r["id"]))

@@ -20,18 +20,19 @@ from actors.attempts import kept_of, merge_attempts, read_successes, successes_o
 from actors.synthesizer import synthesize
 from cluster.observability import record, record_iteration
 from cluster.resources import ResourcePlan
-from guardrail.cards import Provenance, write_cards
+from guardrail.cards import Provenance, named_in_cards, write_cards
 from guardrail.curation import curate
 from guardrail.diversity import diversity
 from guardrail.embedding import shared_encoder
 from guardrail.evaluation import misjudged, success_rate
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.evaluation_sets import evaluation_texts, load_evaluations
+from guardrail.fitted_on import fitted_on
 from guardrail.generable import generation_seeds
 from guardrail.guard import Guard, GuardCard
 from guardrail.hardening import hardening
 from guardrail.promotion import promote
-from guardrail.records import Record, read_records, write_records, write_table
+from guardrail.records import Record, read_records, record_id, write_records, write_table
 from guardrail.report_map import embedding_map
 from guardrail.report_scores import evaluate_sets
 from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, embedded_texts, load_or_embedded, split_by_seed
@@ -100,9 +101,24 @@ class Rounds:
             held_out=self.settings.split.held_out_goals,
         )
         _check_parts(parts, goals_of_both=self.settings.adversary.benign_share > 0)
+        self._check_never_measured_on(parts)
         for name, part in parts.items():
             write_records(part, self.run.directory / "seeds" / f"{name}.parquet")
         return {name: len(part) for name, part in parts.items()}
+
+    def _check_never_measured_on(self, parts: Mapping[str, Sequence[Record]]) -> None:
+        """Raise ValueError if what sets thresholds, or decides on promotions, is also what guards are measured on."""
+        held_back = parts[VALIDATION]
+        ids, sources = ([record[key] for record in held_back] for key in ("id", "source"))
+        fitted_on("validation split", ids, sources, self.settings.data_dir)
+        own = {record["id"] for name in (VALIDATION, HELD_OUT) for record in parts[name]}
+        for name, items in self.evaluation.items():
+            known = {record_id(item.text, response) for item in items for response in {None, item.response}}
+            if shared := len(own & known):
+                raise ValueError(
+                    f"{shared} seeds that are not trained on are texts of the evaluation set {name}, on which no "
+                    "threshold may be fitted; remove them from the seeds, or leave the set out"
+                )
 
     def synthesize(self) -> dict[str, Any]:
         """Grow the training seeds by the strategies that are asked for."""
@@ -319,12 +335,12 @@ class Rounds:
 
     def _provenance(self, round_index: int) -> Provenance:
         """Return what the cards tell of the round's guard, once its metrics are written."""
-        name, metrics = self.run.name, self.metrics_of(round_index)
+        own, metrics = named_in_cards(self.run.directory), self.metrics_of(round_index)
         attacks = len(self.stored_attacks(range(1, round_index + 1)))
         return Provenance(
             records=read_records(self.run.round(round_index) / "training.parquet"),
             metrics=metrics["evaluation"],
-            command=f"python jobs/adversarial_loop.py --config {name}/config.yaml --run-dir {name}-again",
+            command=f"python jobs/adversarial_loop.py --config {own}/config.yaml --run-dir {own}-again",
             config_digest=self.run.manifest.config_digest,
             ledgers=[self.run.round(i) / "ledger.parquet" for i in range(round_index + 1)],
             kept_out={name: len(texts) for name, texts in self._evaluation_texts().items()},

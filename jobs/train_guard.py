@@ -12,7 +12,7 @@ from pydantic import Field
 
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
-from guardrail.cards import Provenance, write_cards
+from guardrail.cards import Provenance, named_in_cards, write_cards
 from guardrail.fitted_on import fitted_on
 from guardrail.guard import GuardCard
 from guardrail.records import Record, read_records, write_records
@@ -80,7 +80,7 @@ def _provenance(settings: TrainGuardSettings, card: GuardCard, records: Sequence
     return Provenance(
         records=records,
         metrics={VALIDATION: figures},  # of the decision; those of categories are at thresholds of their own
-        command=f"python jobs/train_guard.py --config {settings.output.name}.config.yaml",
+        command=f"python jobs/train_guard.py --config {named_in_cards(settings.output)}.config.yaml",
         config_digest=digest(to_yaml(settings)),
         ledgers=[ledger] if is_curated else [],
         kept_out=dict.fromkeys(yaml.safe_load(curation.read_text())["evaluation"]) if is_curated else None,

@@ -289,6 +289,7 @@ def test_a_guard_has_its_cards_before_it_is_promoted(tmp_path, monkeypatch):
         round=lambda index: round_directory(tmp_path, index),
     )
     rounds = Rounds(run, LoopSettings(), None)
+    monkeypatch.chdir(tmp_path.parent)
     with monkeypatch.context() as patch:
         patch.setattr("guardrail.cards.plain_text", lambda value: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -296,7 +297,7 @@ def test_a_guard_has_its_cards_before_it_is_promoted(tmp_path, monkeypatch):
         assert not (tmp_path / "guard").exists()  # what cannot be told of is not in use
     rounds._promote(0)
     page, data = ((tmp_path / "guard" / name).read_text() for name in (MODEL_CARD, DATA_CARD))
-    assert "--config mine/config.yaml --run-dir mine-again" in page and "| c0ffee |" in page
+    assert f"--config {tmp_path.name}/config.yaml --run-dir {tmp_path.name}-again" in page and "| c0ffee |" in page
     assert "* attacks" in page and "* held\\_out: its 4 texts" in data
 
 

@@ -180,6 +180,16 @@ def test_a_broken_file_is_refused(tmp_path, content, message):
         load_seeds(path)
 
 
+def test_responses_to_one_request_and_what_grew_from_them_stay_together():
+    records = []
+    for i in range(40):
+        replies = [make_record(f"ask {i}", unsafe=j > 0, source="s", response=f"reply {j}") for j in range(2)]
+        records += [*replies, make_record(f"as ask {i}", unsafe=False, source="s", parent=replies[1], method="rl")]
+    parts = split_by_seed(records, validation=0.3, held_out=0.2)
+    sides = [{record["text"].removeprefix("as ") for record in part} for part in parts.values()]
+    assert all(sides) and sum(map(len, sides)) == len(set.union(*sides)) == 40
+
+
 def test_an_absent_file_and_an_unknown_format_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         load_seeds(tmp_path / "seeds.csv")

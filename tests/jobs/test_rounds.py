@@ -40,6 +40,17 @@ def test_an_evaluation_set_named_as_a_split_is_refused(tmp_path):
         Rounds(None, LoopSettings(evaluation=[str(path)]), None)
 
 
+def test_seeds_that_guards_are_measured_on_set_no_threshold(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"id": "1", "text": "Bake", "response": null, "unsafe": false}\n')
+    rounds = Rounds(None, LoopSettings(evaluation=[str(path)]), None)
+    for part in ("validation", "held_out"):
+        parts = {"train": [], "validation": [], "held_out": [], part: [BENIGN]}
+        with pytest.raises(ValueError, match="1 seeds that are not trained on are texts of the evaluation set mine"):
+            rounds._check_never_measured_on(parts)
+    rounds._check_never_measured_on({"train": [BENIGN], "validation": [UNSAFE], "held_out": [UNSAFE]})
+
+
 def test_embedded_texts_train_beside_the_embedded_seeds_alone_and_short_ones_come_first(tmp_path):
     texts = Rounds(None, LoopSettings(texts=200), None)._texts()
     assert len(texts) == 200 and {text["unsafe"] for text in texts} == {True, False}
