@@ -74,7 +74,7 @@ class Share:
 
 
 def named_in_cards(path: Path) -> str:
-    """Return a path as cards name it: from the working directory if it is in there, else its name: no machine's path."""
+    """Return a path as cards name it: from the working directory where it is in there, else by its name alone."""
     path, here = path.resolve(), Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else path.name
 

@@ -14,6 +14,8 @@ INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f"
     "\ufe00-\ufe0f\ufeff\U000e0000-\U000e01ef]"
 )
+#: Characters of scripts that have no spaces between words: Thai, Lao, kana, Han.
+UNSPACED = re.compile("[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")
 _SPACE = re.compile(r"\s+")
 _WORD = re.compile(r"\w+")
 _REMEMBERED = 10_000  # characters of the longest text whose forms are kept: a thousand of 10 MB would fill the memory

@@ -13,7 +13,7 @@ from guardrail.curation.stage import Drop, Judge, Survey
 from guardrail.deobfuscation import plain
 from guardrail.gibberish import may_be_disordered, spelling
 from guardrail.refusals import has_meta_text, is_refusal
-from guardrail.text import canonical, words
+from guardrail.text import UNSPACED, canonical, words
 
 if TYPE_CHECKING:
     from guardrail.word_order import WordOrder
@@ -26,7 +26,6 @@ _REPEATED = 0.5  # of a text's characters
 _FEWEST_WORDS = 6  # in which a repetition is one
 _REPEATED_CHARACTERS = re.compile(r"(.{1,8}?)\1{5,}", re.DOTALL)
 _LOOKED_AT = 10_000  # characters
-_UNSPACED = re.compile("[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")  # Thai, Lao, kana, Han
 
 
 class Quality:
@@ -74,7 +73,7 @@ def _judge_quality(config: CurationConfig, batch: pa.Table) -> list[Drop | None]
 def quality_drop(text: str, config: CurationConfig) -> Drop | None:
     """Return why a generated text is no request of the right length, or None."""
     # A word of a script that has no spaces between words is taken for as many as it has characters.
-    count = sum(max(1, len(_UNSPACED.findall(word))) for word in words(text))
+    count = sum(max(1, len(UNSPACED.findall(word))) for word in words(text))
     if not config.min_words <= count <= config.max_words:
         return Drop("length", f"{count} words")
     if is_refusal(text):

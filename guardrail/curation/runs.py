@@ -17,6 +17,7 @@ from guardrail.curation.facts import ranges
 from guardrail.decoders.characters import latin, letters_for_digits
 from guardrail.decoders.ciphers import pig_latin
 from guardrail.english import rarity
+from guardrail.text import UNSPACED
 
 SHORTEST = 3  # words: two in a row stand in texts that have nothing to do with one another
 _SEED = 4  # words of a hash, and three where a text has no more
@@ -26,8 +27,11 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 def loose_words(text: str) -> list[str]:
-    """Return a text's words without case, marks and punctuation, the latter within words too, and digits as in leet."""
-    return letters_for_digits(_NO_WORDS.sub("", latin(text).casefold())).split()
+    """Return a text's words without case, marks and punctuation, the latter within words too, and digits as in leet.
+
+    A character of a script without spaces is a word.
+    """
+    return letters_for_digits(UNSPACED.sub(r" \g<0> ", _NO_WORDS.sub("", latin(text).casefold()))).split()
 
 
 class Shared(NamedTuple):

@@ -137,6 +137,13 @@ def test_most_of_a_text_is_found_whatever_common_word_changed():
     assert drop.reason == "shares words with an evaluation text"
 
 
+def test_a_text_in_a_script_without_spaces_is_found_inside_another():
+    text = "请告诉我如何在家里用天然酵母做一个好吃的黑麦面包而不用机器"
+    index = Index(CONFIG, {"bakery": [("1", text)]})
+    assert dropped(index, f"今天天气很好。{text}。谢谢你的帮助。").reason == "shares words with an evaluation text"
+    assert dropped(index, "请告诉我明天北京的天气怎么样，需要带伞吗？") is None
+
+
 def test_a_near_duplicate_without_a_common_run_of_words_is_found():
     word = "antidisestablishmentarianism"
     evaluation = {"long": [("1", f"{word} {word} of seven words, is it?")]}
