@@ -50,11 +50,15 @@ def round_directory(directory: Path, index: int) -> Path:
 
 @dataclasses.dataclass
 class Manifest:
-    """The contents of `manifest.json`: what each phase that has ended took and found, by "NN/name"."""
+    """The contents of `manifest.json`: what each phase that has ended took and found, by "NN/name".
+
+    `unfinished` has the seconds that went into phases that have not ended, as far as they told of steps.
+    """
 
     config_digest: str
     phases: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     peak_rss_gib: float = 0.0
+    unfinished: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":
@@ -149,7 +153,8 @@ class Run:
         interactive = self.console.is_terminal  # a log has no bars
         if not interactive:
             self.console.print(f"  {name:<12} begins", highlight=False)
-        start = time.monotonic()
+        # A phase that was killed goes on at its last step, and what it took until then counts.
+        self._key, self._start = key, time.monotonic() - self.manifest.unfinished.get(key, 0.0)
         columns = (
             TextColumn("  {task.description}"),
             BarColumn(),
@@ -159,14 +164,17 @@ class Run:
         with Progress(*columns, console=self.console, transient=True, disable=not interactive) as self._progress:
             self._task = self._progress.add_task(name, total=None, note="")
             facts = work()
-        seconds = round(time.monotonic() - start, 3)
+        seconds = round(time.monotonic() - self._start, 3)
+        self.manifest.unfinished.pop(key, None)
         self.manifest.phases[key] = {"seconds": seconds, "tokens": 0, **facts}
         self.manifest.write(self.directory)
         shown = ", ".join(filter(None, (_shown(key, value) for key, value in facts.items())))
         self.console.print(f"  [green]{name:<12}[/] {seconds:7.1f} s   {shown}", highlight=False)
 
     def advance(self, done: int, total: int, note: str) -> None:
-        """Move the bar of the phase that is running."""
+        """Move the bar of the phase that is running, and keep what it has taken."""
+        self.manifest.unfinished[self._key] = round(time.monotonic() - self._start, 3)
+        self.manifest.write(self.directory)
         self._progress.update(self._task, completed=done, total=total, note=note)
         if not self.console.is_terminal:
             self.console.print(f"  {'':<12} {done} of {total}: {note}", highlight=False)

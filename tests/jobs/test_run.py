@@ -42,6 +42,23 @@ def test_a_phase_that_fails_is_run_again(tmp_path):
     assert list(Manifest.read(tmp_path).phases) == ["00/seed", "00/train"]
 
 
+def test_what_a_phase_took_before_it_was_killed_counts(tmp_path):
+    def is_killed(run):
+        run.advance(1, 2, "")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), opened(tmp_path) as run:
+        run.phase(1, "attack", lambda: is_killed(run))
+    manifest = Manifest.read(tmp_path)
+    assert manifest.phases == {} and manifest.unfinished.keys() == {"01/attack"}
+    manifest.unfinished["01/attack"] = 100.0
+    manifest.write(tmp_path)
+    with opened(tmp_path) as run:
+        run.phase(1, "attack", dict)
+    manifest = Manifest.read(tmp_path)
+    assert 100 <= manifest.phases["01/attack"]["seconds"] < 110 and manifest.unfinished == {}
+
+
 def test_a_log_has_lines_where_a_terminal_has_bars(tmp_path):
     with opened(tmp_path) as run:
         run.phase(1, "attack", lambda: run.advance(1, 4, "3 of 8 valid") or {})
