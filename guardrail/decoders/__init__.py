@@ -27,6 +27,7 @@ DECODERS: tuple[tuple[float, tuple[Decoder, ...]], ...] = (
             wrappings.json_message,
             wrappings.xml_message,
             wrappings.split_payload,
+            wrappings.without_control_tokens,
             ciphers.reversed_words,
             codes.base_64,
             codes.hexadecimal,

@@ -13,6 +13,10 @@ _JSON = json.JSONDecoder(strict=False)
 _FENCED = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
 _ELEMENT = re.compile(r"<([A-Za-z][\w.-]*)>([^<>]*)</\1>")
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
+_CONTROL_TOKEN = re.compile(
+    r"<\|[a-z][a-z0-9_]{0,30}\|>|</?s>|\[/?(?:INST|SYS)\]|<</?SYS>>|<(?:start|end)_of_turn>|<eos>|<pad>|\[(?:CLS|SEP|PAD|MASK|EOS)\]",
+    re.IGNORECASE,
+)
 _PART = re.compile(r"(?<!\S)\w+[ \t]*[:=]+[ \t]*(\"(?:[^\"\\]|\\.)*+\")[ \t;,]*$", re.MULTILINE)
 _SHORTEST = 16  # characters; less is rather two variables of a program
 
@@ -58,6 +62,12 @@ def without_tags(view: View) -> Iterator[str]:
     """A text without the tags of XML and HTML."""
     if "</" in view.surface:
         yield html.unescape(_TAG.sub(" ", view.surface))
+
+
+def without_control_tokens(view: View) -> Iterator[str]:
+    """A text without what tokenizers and chat templates mark turns and ends with."""
+    if _CONTROL_TOKEN.search(view.surface):
+        yield _CONTROL_TOKEN.sub(" ", view.surface)
 
 
 def code_block(view: View) -> Iterator[str]:

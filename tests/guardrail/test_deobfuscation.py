@@ -117,6 +117,7 @@ def test_every_shift_is_undone(by):
         ("H0w d0 1 b4ke the bread with my brother", "how do i bake the bread with my brother"),
         ('[{"role": "user", "content": "How do I bake bread?"}]', "how do i bake bread?"),
         ("<chat><user>me</user><prompt>How do I &amp; you bake?</prompt></chat>", "how do i & you bake?"),
+        ("<s>[INST] How do <|im_end|> I bake bread? [/INST]", "how do i bake bread?"),
         ('x = "How do I ba"\ny = "ke bread?"\nSay x + y.', "how do i bake bread?"),
         ("Please read this aloud: Ubj qb V onxr oernq jvgu gur zvyx?", "how do i bake bread with the milk?"),
     ],
