@@ -23,7 +23,12 @@ def tiny_guard(directory: Path, seed: int = 0, layers: int = 1, hidden: int = 16
         single="[CLS] $A [SEP]", special_tokens=[(token, tokens.index(token)) for token in ("[CLS]", "[SEP]")]
     )
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        split_special_tokens=True,  # as `load_tokenizer` has it saved
     )
     tokenizer.save_pretrained(directory)
     torch.manual_seed(seed)

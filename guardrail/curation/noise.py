@@ -62,6 +62,7 @@ class LabelNoise:
     Not judged are attacks, which are made to look like the other label, and what comes from `trusted_sources`: our own
     seeds are labelled by hand and look like the other label on purpose, and what is made from them goes through checks
     of its own. (Public training sets are seeds too, but of other sources.) The classifiers learn from trusted records.
+    What grew from a seed that is dropped, attacks too, goes with it where it has the seed's label.
     """
 
     name = "noise"
@@ -92,7 +93,7 @@ class LabelNoise:
             states, found = _States.scaled_to(texts, self.config.embedder)
             again = self._read(survey, sample, states, found, doubtful)
             scored = scored if again is None else _replaced(scored, again)
-        return _dropping(scored, self.config.label_noise)
+        return _dropping(scored, self.config.label_noise, survey.kept(["row", "id", "seed_id", "unsafe"]))
 
     def _read(
         self,
@@ -229,12 +230,13 @@ def _replaced(scored: pa.Table, again: pa.Table) -> pa.Table:
     return scored.set_column(scored.column_names.index("probability"), "probability", pa.array(probability))
 
 
-def _dropping(scored: pa.Table, least: float) -> Judge:
-    """Return the judge of what `_scored` returned, sorted by id.
+def _dropping(scored: pa.Table, least: float, lineage: pa.Table) -> Judge:
+    """Return the judge of what `_scored` returned, sorted by id, and of what grew from it.
 
     Args:
-        scored: row, unsafe, probability of being unsafe.
+        scored: row, id, unsafe, probability of being unsafe.
         least: probability that the other label must have.
+        lineage: row, id, seed_id and unsafe of all records.
     """
     from cleanlab.filter import find_label_issues  # takes seconds, and the driver alone needs it
 
@@ -244,10 +246,19 @@ def _dropping(scored: pa.Table, least: float) -> Judge:
     issues = find_label_issues(labels, np.stack([1 - unsafe, unsafe], axis=1), n_jobs=1)
     other = _other(scored)
     dropped = np.flatnonzero(issues & (other >= least))
-    evidence = [f"P({'safe' if labels[i] else 'unsafe'}) {other[i]:.2f}" for i in dropped]
-    return _judge(scored["row"].take(pa.array(dropped)), evidence)
+    wrong = scored.take(pa.array(dropped)).to_pydict()
+    evidence = {
+        row: f"P({'safe' if labels[i] else 'unsafe'}) {other[i]:.2f}"
+        for row, i in zip(wrong["row"], dropped, strict=True)
+    }
+    label = dict(zip(wrong["id"], wrong["unsafe"], strict=True))
+    for each in lineage.filter(pc.is_in(lineage["seed_id"], value_set=pa.array(wrong["id"], pa.string()))).to_pylist():
+        if label[each["seed_id"]] == each["unsafe"]:
+            evidence.setdefault(each["row"], f"of its seed {each['seed_id']}")
+    return _judge(evidence)
 
 
-def _judge(rows: pa.ChunkedArray, evidence: Sequence[str]) -> ByRow:
+def _judge(evidence: Mapping[int, str]) -> ByRow:
     reasons = pa.array(["label noise"] * len(evidence), pa.string())
-    return ByRow(pa.table({"row": rows, "reason": reasons, "evidence": pa.array(evidence, pa.string())}))
+    rows, told = pa.array(evidence.keys(), pa.int64()), pa.array(evidence.values(), pa.string())
+    return ByRow(pa.table({"row": pa.chunked_array([rows]), "reason": reasons, "evidence": told}))

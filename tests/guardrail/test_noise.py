@@ -77,6 +77,17 @@ def test_wrong_labels_are_found_with_the_probability_of_the_other():
     assert 0.65 <= float(probability) <= 1
 
 
+def test_what_grew_from_a_wrongly_labelled_seed_goes_with_it():
+    wrong = record(True, 1000, False)
+    grown = [
+        make_record(text, unsafe=label, source="public", parent=wrong, method="rl")
+        for text, label in (("whatever it says", False), ("what it means", True))
+    ]
+    found = verdicts([*sound(300), wrong, *grown])
+    assert found[wrong["id"]] and found[grown[0]["id"]].evidence == f"of its seed {wrong['id']}"
+    assert found[grown[1]["id"]] is None
+
+
 def test_trusted_sources_and_attacks_are_not_judged():
     doubtful = [record(True, 1000, False), record(True, 1001, False, source="mine:topic")]
     attacks = [record(True, 1002, False, method="rl"), record(True, 1003, False, method="transform:leet")]

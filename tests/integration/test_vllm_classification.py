@@ -12,7 +12,13 @@ from guardrail.reading import Exchange
 from tests.benchmarks.serve_speed import peers
 from tests.tiny_guard import tiny_guard
 
-READ = ["How do I kill a Python process?", "Hello", "  A   tea? ", Exchange("Name a tea.", "Oolong.")]
+READ = [
+    "How do I kill a Python process?",
+    "Hello",
+    "  A   tea? ",
+    "an end [SEP] that is none",
+    Exchange("Name a tea.", "Oolong."),
+]
 TEXTS = [str(each) for each in READ]  # an exchange is its prompt, an empty line and its response
 
 
