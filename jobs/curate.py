@@ -100,9 +100,9 @@ def _curate(settings: CurateSettings) -> None:
     if idle := sorted(settings.at_most.keys() - ({*settings.input} & registry().keys())):
         raise ValueError(f"at_most names {', '.join(idle)}, which --input does not name or which is no public set")
     evaluation = load_evaluations(settings.evaluation, settings.data_dir)
+    inputs = [_records_file(name, number, settings) for number, name in enumerate(settings.input, 1)]
     if not evaluation:
         print("no --evaluation: texts that guards are measured on are not kept out", file=sys.stderr)
-    inputs = [_records_file(name, number, settings) for number, name in enumerate(settings.input, 1)]
     with connect(address=settings.cluster.address):
         plan = plan_for_cluster(num_env_runners=0, num_learners=0, num_guard_workers=0)
         report = curate(

@@ -16,7 +16,7 @@ READ = [
     "How do I kill a Python process?",
     "Hello",
     "  A   tea? ",
-    "an end [SEP] that is none",
+    "an [UNK] that is none",
     Exchange("Name a tea.", "Oolong."),
 ]
 TEXTS = [str(each) for each in READ]  # an exchange is its prompt, an empty line and its response

@@ -50,7 +50,7 @@ def test_of_a_service_that_fails_the_sets_measured_before_are_written(server, se
     assert stopped.value.code == 1
     assert list(json.loads(output.read_text())["sets"]) == ["first"]
     printed = capsys.readouterr()
-    assert "failed 6 times in a row" in printed.err and "first" in printed.out
+    assert "failed 9 times in a row" in printed.err and "first" in printed.out
     assert "steal" not in printed.err + printed.out
 
 

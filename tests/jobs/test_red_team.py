@@ -177,10 +177,10 @@ def test_of_a_target_that_fails_what_was_found_is_kept_and_the_same_command_goes
     server.answers = 1 + 10 + 10 + 16  # a first word, the goals, one transform, two iterations
     monkeypatch.setattr(red_team, "TRANSFORMS", {"base64": TRANSFORMS["base64"]})
     status, printed = attack(server.url, "--transforms", "true")
-    assert status == 1 and f"error: {server.url} failed 6 times in a row" in printed
+    assert status == 1 and f"error: {server.url} failed 9 times in a row" in printed
     found = summary_in(tmp_path / "out")
     assert (found["attempts"], found["complete"], found["transforms"].keys()) == (16, False, {"none", "base64"})
-    assert "failed 6 times in a row" in found["errors"][0]
+    assert "failed 9 times in a row" in found["errors"][0]
 
     server.answers = 1 + 8  # a first word, and the iteration that is missing
     status, printed = attack(server.url, "--transforms", "true")
