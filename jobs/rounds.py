@@ -100,25 +100,30 @@ class Rounds:
             validation=self.settings.split.validation,
             held_out=self.settings.split.held_out_goals,
         )
+        left_out = {"of an evaluation set": self._without_measured(parts)}
         _check_parts(parts, goals_of_both=self.settings.adversary.benign_share > 0)
-        self._check_never_measured_on(parts)
         for name, part in parts.items():
             write_records(part, self.run.directory / "seeds" / f"{name}.parquet")
-        return {name: len(part) for name, part in parts.items()}
+        return {**{name: len(part) for name, part in parts.items()}, "left_out": left_out}
 
-    def _check_never_measured_on(self, parts: Mapping[str, Sequence[Record]]) -> None:
-        """Raise ValueError if what sets thresholds, or decides on promotions, is also what guards are measured on."""
-        held_back = parts[VALIDATION]
-        ids, sources = ([record[key] for record in held_back] for key in ("id", "source"))
+    def _without_measured(self, parts: dict[str, list[Record]]) -> int:
+        """Take out of what sets thresholds, or decides on promotions, the texts of evaluation sets; return how many.
+
+        Raises:
+            FittedOnEvaluationSet: the validation split comes from a registered evaluation set.
+        """
+        known = {
+            record_id(item.text, response)
+            for items in self.evaluation.values()
+            for item in items
+            for response in {None, item.response}
+        }
+        before = sum(map(len, parts.values()))
+        for name in (VALIDATION, HELD_OUT):
+            parts[name] = [record for record in parts[name] if record["id"] not in known]
+        ids, sources = ([record[key] for record in parts[VALIDATION]] for key in ("id", "source"))
         fitted_on("validation split", ids, sources, self.settings.data_dir)
-        own = {record["id"] for name in (VALIDATION, HELD_OUT) for record in parts[name]}
-        for name, items in self.evaluation.items():
-            known = {record_id(item.text, response) for item in items for response in {None, item.response}}
-            if shared := len(own & known):
-                raise ValueError(
-                    f"{shared} seeds that are not trained on are texts of the evaluation set {name}, on which no "
-                    "threshold may be fitted; remove them from the seeds, or leave the set out"
-                )
+        return before - sum(map(len, parts.values()))
 
     def synthesize(self) -> dict[str, Any]:
         """Grow the training seeds by the strategies that are asked for."""

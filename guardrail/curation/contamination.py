@@ -26,6 +26,7 @@ _SETTINGS = {
     *("ngram", "near_duplicate", "permutations", "shingle", "shingle_unit"),
     *("semantic_duplicate", "semantic_encoder", "trusted_sources"),
 }
+_LINEAGE = ["id", "parent_id", "seed_id"]
 _TEXTS_AT_ONCE = 1000  # whose products with all evaluation texts are in memory
 _FEW_LETTERS = 4  # of fewer, letters alone do not say which text it is
 
@@ -69,9 +70,6 @@ class Decontamination:
         }:
             contaminated |= more
         return functools.partial(_drops_with_descendants, index, contaminated)
-
-
-_LINEAGE = ["id", "parent_id", "seed_id"]
 
 
 def _contaminated(index: "Index", ancestors: pa.Array, batch: pa.Table) -> pa.Table:

@@ -44,11 +44,12 @@ def test_seeds_that_guards_are_measured_on_set_no_threshold(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text('{"id": "1", "text": "Bake", "response": null, "unsafe": false}\n')
     rounds = Rounds(None, LoopSettings(evaluation=[str(path)]), None)
-    for part in ("validation", "held_out"):
-        parts = {"train": [], "validation": [], "held_out": [], part: [BENIGN]}
-        with pytest.raises(ValueError, match="1 seeds that are not trained on are texts of the evaluation set mine"):
-            rounds._check_never_measured_on(parts)
-    rounds._check_never_measured_on({"train": [BENIGN], "validation": [UNSAFE], "held_out": [UNSAFE]})
+    parts = {name: [BENIGN, UNSAFE] for name in ("train", "validation", "held_out")}
+    assert rounds._without_measured(parts) == 2
+    assert parts == {"train": [BENIGN, UNSAFE], "validation": [UNSAFE], "held_out": [UNSAFE]}  # curation sees to train
+    named = make_record("steal", unsafe=True, source="xstest:prompts")
+    with pytest.raises(ValueError, match="xstest is an evaluation set"):
+        rounds._without_measured({**parts, "validation": [named]})
 
 
 def test_embedded_texts_train_beside_the_embedded_seeds_alone_and_short_ones_come_first(tmp_path):
