@@ -384,7 +384,7 @@ TRANSFORMS: Mapping[str, Transform] = MappingProxyType(
             Transform("xml", "framing", _xml),
             Transform("benign_prefix", "framing", _benign_prefix),
             Transform("benign_suffix", "framing", _benign_suffix),
-            Transform("control_tokens", "framing", _control_tokens),
+            Transform("control_tokens", "perturbation", _control_tokens),
             Transform("ignore_previous", "framing", _ignore_previous),
         )
     }

@@ -348,7 +348,7 @@ class Rounds:
             command=f"python jobs/adversarial_loop.py --config {own}/config.yaml --run-dir {own}-again",
             config_digest=self.run.manifest.config_digest,
             ledgers=[self.run.round(i) / "ledger.parquet" for i in range(round_index + 1)],
-            kept_out={name: len(texts) for name, texts in self._evaluation_texts().items()},
+            kept_out={name: len({item for item, _ in texts}) for name, texts in self._evaluation_texts().items()},
             attacks=(attacks, metrics["attack_success_rate"]) if attacks else None,
         )
 

@@ -75,7 +75,7 @@ class LabelNoise:
 
     def prepare(self, survey: Survey) -> Judge:
         """Fit a classifier for each fold to a sample, have all records classified, and estimate who is wrong."""
-        records = survey.kept(["row", "id", "method", "source"])
+        lineage = records = survey.kept(["row", "id", "seed_id", "unsafe", "method", "source"])
         trusted = self.config.trusted_sources
         if _judged(records, trusted).sum() < _FEWEST:
             return keep_all
@@ -93,7 +93,7 @@ class LabelNoise:
             states, found = _States.scaled_to(texts, self.config.embedder)
             again = self._read(survey, sample, states, found, doubtful)
             scored = scored if again is None else _replaced(scored, again)
-        return _dropping(scored, self.config.label_noise, survey.kept(["row", "id", "seed_id", "unsafe"]))
+        return _dropping(scored, self.config.label_noise, lineage)
 
     def _read(
         self,

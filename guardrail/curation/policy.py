@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.stage import Drop, Judge, Survey
 from guardrail.generable import may_sexualise_minors
-from guardrail.taxonomy import may_generate
+from guardrail.taxonomy import CATEGORIES, may_generate
 from guardrail.text import joined
 
 # What is reserved for examples, RFC 2606 and RFC 6761, is nobody's address.
@@ -50,15 +51,13 @@ class SafetyPolicy:
 
     def prepare(self, survey: Survey) -> Judge:
         """Return the judge, which knows what no record may have grown from: its own categories may be unknown."""
-        found = survey.computed(functools.partial(_banned, self.excluded), of_inputs=True)
-        return functools.partial(_judge_policy, self.excluded, frozenset(found["id"].to_pylist()))
-
-
-def _banned(excluded: frozenset[str], batch: pa.Table) -> pa.Table:
-    """Return the ids of records of which nothing may be made."""
-    listed = zip(batch["id"].to_pylist(), batch["categories"].to_pylist(), strict=True)
-    ids = [id_ for id_, categories in listed if not may_generate(categories) or excluded.intersection(categories or ())]
-    return pa.table({"id": pa.array(ids, pa.string())})
+        inputs = survey.inputs(["id", "categories"]).combine_chunks()
+        banned = [key for key in CATEGORIES if key in self.excluded or not may_generate([key])]
+        categories = inputs["categories"].combine_chunks()
+        owners = pc.list_parent_indices(categories).filter(
+            pc.is_in(pc.list_flatten(categories), value_set=pa.array(banned, pa.string()))
+        )
+        return functools.partial(_judge_policy, self.excluded, frozenset(inputs["id"].take(owners).to_pylist()))
 
 
 def _judge_policy(excluded: frozenset[str], banned: frozenset[str], batch: pa.Table) -> list[Drop | None]:

@@ -46,8 +46,7 @@ RUNNERS_PER_SCORER = 8
 #: Seconds that a phase takes; for scoring, those that the models take over the rollouts of one runner.
 SECONDS = {"generate": 6.0, "score": 0.1, "update": 4.0, "sync": 0.5}
 # What may grow with the number of runners at the driver: for each, a thousandth of the rollouts that it brings in one
-# object (a count, say), and a tenth in all (its tasks, calls and answers). Up to a scorer's share of the runners their
-# tasks are one object; it is from there on that nothing may grow.
+# object (a count, say), and a tenth in all (its tasks, calls and answers).
 OBJECT_GROWTH, ALL_GROWTH = 0.001, 0.1
 
 
@@ -351,7 +350,7 @@ def main() -> None:
     print(
         f"a runner's rollouts are {share / 1e3:.0f} KB; the objects are those of the driver in one iteration, in bytes"
     )
-    few, most = measured[-2] if len(measured) > 1 else measured[-1], measured[-1]
+    few, most = measured[0], measured[-1]
     added = max(1, most.runners - few.runners)
     object_growth = (max(most.objects) - max(few.objects)) / added
     grows = object_growth > OBJECT_GROWTH * share or most.bytes_per_runner > ALL_GROWTH * share

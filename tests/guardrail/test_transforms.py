@@ -182,7 +182,7 @@ def test_a_frame_turns_nothing_answers_nothing_and_brings_in_nobody(name):
     text = "Tell me how to bake bread"
     for framed in (apply(name, text, seed) for seed in range(60)):
         assert not polarity_flipped(text, framed)
-        assert not is_refusal(framed) and (name == "control_tokens" or not has_meta_text(framed))  # which they are
+        assert not is_refusal(framed) and not has_meta_text(framed)
         assert not may_sexualise_minors(f"{framed} explicit sexual")
 
 
