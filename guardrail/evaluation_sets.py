@@ -69,6 +69,13 @@ def load_available_evaluations(
     return sets, missing
 
 
+def raise_missing(missing: Mapping[str, str], use: str) -> None:
+    """Raise ValueError, with the reasons, if there are registered sets that could not be loaded for a use."""
+    if missing:
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in missing.items())
+        raise ValueError(f"{len(missing)} of the registered sets could not be loaded, and are not {use}:{reasons}")
+
+
 def _name_beside(sets: Mapping[str, Any], name_or_file: str | Path) -> str:
     name = Path(name_or_file).name.split(".", 1)[0]
     if name in sets:

@@ -9,6 +9,7 @@ import functools
 import gzip
 import io
 import json
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+_UNDECODED = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is no UTF-8
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,11 @@ def read_rows(path: Path, *, levels: tuple[str, str, str] | None = None, lines: 
     """Return the rows of a CSV, TSV, JSON, JSON-lines (each perhaps gzipped) or parquet file.
 
     A .json file is an array of objects, or JSON lines, or, with `levels`, nested: {A: {B: [text]}} becomes rows whose
-    columns are the three levels. `lines` reads JSON lines whatever the name says. A row that cannot be parsed is
-    returned with its `problem`.
+    columns are the three levels. `lines` reads JSON lines whatever the name says. A row that cannot be parsed, or is
+    not UTF-8, is returned with its `problem`.
 
     Raises:
-        ValueError: the file is missing, unreadable, not UTF-8, empty, of another format, or broken as a whole.
+        ValueError: the file is missing, unreadable, empty, of another format, or broken as a whole.
     """
     suffixes = [suffix for suffix in path.suffixes if suffix.lower() != ".gz"]
     suffix = ".jsonl" if lines else suffixes[-1].lower() if suffixes else ""
@@ -55,10 +58,21 @@ def read_rows(path: Path, *, levels: tuple[str, str, str] | None = None, lines: 
     text = _read_text(path)
     if not text.strip():
         raise ValueError(f"{path} is empty")
+    if suffix in (".csv", ".tsv") and _UNDECODED.search(text.split("\n", 1)[0]):
+        raise ValueError(f"{path} is not UTF-8 (line 1, its header); save it as UTF-8")
     try:
-        return list(reader(text))
+        rows = list(reader(text))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    if _UNDECODED.search(text):
+        return [_undecoded_told(row) for row in rows]
+    return rows
+
+
+def _undecoded_told(row: SourceRow) -> SourceRow:
+    if row.problem or not _UNDECODED.search(json.dumps(row.values, ensure_ascii=False)):
+        return row
+    return SourceRow(row.where, {}, "is not UTF-8; save it as UTF-8")
 
 
 def raise_problems(path: Path, problems: Sequence[str], shown: int = 10) -> None:
@@ -90,6 +104,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def _read_text(path: Path) -> str:
+    """Return what a file says, bytes that are no UTF-8 as `_UNDECODED`."""
     try:
         data = path.read_bytes()
         if path.suffix.lower() == ".gz":
@@ -98,11 +113,8 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path} does not exist") from None
     except (OSError, EOFError, zlib.error) as error:  # the last two: a gzip file that was cut short, or is broken
         raise ValueError(f"cannot read {path}: {error}") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path} is not UTF-8 (line {line}, byte {error.start}); save it as UTF-8") from None
+    # A byte that is no UTF-8 is the matter of the row that has it.
+    return data.decode("utf-8-sig", errors="surrogateescape")
 
 
 def _csv_rows(text: str, delimiter: str) -> Iterator[SourceRow]:

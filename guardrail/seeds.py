@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -85,17 +86,32 @@ def _embedded_seed(row: SourceRow, source: str) -> Record:
     )
 
 
-def load_seeds(path: Path) -> list[Record]:
-    """Return the user's seeds from a CSV, JSON-lines (.jsonl, .json) or parquet file.
+@dataclass(frozen=True)
+class LabelledRows:
+    """What a file of labelled rows holds.
+
+    Attributes:
+        records: of the rows that are right, in the file's order.
+        numbers: of their rows, from 1, the header not counted.
+        problems: what is wrong with each other row, by its number.
+        places: of all rows, as messages name them.
+    """
+
+    records: list[Record]
+    numbers: list[int]
+    problems: dict[int, list[str]]
+    places: list[str]
+
+
+def read_labelled(path: Path) -> LabelledRows:
+    """Return the labelled rows of a CSV, JSON-lines (.jsonl, .json) or parquet file.
 
     Columns: `text` and `unsafe` (true/false, 1/0, yes/no) are required. `categories` (a list, or keys separated by ; or
     |), `response`, `language`, `licence` and `source` may be absent or empty. Absent or empty categories are unknown
-    ones; an empty list says that none applies. `source` defaults to the name of the file. Of rows that repeat a text
-    with the same label the first is kept.
+    ones; an empty list says that none applies. `source` defaults to the name of the file.
 
     Raises:
-        ValueError: the file cannot be read, lacks a column or has an unknown one, or has bad rows: all of them are
-            found, ten are listed with their row, column and what to do; or two rows give one text different labels.
+        ValueError: the file cannot be read, has no rows, lacks a column or has an unknown one.
     """
     suffix = path.suffix.lower()
     if suffix not in SEED_SUFFIXES:
@@ -106,19 +122,30 @@ def load_seeds(path: Path) -> list[Record]:
     header = next((row.values for row in rows if not row.problem), None)
     if header is not None and suffix in (".csv", ".parquet"):  # one header for all rows: complain of it once
         raise_problems(path, list(_header_problems(header)))
-    records: list[Record] = []
-    places: list[str] = []
-    problems: list[str] = []
-    for row in rows:
+    result = LabelledRows([], [], {}, [row.where for row in rows])
+    for number, row in enumerate(rows, 1):
         fields, found = _seed_fields(row)
         if not found:
             try:
-                records.append(make_record(source=fields.pop("source", None) or path.name, **fields))
-                places.append(row.where)
+                result.records.append(make_record(source=fields.pop("source", None) or path.name, **fields))
+                result.numbers.append(number)
             except ValueError as error:  # what is left concerns the categories: a key, or a benign row that has some
-                found = [f"{row.where}, column 'categories': {error}"]
-        problems += found
-    kept, contradictions = _without_duplicates(records, places)
+                found = [f"column 'categories': {error}"]
+        if found:
+            result.problems[number] = found
+    return result
+
+
+def load_seeds(path: Path) -> list[Record]:
+    """Return the user's seeds from a file that `read_labelled` reads; of rows of one text and label the first.
+
+    Raises:
+        ValueError: as `read_labelled`; or the file has bad rows: all of them are found, ten are listed with their row,
+            column and what to do; or two rows give one text different labels.
+    """
+    rows = read_labelled(path)
+    kept, contradictions = _without_duplicates(rows.records, [rows.places[number - 1] for number in rows.numbers])
+    problems = [f"{rows.places[number - 1]}: {problem}" for number, found in rows.problems.items() for problem in found]
     raise_problems(path, problems + contradictions)
     return kept
 
@@ -178,13 +205,13 @@ def _header_problems(header: Mapping[str, Any]) -> Iterator[str]:
 def _seed_fields(row: SourceRow) -> tuple[dict[str, Any], list[str]]:
     """Return the arguments of `make_record` and what is wrong with the row."""
     if row.problem:
-        return {}, [f"{row.where} {row.problem}"]
-    problems = [f"{row.where}: {problem}" for problem in _header_problems(row.values)]
+        return {}, [row.problem]
+    problems = list(_header_problems(row.values))
     if problems:
         return {}, problems
 
     def complain(column: str, problem: str) -> None:
-        problems.append(f"{row.where}, column {column!r}: {problem}")
+        problems.append(f"column {column!r}: {problem}")
 
     fields: dict[str, Any] = {"text": row.values["text"]}
     if problem := text_problem(fields["text"]):

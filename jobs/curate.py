@@ -7,9 +7,10 @@ Inputs are parquet files of records, CSV or JSON-lines files of labelled rows, p
 seeds that rayguard ships, and "embedded-texts": what it ships for guards alone. The second form tells the story of one
 record of what the first wrote: its lineage, the stages it passed, where and why it was dropped.
 
-Exit status: 0 if all went well; 1 if a file cannot be read or is no record file, which the message names; 2 for a
-mistake in the settings; 3 if rows were set aside because they do not fit the record schema: OUTPUT/set_aside.parquet
-has file, row and reason of each, and all the others were curated.
+Exit status: 0 if all went well; 1 if a file cannot be read or has no records or labelled rows, which the message names,
+or if `--evaluation all` could not load a set, which was not kept out then; 2 for a mistake in the settings; 3 if rows
+were set aside because they fit no record: OUTPUT/set_aside.parquet has file, row and reason of each, and all the others
+were curated.
 """
 
 import itertools
@@ -18,19 +19,21 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
 from guardrail.curation import CurationConfig, curate
+from guardrail.curation.intake import SET_ASIDE
 from guardrail.curation.story import story
 from guardrail.dataset_registry import registry
 from guardrail.datasets import load_dataset_by_name
-from guardrail.evaluation_sets import evaluation_texts, load_evaluations
-from guardrail.records import Record, write_records
+from guardrail.evaluation_sets import evaluation_texts, load_available_evaluations, raise_missing
+from guardrail.records import Record, write_records, write_table
 from guardrail.rows import did_you_mean
-from guardrail.seeds import embedded_seeds, embedded_texts, load_seeds
+from guardrail.seeds import LabelledRows, embedded_seeds, embedded_texts, read_labelled
 from guardrail.text import digest
 from jobs.settings import JobSettings, load, save_beside
 from jobs.terminal import reported_errors, show_funnel
@@ -52,20 +55,26 @@ class CurateSettings(JobSettings):
     )
     output: Path = Field(description="folder of kept.parquet, ledger.parquet, funnel.json and set_aside.parquet")
     explain: str | None = Field(None, description="id of a record whose story to tell, of what is in the output folder")
-    evaluation: list[str] = Field([], description="evaluation sets to keep out, by name, or JSON-lines files")
+    evaluation: list[str] = Field(
+        [], description="evaluation sets to keep out, by name (all: every registered one), or JSON-lines files"
+    )
     data_dir: Path | None = Field(None, description="local copies of public data sets")
     curation: CurationConfig = CurationConfig()
 
 
-def _records_file(name: str, number: int, settings: CurateSettings) -> Path:
-    """Return the file of an input; what is no record file yet is written as one beside the output first."""
-    path = Path(name)
-    if path.suffix in (".csv", ".jsonl", ".json"):
-        records = load_seeds(path)
+def _records_file(name: str, number: int, settings: CurateSettings) -> tuple[Path, LabelledRows | None]:
+    """Return the file of an input, and the labelled rows it was made of, if it was.
+
+    What is no record file yet is written as one beside the output first.
+    """
+    path, rows = Path(name), None
+    if path.suffix.lower() in (".csv", ".jsonl", ".json"):
+        rows = read_labelled(path)
+        records = rows.records
     elif name in EMBEDDED:
         records = EMBEDDED[name]()
     elif path.exists():
-        return path
+        return path, None
     elif name not in registry():
         known = sorted([*EMBEDDED, *(each for each, item in registry().items() if item.use != "eval")])
         nearest = did_you_mean(name, known)
@@ -79,7 +88,7 @@ def _records_file(name: str, number: int, settings: CurateSettings) -> Path:
     written = settings.output.with_name(f"{settings.output.name}.{number}-{path.stem}.parquet")
     written.parent.mkdir(parents=True, exist_ok=True)
     write_records(records, written)
-    return written
+    return written, rows
 
 
 def evenly_drawn(records: Sequence[Record], most: int, seed: int) -> list[Record]:
@@ -99,21 +108,44 @@ def _curate(settings: CurateSettings) -> None:
         raise ValueError("nothing to curate: --input takes files of records and names of public sets")
     if idle := sorted(settings.at_most.keys() - ({*settings.input} & registry().keys())):
         raise ValueError(f"at_most names {', '.join(idle)}, which --input does not name or which is no public set")
-    evaluation = load_evaluations(settings.evaluation, settings.data_dir)
+    evaluation, missing = load_available_evaluations(settings.evaluation, settings.data_dir)
     inputs = [_records_file(name, number, settings) for number, name in enumerate(settings.input, 1)]
-    if not evaluation:
+    if not settings.evaluation:
         print("no --evaluation: texts that guards are measured on are not kept out", file=sys.stderr)
     with connect(address=settings.cluster.address):
         plan = plan_for_cluster(num_env_runners=0, num_learners=0, num_guard_workers=0)
         report = curate(
-            inputs,
+            [path for path, _ in inputs],
             settings.output,
             settings.curation,
             evaluation=evaluation_texts(evaluation),
             num_cpus=plan.data_task_cpus,
         )
+    for name, (path, rows) in zip(settings.input, inputs, strict=True):
+        if rows is not None:
+            _set_aside_as_written(settings.output / "set_aside.parquet", name, path, rows)
     save_beside(settings, settings.output)
     show_funnel(report)
+    raise_missing(missing, "kept out")
+
+
+def _set_aside_as_written(set_aside: Path, name: str, records: Path, rows: LabelledRows) -> None:
+    """Name rows that were set aside by the user's own file and its rows, and add those that made no record.
+
+    Args:
+        set_aside: parquet file of `SET_ASIDE`.
+        name: the user's file.
+        records: the record file that was made of it.
+        rows: what it holds.
+    """
+    told = pq.read_table(set_aside).to_pylist()
+    for row in told:
+        if row["file"] == str(records):
+            row |= {"file": name, "row": rows.numbers[row["row"] - 1]}
+    told += [
+        {"file": name, "row": number, "reason": "; ".join(found), "id": None} for number, found in rows.problems.items()
+    ]
+    write_table(pa.Table.from_pylist(told, SET_ASIDE), set_aside)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from guardrail.evaluation import evaluate_set
-from guardrail.evaluation_sets import ALL_SETS, load_available_evaluations
+from guardrail.evaluation_sets import ALL_SETS, load_available_evaluations, raise_missing
 from guardrail.guard import Guard
 from guardrail.published import published_on
 from guardrail.remote import RemoteGuard, open_guard
@@ -78,11 +78,7 @@ def main(arguments: Sequence[str]) -> None:
         finally:  # what was asked of a service may have taken hours, and money
             if metrics:
                 _report(settings, guard, metrics)
-        if missing:
-            reasons = "".join(f"\n  {name}: {reason}" for name, reason in missing.items())
-            raise ValueError(
-                f"{len(missing)} of the registered sets could not be loaded, and are not measured:{reasons}"
-            )
+        raise_missing(missing, "measured")
 
 
 def _report(settings: EvaluateSettings, guard: Guard | RemoteGuard, metrics: dict[str, Any]) -> None:

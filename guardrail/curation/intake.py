@@ -32,7 +32,8 @@ def take_in(paths: Sequence[Path], folder: Path, set_aside: Path, rows_per_file:
 
     A row fits if its values have the types of the record schema or can be cast to them, its text is neither empty nor
     longer than `LONGEST`, its strings are UTF-8, and its categories are known and none if it is benign. Rows of one id
-    that people labelled differently do not fit; what was generated is the stages' business.
+    that people labelled differently do not fit, nor does what grew from them; what else was generated is the stages'
+    business.
 
     Args:
         paths: parquet files of records; they are read twice, and never as a whole.
@@ -94,7 +95,7 @@ def checked(table: pa.Table, twice: pa.Array | None = None) -> tuple[pa.Table, p
 
     Args:
         table: has the columns of the record schema, of any type; `place` counts its rows from 0.
-        twice: ids whose rows do not fit, because they have two labels.
+        twice: ids whose rows, and what grew from them, do not fit, because they have two labels.
 
     Raises:
         ValueError: a column is of a type that cannot be cast to the schema's.
@@ -104,6 +105,7 @@ def checked(table: pa.Table, twice: pa.Array | None = None) -> tuple[pa.Table, p
     ids = columns["id"]
     if twice is not None:
         problems.add(pc.is_in(ids, value_set=twice), "contradictory labels")
+        problems.add(pc.is_in(columns["seed_id"], value_set=twice), "its seed has contradictory labels")
     for name in ("text", "response"):
         problems.add(pc.greater(pc.binary_length(columns[name]), LONGEST), f"{name} over {LONGEST:,} bytes")
     problems.add(pc.equal(pc.utf8_trim_whitespace(columns["text"]), ""), "empty text")

@@ -151,8 +151,8 @@ def test_a_users_seeds_are_read_alike_from_every_format(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"text": "a", "unsafe": "maybe"}], r"row 1 \(line 2\), column 'unsafe': 'maybe' is no truth value"),
-        ([{"text": " ", "unsafe": "no"}], r"row 1 \(line 2\), column 'text': is empty"),
+        ([{"text": "a", "unsafe": "maybe"}], r"row 1 \(line 2\): column 'unsafe': 'maybe' is no truth value"),
+        ([{"text": " ", "unsafe": "no"}], r"row 1 \(line 2\): column 'text': is empty"),
         ([{"text": "a", "unsafe": "yes", "categories": "hatte"}], r"column 'categories': .*did you mean 'hate'"),
         ([{"text": "a", "unsafe": "no", "categories": "hate"}], r"column 'categories': a benign record"),
         ([{"txt": "a", "unsafe": "no"}], r"unknown column 'txt'; did you mean 'text'"),
@@ -169,7 +169,8 @@ def test_a_bad_row_is_named_with_its_column(tmp_path, rows, message):
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"text,unsafe\n\xff,no\n", "not UTF-8 .line 2"),
+        (b"text,unsafe\na,no\n\xff,no\n", r"row 2 \(line 3\): is not UTF-8"),
+        (b"text,unsafe,\xff\na,no,b\n", r"not UTF-8 \(line 1"),
         (b'text,unsafe\n"a,no\n', "not readable as CSV from line 2"),
     ],
 )

@@ -5,6 +5,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from guardrail.curation import CurationReport
@@ -76,13 +77,41 @@ def test_rows_that_were_set_aside_are_told_by_the_exit_status(tmp_path, curated,
     assert "2 rows set aside (empty text 2)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("row", "message"), [(b"Good morning,perhaps\n", "row 1"), (b"\xff\xfe,yes\n", "not UTF-8 (line 2")]
-)
-def test_bad_rows_of_a_table_are_refused_by_their_number(tmp_path, curated, capsys, row, message):
-    (tmp_path / "mine.csv").write_bytes(b"text,unsafe\n" + row)
+def test_bad_rows_of_a_file_of_labelled_rows_are_set_aside_by_their_number(tmp_path, curated, capsys):
+    rows, output = tmp_path / "mine.csv", tmp_path / "out"
+    lines = [b"a,no", b"b,perhaps", b"\xff\xfe,yes", b"c,no", b"a,no", b",no"]
+    rows.write_bytes(b"text,unsafe\n" + b"\n".join(lines))
+    made = output.with_name("out.2-mine.parquet")
+    other = tmp_path / "other.parquet"
+    write_records([], other)
+    curated.aside = [
+        {"file": str(file), "row": 2, "reason": "too long", "id": "id"} for file in (other, made)
+    ]  # as intake would
+    assert ended(["--input", str(other), str(rows), "--output", str(output)]) == 3
+    assert [record["text"] for record in read_records(made)] == ["a", "c", "a"]
+    aside = [tuple(row.values()) for row in pq.read_table(output / "set_aside.parquet").to_pylist()]
+    assert aside[:2] == [(str(other), 2, "too long", "id"), (str(rows), 4, "too long", "id")]
+    assert [(row, reason.split(";")[0]) for _, row, reason, _ in aside[2:]] == [
+        (2, "column 'unsafe': 'perhaps' is no truth value"),
+        (3, "is not UTF-8"),
+        (6, "column 'text': is empty"),
+    ]
+    assert {file for file, *_ in aside[2:]} == {str(rows)}
+    assert "5 rows set aside" in capsys.readouterr().err
+
+
+def test_a_file_of_labelled_rows_without_a_label_is_refused(tmp_path, curated, capsys):
+    (tmp_path / "mine.csv").write_text("text\nGood morning\n")
     assert ended(["--input", str(tmp_path / "mine.csv"), "--output", str(tmp_path / "out")]) == 1
-    assert message in capsys.readouterr().err and curated.paths is None
+    assert "'unsafe' is missing" in capsys.readouterr().err and curated.paths is None
+
+
+def test_evaluation_sets_that_cannot_be_loaded_are_told(tmp_path, curated, capsys, monkeypatch):
+    monkeypatch.setattr(curate, "load_available_evaluations", lambda names, data_dir: ({}, {"xstest": "it is gated"}))
+    assert ended(["--input", "embedded", "--evaluation", "all", "--output", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert "not kept out:" in said and "xstest: it is gated" in said and "no --evaluation" not in said
+    assert curated.paths is not None
 
 
 def test_without_inputs_there_is_nothing_to_curate(tmp_path, capsys):
