@@ -5,7 +5,7 @@ A one-step environment: the observation is a prompt made from a goal and a style
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -48,6 +48,10 @@ class Rollout:
     weights_version: int
 
 
+#: What a runner hands on: its tasks, so that nobody must keep them beside a reference, and their rollouts.
+Share: TypeAlias = tuple[Sequence[Task], Sequence[Rollout]]
+
+
 class VLLMEnvRunner(EnvRunner):
     """Samples groups of completions; its weights are the base model's plus what the learners last sent."""
 
@@ -75,8 +79,8 @@ class VLLMEnvRunner(EnvRunner):
         """Return the stand-in spaces."""
         return {INPUT_ENV_SPACES: (SPACE, SPACE), DEFAULT_MODULE_ID: (SPACE, SPACE)}
 
-    def sample(self, *, tasks: Sequence[Task], seed: int, at_least: int = 0, **_: Any) -> list[Rollout]:
-        """Return `group_size` rollouts for each task, those of a task in a row.
+    def sample(self, *, tasks: Sequence[Task], seed: int, at_least: int = 0, **_: Any) -> Share:
+        """Return the tasks with `group_size` rollouts for each, those of a task in a row.
 
         Raises:
             StaleWeightsError: the weights in use are older than version `at_least`.
@@ -91,11 +95,12 @@ class VLLMEnvRunner(EnvRunner):
             max_new_tokens=self.adversary.max_new_tokens,
             temperature=self.adversary.temperature,
         )
-        return [
+        rollouts = [
             Rollout(ids, completion, self.weights_version)
             for ids, group in zip(prompts, groups, strict=True)
             for completion in group
         ]
+        return tasks, rollouts
 
     def probe(self, token_ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Return the engine's log-probabilities of fixed token ids, to be compared with the learner's."""

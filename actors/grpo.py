@@ -276,11 +276,8 @@ class GRPO(Algorithm):
         runners = group.healthy_env_runner_ids()
         shares = [list(tasks[i :: len(runners)]) for i in range(len(runners))]
         started = {
-            runner: (
-                share,
-                group._worker_manager.actors()[runner].sample.remote(
-                    tasks=share, seed=seed * 1000 + i, at_least=self.weight_sync.version
-                ),
+            runner: group._worker_manager.actors()[runner].sample.remote(
+                tasks=share, seed=seed * 1000 + i, at_least=self.weight_sync.version
             )
             for i, (runner, share) in enumerate(zip(runners, shares, strict=True))
             if share
@@ -318,7 +315,7 @@ class GRPO(Algorithm):
         A worker that is free takes its share of what waits: the models get what several runners made at once, and the
         runners that are still at work do not wait for it.
         """
-        generating = {rollouts: runner for runner, (_, rollouts) in asked.shares.items()}
+        generating = {share: runner for runner, share in asked.shares.items()}
         places = {runner: place for place, runner in enumerate(asked.shares)}
         waiting: list[int] = []
         scoring: dict[ray.ObjectRef, tuple[list[int], Any, ray.ObjectRef]] = {}
@@ -348,9 +345,7 @@ class GRPO(Algorithm):
             waiting.sort(key=places.__getitem__)
             for part in dealt(waiting, len(self._workers))[: len(free)]:
                 worker = free.pop(0)
-                receipt, result = self._have_scored(
-                    worker, [(places[runner], *asked.shares[runner]) for runner in part]
-                )
+                receipt, result = self._have_scored(worker, [(places[runner], asked.shares[runner]) for runner in part])
                 scoring[receipt] = part, worker, result
                 del waiting[: len(part)]
         self._add_seconds("generate", generated - begun)
@@ -363,7 +358,7 @@ class GRPO(Algorithm):
         return scored
 
     def _have_scored(
-        self, worker: Any, shares: Sequence[tuple[int, Sequence[Task], ray.ObjectRef]]
+        self, worker: Any, shares: Sequence[tuple[int, ray.ObjectRef]]
     ) -> tuple[ray.ObjectRef, ray.ObjectRef]:
         """Have a worker score runners' shares; return references of which were lost, and of what came of the rest."""
         score = worker.score.options(num_returns=2)
@@ -434,11 +429,11 @@ _OWN_STATE = ("_samples", "_weights_version", "_iteration_in_round")
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """Tasks that runners are at: by runner its share and the reference of its rollouts."""
+    """Tasks that runners are at: by runner the reference of its share."""
 
     tasks: list[Task]
     seed: int
-    shares: dict[int, tuple[list[Task], ray.ObjectRef]]
+    shares: dict[int, ray.ObjectRef]
 
 
 def dealt(waiting: Sequence[int], workers: int) -> list[list[int]]:

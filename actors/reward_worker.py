@@ -22,7 +22,7 @@ from actors import rewards
 from actors.archive import Archive, Find, category_of
 from actors.attempts import attempts_table, float_lists, write_attempts
 from actors.config import AdversaryConfig
-from actors.env_runner import Rollout, StaleWeightsError, Task
+from actors.env_runner import Rollout, Share, StaleWeightsError, Task
 from actors.gate import MALFORMED, Attempt, rejection
 from actors.judges import Vote, label_kept
 from actors.loss import Row, group_advantages, imitation_advantages, train_batches
@@ -122,7 +122,7 @@ class RewardWorker:
         self,
         setup: Sequence[ray.ObjectRef],
         iteration: int,
-        shares: Sequence[tuple[int, Sequence[Task], ray.ObjectRef]],
+        shares: Sequence[tuple[int, ray.ObjectRef]],
         archived: np.ndarray,
     ) -> tuple[list[int], Scored]:
         """Score, reward and write down the rollouts of some runners; return who died, and what the rest needs of them.
@@ -134,32 +134,31 @@ class RewardWorker:
         Args:
             setup: the round's, as a reference in a list.
             iteration: within the round.
-            shares: for each runner which of the iteration's shares it has, what was asked of it, and a reference of
-                its rollouts, those of a task in a row.
+            shares: for each runner which of the iteration's shares it has, and a reference of it.
             archived: embeddings of earlier successes, for novelty.
         """
-        made: list[tuple[int, Sequence[Task], Sequence[Rollout]]] = []
+        made: list[tuple[int, Share]] = []
         dead = []
-        for index, (place, tasks, rollouts) in enumerate(shares):
+        for index, (place, share) in enumerate(shares):
             try:
-                made.append((place, tasks, self._read(rollouts)))
+                made.append((place, self._read(share)))
             except (RayActorError, StaleWeightsError):
                 dead.append(index)
         return dead, self._score(self._round(setup), iteration, made, archived) if made else Scored({}, {}, Tally())
 
-    def _read(self, rollouts: ray.ObjectRef) -> Sequence[Rollout]:
-        return ray.get(rollouts)
+    def _read(self, share: ray.ObjectRef) -> Share:
+        return ray.get(share)
 
     def _score(
         self,
         round_: RoundSetup,
         iteration: int,
-        shares: Sequence[tuple[int, Sequence[Task], Sequence[Rollout]]],
+        shares: Sequence[tuple[int, Share]],
         archived: np.ndarray,
     ) -> Scored:
         size = self.config.group_size
-        tasks = [task for _, of_share, _ in shares for task in of_share]
-        rollouts = [rollout for _, _, of_share in shares for rollout in of_share]
+        tasks = [task for _, (of_share, _) in shares for task in of_share]
+        rollouts = [rollout for _, (_, of_share) in shares for rollout in of_share]
         styles = [STYLE[task.style] for task in tasks for _ in range(size)]
         goals = [round_.goals[task.goal] for task in tasks for _ in range(size)]
         texts = [goal["text"] for goal in goals]
@@ -220,7 +219,7 @@ class RewardWorker:
         places = [task.goal for task in tasks for _ in range(size)]
         table = attempts_table(self._goals, places, columns, measured)
         first = 0
-        for place, _, of_share in shares:
+        for place, (_, of_share) in shares:
             write_attempts(table.slice(first, len(of_share)), Path(round_.directory), iteration, place)
             first += len(of_share)
         groups = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]

@@ -46,7 +46,7 @@ def algorithm(scorer, tmp_path):
     algorithm._workers, algorithm._directory = [scorer], tmp_path
     algorithm._setup, algorithm._archived, algorithm._iteration_in_round = [], None, 0
     algorithm.phase_seconds, algorithm.weight_sync, algorithm.env_runner_group = {}, Mock(), Mock()
-    algorithm._send_tasks = Mock(side_effect=lambda tasks, seed: _Asked(tasks, seed, {1: (tasks, "rollouts")}))
+    algorithm._send_tasks = Mock(side_effect=lambda tasks, seed: _Asked(tasks, seed, {1: "rollouts"}))
     return algorithm
 
 
@@ -154,12 +154,12 @@ def test_a_learner_that_ray_killed_for_its_memory_is_dead():
 @pytest.mark.parametrize("death", [DEAD, StaleWeightsError("old")], ids=["dead", "back without weights"])
 def test_an_attackers_death_loses_its_share_alone(death):
     score = Mock(return_value=Scored({}, {}, Tally()))
-    worker = reward_worker(_read=Mock(side_effect=[death, ["rollout"]]), _score=score)
-    dead, _ = worker.score([], 0, [(0, TASKS, "first"), (1, TASKS, "second")], None)
-    assert dead == [0] and score.call_args.args[2] == [(1, TASKS, ["rollout"])]
+    worker = reward_worker(_read=Mock(side_effect=[death, (TASKS, ["rollout"])]), _score=score)
+    dead, _ = worker.score([], 0, [(0, "first"), (1, "second")], None)
+    assert dead == [0] and score.call_args.args[2] == [(1, (TASKS, ["rollout"]))]
 
 
 def test_a_judges_death_is_not_taken_for_an_attackers():
-    worker = reward_worker(_read=Mock(return_value=["rollout"]), _score=Mock(side_effect=DEAD))
+    worker = reward_worker(_read=Mock(return_value=(TASKS, ["rollout"])), _score=Mock(side_effect=DEAD))
     with pytest.raises(RayActorError, match="the scorer died 4 times"):
-        worker.score([], 0, [(0, TASKS, "first")], None)
+        worker.score([], 0, [(0, "first")], None)

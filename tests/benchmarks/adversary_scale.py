@@ -30,7 +30,7 @@ from ray.util import deregister_serializer, register_serializer
 from actors import grpo
 from actors.config import AdversaryConfig
 from actors.engine import Completion
-from actors.env_runner import Rollout, Task
+from actors.env_runner import Rollout, Share, Task
 from actors.grpo import GRPO, GRPOConfig
 from actors.reward_worker import RewardWorker
 from actors.scorer import Meaning
@@ -83,7 +83,7 @@ class TimedRunner:
         space: Any = gymnasium.spaces.Discrete(2)
         return {"__env__": (space, space), "default_policy": (space, space)}
 
-    def sample(self, *, tasks: Sequence[Any], seed: int, **__: Any) -> list[tuple[Any, ...]]:
+    def sample(self, *, tasks: Sequence[Any], seed: int, **__: Any) -> tuple[Sequence[Any], list[tuple[Any, ...]]]:
         begun, random = time.monotonic(), np.random.default_rng(seed)
         rollouts: list[tuple[Any, ...]] = []
         for task in tasks:
@@ -95,7 +95,7 @@ class TimedRunner:
                 text = " ".join(random.choice(words, size=40))
                 rollouts.append((prompt, tokens, logprobs, text))
         time.sleep(max(0.0, SECONDS["generate"] - (time.monotonic() - begun)))
-        return rollouts
+        return tasks, rollouts
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         if "rl_module" in state:
@@ -151,10 +151,11 @@ class TimedRewardWorker(RewardWorker):
         self.scorer: Any = TimedModels()
         self._setup = self._archive = None
 
-    def _read(self, rollouts: Any) -> Sequence[Rollout]:
-        return [
+    def _read(self, share: Any) -> Share:
+        tasks, rollouts = ray.get(share)
+        return tasks, [
             Rollout(prompt, Completion(tokens, logprobs, text, finished=True), weights_version=0)
-            for prompt, tokens, logprobs, text in ray.get(rollouts)
+            for prompt, tokens, logprobs, text in rollouts
         ]
 
 
@@ -326,7 +327,7 @@ def rollout_bytes() -> int:
     context = ray._private.worker.global_worker.get_serialization_context()
     with mock.patch.dict(SECONDS, generate=0.0):
         tasks = [SimpleNamespace(text=seed["text"]) for seed in embedded_seeds()[:GROUPS]]
-        rollouts = TimedRunner(worker_index=0).sample(tasks=tasks, seed=0)
+        _, rollouts = TimedRunner(worker_index=0).sample(tasks=tasks, seed=0)
     return context.serialize(rollouts).total_bytes
 
 

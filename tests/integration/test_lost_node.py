@@ -63,7 +63,7 @@ def lose_node(cluster, add_node, algorithm, *, generated):
         algorithm._send_tasks = send_tasks
         asked = send_tasks(*arguments)
         if generated:
-            rollouts = [ref for _, ref in asked.shares.values()]
+            rollouts = list(asked.shares.values())
             ray.wait(rollouts, num_returns=len(rollouts), fetch_local=False)
         cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
         add_node()
