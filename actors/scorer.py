@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from guardrail.backends import token_batches
 from guardrail.embedding import Embedder
-from guardrail.guard import UNSAFE, Guard, token_batches
+from guardrail.guard import UNSAFE, Guard
 from guardrail.intent import IntentModel, sentence_embedding
 from guardrail.models import resolve
 from guardrail.remote import open_guard, unsafe_scores

@@ -34,10 +34,12 @@ class Backend(Protocol):
     Attributes:
         name: of it.
         batch_tokens: that are best read at once, padding included.
+        call_tokens: that could be read in the time a call takes beside reading; 0: no batch has padding.
     """
 
     name: BackendName
     batch_tokens: int
+    call_tokens: int
 
     def logits(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """Return the logits of a batch, float32 [batch, labels].
@@ -48,9 +50,7 @@ class Backend(Protocol):
         """
 
 
-def token_batches(
-    order: Iterable[int], lengths: Sequence[int], budget: int, most_padding: int | None = None
-) -> list[list[int]]:
+def token_batches(order: Iterable[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Cut `order` into consecutive batches of at most `budget` tokens, padding to the longest included.
 
     A single item longer than the budget gets a batch of its own.
@@ -59,18 +59,41 @@ def token_batches(
         order: indices of items.
         lengths: tokens of each item.
         budget: tokens of a batch.
-        most_padding: of them that are padding; None: any number.
     """
     batches: list[list[int]] = []
-    longest = tokens = 0
+    longest = 0
     for index in order:
-        longest, tokens = max(longest, lengths[index]), tokens + lengths[index]
-        padded = longest * (len(batches[-1]) + 1) if batches else 0
-        if not batches or padded > budget or (most_padding is not None and padded - tokens > most_padding):
+        longest = max(longest, lengths[index])
+        if not batches or longest * (len(batches[-1]) + 1) > budget:
             batches.append([])
-            longest = tokens = lengths[index]
+            longest = lengths[index]
         batches[-1].append(index)
     return batches
+
+
+def cheapest_batches(lengths: Sequence[int], budget: int, call: int) -> list[list[int]]:
+    """Cut items into batches that cost least: the tokens of each, padding included, and `call` for each.
+
+    Those of a batch are about as long, and at most `budget` tokens; a single item longer than that gets its own.
+
+    Args:
+        lengths: tokens of each item, at least 1.
+        budget: tokens of a batch, padding to the longest included.
+        call: tokens that a batch costs beside its own.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    cost, first = [0.0], [0]  # of the cheapest batches of the shortest items, and where the last of these begins
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        begins = range(max(0, end - max(1, budget // longest)), end)
+        least, begin = min((cost[begin] + (end - begin) * longest + call, begin) for begin in begins)
+        cost.append(least)
+        first.append(begin)
+    batches, end = [], len(order)
+    while end:
+        batches.append(order[first[end] : end])
+        end = first[end]
+    return batches[::-1]
 
 
 class TorchBackend:
@@ -80,7 +103,8 @@ class TorchBackend:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.eval()
-        self.batch_tokens = CPU_BATCH_TOKENS if model.device.type == "cpu" else 4096
+        on_cpu = model.device.type == "cpu"
+        self.batch_tokens, self.call_tokens = (CPU_BATCH_TOKENS, 64) if on_cpu else (4096, 1024)
 
     @torch.inference_mode()
     def logits(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
@@ -97,6 +121,7 @@ class OnnxBackend:
     """
 
     batch_tokens = CPU_BATCH_TOKENS
+    call_tokens = 0  # a call takes as long as some eight tokens, and a mask in the model longer than such calls
 
     def __init__(self, file: Path) -> None:
         try:
@@ -117,10 +142,12 @@ class OnnxBackend:
             )
         except Exception as error:  # those of ONNX Runtime have no class in common
             raise ValueError(f"ONNX Runtime {onnxruntime.__version__} cannot read {file} ({error})") from error
+        self._inputs = {each.name for each in self._session.get_inputs()}  # earlier exports have a mask
 
     def logits(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """Return the logits; see `Backend.logits`."""
-        (logits,) = self._session.run(["logits"], {"input_ids": input_ids, "attention_mask": attention_mask})
+        given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        (logits,) = self._session.run(["logits"], {name: given[name] for name in self._inputs})
         return logits
 
 

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from guardrail.backends import Backend, BackendName, TorchBackend, load_backend, token_batches
+from guardrail.backends import Backend, BackendName, TorchBackend, cheapest_batches, load_backend
 from guardrail.deobfuscation import deciphered
 from guardrail.fitted_on import FittedOn, FittedOnEvaluationSet
 from guardrail.reading import Conversation, Exchange, Readable, Window, messages_read, windows
@@ -37,7 +37,6 @@ LABELS: tuple[str, ...] = (UNSAFE, *CATEGORIES)
 GUARD_FILE = "guard.json"
 FORMAT = 1
 
-_PADDED = 8  # a batch may be padding in one part of so many
 _WORD = re.compile(r"\w+")
 _ODD_CASE = 1 / 3  # of a text's words, above which capitals are a disguise
 _DIGESTED = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
@@ -259,12 +258,34 @@ class Guard:
         Example:
             >>> guard.classify(["Hello", Exchange("Name a tea.", "Oolong."), [{"role": "user", "content": "Hello"}]])
         """
-        parts, windows, logits = self._read(texts)
-        read: list[list[tuple[_Part, Window, float]]] = [[] for _ in texts]
-        for part, window, score in zip(parts, windows, self._calibrated(logits)[:, 0], strict=True):
-            read[part.row].append((part, window, float(score)))
-        scores = self._calibrated(_highest(parts, logits, len(texts)))
-        return [self._verdict(*each) for each in zip(scores, read, strict=True)]
+        return self.judge(self.prepare(texts))
+
+    def prepare(self, texts: Sequence[Readable | Conversation]) -> list["Prepared"]:
+        """Return what the model is to read of each text, for `judge`; the half of `classify` that needs no model.
+
+        Raises:
+            TypeError, ValueError: as `classify`.
+        """
+        if isinstance(texts, str):
+            raise TypeError("a guard reads a list of texts, not a text alone: give it in a list")
+        parts = [list(_parts(row, text)) for row, text in enumerate(texts)]
+        together = [part.reading for of_text in parts for part in of_text]
+        found = iter(windows(together, self.tokenizer, self.card.window))
+        return [Prepared(tuple((part, w) for part in of_text for w in next(found))) for of_text in parts]
+
+    def judge(self, prepared: Sequence["Prepared"]) -> list[Verdict]:
+        """Return a verdict for each text that this guard has prepared.
+
+        Raises:
+            FloatingPointError: as `classify`.
+        """
+        logits = self._logits(prepared)
+        of_windows = iter(self._calibrated(logits)[:, 0].tolist())
+        scores = self._calibrated(_highest(prepared, logits))
+        return [
+            self._verdict(of_text, [(part, window, next(of_windows)) for part, window in each.read])
+            for of_text, each in zip(scores, prepared, strict=True)
+        ]
 
     def _verdict(self, scores: np.ndarray, read: Sequence[tuple["_Part", Window, float]]) -> Verdict:
         threshold = self.card.thresholds[UNSAFE]
@@ -295,76 +316,75 @@ class Guard:
         They are the maximum over the windows of a text, over both readings of one that is disguised, and over the
         messages of a conversation.
         """
-        parts, _, logits = self._read(texts)
-        return _highest(parts, logits, len(texts))
+        prepared = self.prepare(texts)
+        return _highest(prepared, self._logits(prepared))
 
     def _calibrated(self, logits: np.ndarray) -> np.ndarray:
         return 1.0 / (1.0 + np.exp(-logits / self.card.temperature))
 
-    def _read(self, texts: Sequence[Readable | Conversation]) -> tuple[list["_Part"], list[Window], np.ndarray]:
-        """Return all windows of texts, in their order, what part each is of, and their logits [windows, labels].
+    def _logits(self, prepared: Sequence["Prepared"]) -> np.ndarray:
+        """Return the logits of all windows of texts, in their order [windows, labels].
 
-        They are read by rising length, so that those read together are about as long.
+        Those that are read together are about as long.
         """
-        wholes = list(_parts(texts))
-        parts: list[_Part] = []
-        found: list[Window] = []
-        read = windows([part.reading for part in wholes], self.tokenizer, self.card.window)
-        for part, of_part in zip(wholes, read, strict=True):
-            parts += [part] * len(of_part)
-            found += of_part
+        found = [window for each in prepared for _, window in each.read]
         lengths = [len(window.ids) for window in found]
         logits = np.empty((len(found), len(LABELS)))
-        order, budget = sorted(range(len(found)), key=lengths.__getitem__), self.backend.batch_tokens
-        for batch in token_batches(order, lengths, budget, budget // _PADDED):
-            padded = self.tokenizer.pad({"input_ids": [found[place].ids for place in batch]}, return_tensors="np")
-            logits[batch] = self.backend.logits(padded["input_ids"], padded["attention_mask"])
+        for batch in cheapest_batches(lengths, self.backend.batch_tokens, self.backend.call_tokens):
+            # The tokenizer's own padding takes twenty times as long.
+            mask = np.arange(lengths[batch[-1]]) < np.array([[lengths[place]] for place in batch])
+            ids = np.full(mask.shape, self.tokenizer.pad_token_id)
+            ids[mask] = [token for place in batch for token in found[place].ids]
+            logits[batch] = self.backend.logits(ids, mask.astype(np.int64))
         if not np.isfinite(logits).all():  # no comparison with a threshold holds for NaN: all would be safe
             raise FloatingPointError(f"guard {self.card.version} gives scores that are not numbers")
-        return parts, found, logits
+        return logits
 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """A reading of the text at `row`, or of a `message` of the conversation there.
+    """A reading of a text, or of a `message` of a conversation.
 
     `said` is what is judged, in plain letters, where it is not judged as it is written; `decoded` the steps to it.
     """
 
-    row: int
     message: int | None
     reading: Readable
     said: str | None = None
     decoded: tuple[str, ...] = ()
 
 
-def _parts(texts: Sequence[Readable | Conversation]) -> Iterator[_Part]:
-    """Yield all readings of texts."""
-    if isinstance(texts, str):
-        raise TypeError("a guard reads a list of texts, not a text alone: give it in a list")
-    for row, text in enumerate(texts):
-        alone = isinstance(text, str | Exchange)
-        read: list[Readable] = [text] if isinstance(text, str | Exchange) else messages_read(text)
-        if not read:
-            raise ValueError(f"the conversation at {row} has no message")
-        for message, reading in enumerate(read):
-            part = _Part(row, None if alone else message, reading)
-            yield part
-            if isinstance(reading, str):
-                for said, steps in _said(reading):
-                    yield dataclasses.replace(part, reading=said, said=said, decoded=steps)
-                continue
-            prompt, others = read_as(reading.prompt)[-1], _said(reading.response)
-            for said, steps in others:
-                yield dataclasses.replace(part, reading=Exchange(prompt, said), said=said, decoded=steps)
-            if not others and prompt != reading.prompt:
-                yield dataclasses.replace(part, reading=Exchange(prompt, reading.response))
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A text as a guard reads it: windows, and the reading that each is of."""
+
+    read: tuple[tuple[_Part, Window], ...]
 
 
-def _highest(parts: Sequence[_Part], logits: np.ndarray, count: int) -> np.ndarray:
-    """Return the highest logits of each text, [count, labels]."""
-    result = np.full((count, len(LABELS)), -np.inf)
-    np.maximum.at(result, [part.row for part in parts], logits)
+def _parts(row: int, text: Readable | Conversation) -> Iterator[_Part]:
+    """Yield all readings of the text at `row`."""
+    alone = isinstance(text, str | Exchange)
+    read: list[Readable] = [text] if isinstance(text, str | Exchange) else messages_read(text)
+    if not read:
+        raise ValueError(f"the conversation at {row} has no message")
+    for message, reading in enumerate(read):
+        part = _Part(None if alone else message, reading)
+        yield part
+        if isinstance(reading, str):
+            for said, steps in _said(reading):
+                yield dataclasses.replace(part, reading=said, said=said, decoded=steps)
+            continue
+        prompt, others = read_as(reading.prompt)[-1], _said(reading.response)
+        for said, steps in others:
+            yield dataclasses.replace(part, reading=Exchange(prompt, said), said=said, decoded=steps)
+        if not others and prompt != reading.prompt:
+            yield dataclasses.replace(part, reading=Exchange(prompt, reading.response))
+
+
+def _highest(prepared: Sequence[Prepared], logits: np.ndarray) -> np.ndarray:
+    """Return the highest logits of each text, [texts, labels]."""
+    result = np.full((len(prepared), len(LABELS)), -np.inf)
+    np.maximum.at(result, [row for row, each in enumerate(prepared) for _ in each.read], logits)
     return result
 
 
@@ -381,8 +401,10 @@ def _said(text: str) -> list[tuple[str, tuple[str, ...]]]:
     """Return what a text says where these are other words than are written, each with the steps that lead there."""
     said, steps = deciphered(text)
     found = _WORD.findall(text)
-    odd = sum(len(word) > 1 and word not in (word.lower(), word.capitalize()) for word in found)
-    same = odd <= max(1, len(found) * _ODD_CASE) and _WORD.findall(said) == _WORD.findall(text.casefold())
+    odd = sum(word[1:] != word[1:].lower() for word in found)
+    same = odd <= max(1, len(found) * _ODD_CASE) and (
+        said == text.lower() or _WORD.findall(said) == _WORD.findall(text.casefold())
+    )
     right = mended(said)
     return [*([] if same else [(said, steps)]), *([(right, (*steps, "misspelt"))] if right else [])]
 

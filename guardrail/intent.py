@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
+from guardrail.backends import token_batches
 from guardrail.fidelity import content_overlap, turned
-from guardrail.guard import token_batches
 from guardrail.models import resolve
 
 EMBEDDED = "embedded"

@@ -39,12 +39,12 @@ def mended(text: str) -> str | None:
     short = [word for word in words if len(word) <= _SHORT]
     if sum(word in english().common for word in short) < max(1, _ENGLISH * len(short)):
         return None
-    wrong = {word for word in long if not _is_known(word)}
+    wrong = set(long) - _known_words()
     if len(wrong) < max(_FEWEST, _MISSPELT * len(long)):
         return None
     right: dict[str, str] = {}
     unknown, most = 0, (1 - _KNOWN) * len(long)
-    for word in itertools.filterfalse(_is_known, long):
+    for word in itertools.filterfalse(_known_words().__contains__, long):
         if neighbour := right.get(word) or _neighbour(word):
             right[word] = neighbour
         else:
@@ -61,8 +61,9 @@ def _speller() -> "SpellChecker":
     return SpellChecker(language="en", distance=1)
 
 
-def _is_known(word: str) -> bool:
-    return word in english().words or word in _speller()
+@functools.cache
+def _known_words() -> frozenset[str]:
+    return frozenset(english().words).union(_speller().word_frequency.keys())
 
 
 @functools.lru_cache(maxsize=1 << 14)

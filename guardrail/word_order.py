@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from guardrail.backends import token_batches
 from guardrail.gibberish import LOOKED_AT, without_addresses
-from guardrail.guard import token_batches
 from guardrail.models import resolve
 
 _TOKENS_PER_BATCH = 1024

@@ -13,6 +13,7 @@ were set aside because they fit no record: OUTPUT/set_aside.parquet has file, ro
 were curated.
 """
 
+import dataclasses
 import itertools
 import sys
 from collections import Counter
@@ -39,6 +40,7 @@ from jobs.settings import JobSettings, load, save_beside
 from jobs.terminal import reported_errors, show_funnel
 
 ROWS_SET_ASIDE = 3
+_LISTED = 10  # reasons for which rows were set aside
 EMBEDDED = {"embedded": embedded_seeds, "embedded-texts": embedded_texts}
 
 
@@ -88,7 +90,8 @@ def _records_file(name: str, number: int, settings: CurateSettings) -> tuple[Pat
     written = settings.output.with_name(f"{settings.output.name}.{number}-{path.stem}.parquet")
     written.parent.mkdir(parents=True, exist_ok=True)
     write_records(records, written)
-    return written, rows
+    # Where the rows are is all that is asked of them from now on, and they may be many.
+    return written, rows and dataclasses.replace(rows, records=[])
 
 
 def evenly_drawn(records: Sequence[Record], most: int, seed: int) -> list[Record]:
@@ -126,7 +129,16 @@ def _curate(settings: CurateSettings) -> None:
             _set_aside_as_written(settings.output / "set_aside.parquet", name, path, rows)
     save_beside(settings, settings.output)
     show_funnel(report)
+    _tell_of_set_aside(settings.output / "set_aside.parquet")
     raise_missing(missing, "kept out")
+
+
+def _tell_of_set_aside(set_aside: Path) -> None:
+    reasons = Counter(pq.read_table(set_aside, columns=["reason"])["reason"].to_pylist())
+    if reasons:
+        listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(_LISTED))
+        more = f", and {len(reasons) - _LISTED} other reasons" if len(reasons) > _LISTED else ""
+        print(f"{reasons.total()} rows set aside ({listed}{more}): see {set_aside}", file=sys.stderr)
 
 
 def _set_aside_as_written(set_aside: Path, name: str, records: Path, rows: LabelledRows) -> None:
@@ -156,10 +168,7 @@ def main(arguments: Sequence[str]) -> None:
             print("\n".join(story(settings.explain, settings.output)))
             return
         _curate(settings)
-        reasons = pq.read_table(settings.output / "set_aside.parquet", columns=["reason"])["reason"]
-    if len(reasons):
-        listed = ", ".join(f"{reason} {count}" for reason, count in Counter(reasons.to_pylist()).most_common())
-        print(f"{len(reasons)} rows set aside ({listed}): see {settings.output}/set_aside.parquet", file=sys.stderr)
+    if pq.read_metadata(settings.output / "set_aside.parquet").num_rows:
         raise SystemExit(ROWS_SET_ASIDE)
 
 

@@ -77,21 +77,60 @@ class Budgets:
         return min(per_minute, left + (self._clock() - then) * per_minute / 60)
 
 
+class _Pace:
+    """How fast work is done that is done one batch at a time."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.remembered = 0.0  # seconds for a unit, when it was measured last
+        self._measured = 0.0  # when that was
+        self.computed = 0  # units of the batch at work, which goes on when those who asked for it have left
+        self._begun: float | None = None  # when the batch at work began
+
+    @contextlib.contextmanager
+    def at_work(self, units: int, deadline: float) -> Iterator[None]:
+        """Measure the pace by a batch that the block computes; one of a few units only bounds it."""
+        self.remembered = self.now(deadline)  # what was forgotten of it does not come back
+        begun = self._clock()
+        self._begun, self.computed = begun, units
+        try:
+            yield
+        finally:
+            self._begun, self.computed = None, 0
+            self._measured = self._clock()
+            took = self._measured - begun
+            pace = min(max(self.remembered, took / max(units, _FULL)), took / units)
+            before = self.remembered
+            self.remembered = (1 - _REMEMBERED) * before + _REMEMBERED * pace if before else pace
+
+    def now(self, deadline: float) -> float:
+        """Return the pace, at least that of the batch at work.
+
+        It halves with each deadline without a batch: one that refuses all is not measured again.
+        """
+        if self._begun is not None:
+            return max(self.remembered, self.computing / self.computed)
+        return self.remembered * 0.5 ** ((self._clock() - self._measured) / deadline)
+
+    @property
+    def computing(self) -> float:
+        """How long the batch at work has been at it, in seconds; 0 where there is none."""
+        return 0.0 if self._begun is None else self._clock() - self._begun
+
+
 class Admission:
     """Counts work in units (see `serve.app.work_units`): how much waits, and how fast it is done.
 
     Args:
         deadline: seconds in which a request must be answered.
         clock: tells the seconds.
+        stages: that work goes through one after the other, each at a batch of its own: the slowest sets the pace.
     """
 
-    def __init__(self, deadline: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.deadline, self._clock = deadline, clock
+    def __init__(self, deadline: float, clock: Callable[[], float] = time.monotonic, stages: int = 1) -> None:
+        self.deadline = deadline
         self._waiting = 0
-        self._computed = 0  # of the batch at work, which goes on when those who asked for it have left
-        self._pace = 0.0  # seconds for a unit, when it was measured last
-        self._measured = 0.0  # when that was
-        self._begun: float | None = None  # when the batch at work began
+        self._stages = [_Pace(clock) for _ in range(stages)]
 
     @contextlib.contextmanager
     def admitted(self, units: int) -> Iterator[None]:
@@ -101,11 +140,14 @@ class Admission:
             TooMuch: the request alone takes longer than the deadline, whenever it is asked.
             Overloaded: what waits already takes too long. A request that is alone is never refused for that.
         """
-        pace = self._pace_now()
-        alone = units * (pace if units <= _LITTLE else max(pace, self._pace))
+        paces = [stage.now(self.deadline) for stage in self._stages]
+        alone = units * sum(
+            pace if units <= _LITTLE else max(pace, stage.remembered)
+            for pace, stage in zip(paces, self._stages, strict=True)
+        )
         if alone > self.deadline:
             raise TooMuch(max(1, int(self.deadline / alone * 100)))
-        wait = max(self._waiting, self._computed) * pace
+        wait = max(self._waiting, sum(stage.computed for stage in self._stages)) * max(paces)
         if wait > _PART * self.deadline:
             raise Overloaded(max(1, math.ceil(wait - _PART * self.deadline)))
         self._waiting += units
@@ -114,29 +156,9 @@ class Admission:
         finally:
             self._waiting -= units
 
-    @contextlib.contextmanager
-    def at_work(self, units: int) -> Iterator[None]:
-        """Measure the pace by a batch that the block computes; one of a few units only bounds it."""
-        self._pace = self._pace_now()  # what was forgotten of it does not come back
-        begun = self._clock()
-        self._begun, self._computed = begun, units
-        try:
-            yield
-        finally:
-            self._begun, self._computed = None, 0
-            self._measured = self._clock()
-            took = self._measured - begun
-            pace = min(max(self._pace, took / max(units, _FULL)), took / units)
-            self._pace = (1 - _REMEMBERED) * self._pace + _REMEMBERED * pace if self._pace else pace
-
-    def _pace_now(self) -> float:
-        """Return the pace, at least that of the batch at work.
-
-        It halves with each deadline without a batch: one that refuses all is not measured again.
-        """
-        if self._begun is not None:
-            return max(self._pace, self.computing / self._computed)
-        return self._pace * 0.5 ** ((self._clock() - self._measured) / self.deadline)
+    def at_work(self, units: int, stage: int = 0) -> contextlib.AbstractContextManager[None]:
+        """Measure the pace of a stage by a batch that the block computes; one of a few units only bounds it."""
+        return self._stages[stage].at_work(units, self.deadline)
 
     @property
     def waiting(self) -> int:
@@ -145,5 +167,5 @@ class Admission:
 
     @property
     def computing(self) -> float:
-        """How long the batch at work has been at it, in seconds; 0 where there is none."""
-        return 0.0 if self._begun is None else self._clock() - self._begun
+        """How long a stage has been at its batch, the longest, in seconds; 0 where none is at one."""
+        return max(stage.computing for stage in self._stages)

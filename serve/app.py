@@ -9,8 +9,9 @@ is the whole `ModeratorConfig`: what is left out has its default from then on; o
 import asyncio
 import dataclasses
 import logging
+import sys
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from importlib import resources
 from pathlib import Path
@@ -25,7 +26,7 @@ from ray.serve.config import BackpressureConfig
 
 from guardrail.answers import GuardResponse, StreamResponse
 from guardrail.backends import BackendName
-from guardrail.guard import Guard, GuardCard, Verdict
+from guardrail.guard import Guard, GuardCard, Prepared, Verdict
 from guardrail.policy import GUARDS_OWN, Action, Policy, guards_own, strictest
 from guardrail.promotion import load_checked
 from guardrail.reading import Readable
@@ -64,6 +65,7 @@ _CHARACTERS = 512
 _TOKENS = 128
 _MAX_ONGOING_REQUESTS = 1024  # well over a batch: what waits, waits in the replica, which knows for how long
 _MAX_QUEUED_REQUESTS = 256  # on their way to it
+_PREPARING, _JUDGING = 0, 1  # the stages of a request's way
 _LOADED = 3  # guards kept in memory: in use, shadow, and the one before
 _HUNG_SECONDS = 300.0  # a replica whose batch takes that long is replaced
 _STALLED_SECONDS = 60.0  # a batch takes a second or a few
@@ -112,12 +114,26 @@ class ModeratorState:
     shadow_disagreed: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _InUse:
     """A guard and the verdicts of it that are remembered."""
 
     guard: Guard
     cache: VerdictCache
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """A request's texts as the guard in use is to read them."""
+
+    used: _InUse
+    texts: Sequence[Readable]
+    read: Mapping[Readable, Prepared]
+
+    @property
+    def units(self) -> int:
+        """How much work they are."""
+        return work_units(list(self.read))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,11 +172,16 @@ class Moderator:
         self._policies: Policies | None = None
         self._policy: str | None = None
         self._on_failure: OnFailure = "block"
-        self._batcher = Batcher(self._classify, work_units, _BATCH_UNITS)
-        self._admission = Admission(DEADLINE_SECONDS)
+        # Texts are prepared while the model judges others: what was prepared meanwhile is judged together.
+        self._preparing = Batcher(self._prepare, work_units, _BATCH_UNITS)
+        self._judging = Batcher(self._judge, lambda request: request.units, _BATCH_UNITS)
+        self._admission = Admission(DEADLINE_SECONDS, stages=2)
         self._budgets = Budgets()
         self._metrics = Metrics()
         measure_requests(self._metrics)
+        # A model's call that ends waits for Python's lock as long as this, wherever a text is being prepared: 5 ms, by
+        # default, beside calls of one or two.
+        sys.setswitchinterval(0.0005)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load a guard beside the one in use, try it, and swap; requests are answered by the old one until then.
@@ -413,10 +434,10 @@ class Moderator:
         return by.guard.card, [verdict or next(fresh) for verdict in known]
 
     async def _computed(self, texts: Sequence[Readable]) -> tuple[_InUse, list[Verdict]]:
-        """Return what `_classify` does of one request, unless too much is waiting, or asked."""
+        """Return the verdicts on one request's texts, and who gave them, unless too much is waiting, or asked."""
         with self._admission.admitted(work_units(texts)):
             self._metrics.set("rayguard_waiting", self._admission.waiting)
-            return await self._batcher.submit(texts)
+            return await self._judging.submit(await self._preparing.submit(texts))
 
     @api.get("/readyz", responses={503: {"model": ErrorBody}})
     async def readyz(self) -> Health:
@@ -431,23 +452,32 @@ class Moderator:
         card = self._in_use().guard.card
         return Health(status="ok", guard=card.version, digest=card.digest)
 
-    async def _classify(self, requests: Sequence[Sequence[Readable]]) -> list[tuple[_InUse, list[Verdict]]]:
-        """Return for each request the verdicts on its texts and the guard that gave them.
-
-        All texts of a request are judged by one guard, whatever is swapped meanwhile.
-        """
+    async def _prepare(self, requests: Sequence[Sequence[Readable]]) -> list[_Prepared]:
+        """Return for each request what the guard in use is to read."""
         used = self._in_use()
         together = list(dict.fromkeys(text for texts in requests for text in texts))
-        with self._admission.at_work(work_units(together)):
-            verdicts = await asyncio.to_thread(used.guard.classify, together)
-        used.cache.put(together, verdicts)
+        with self._admission.at_work(work_units(together), _PREPARING):
+            read = dict(zip(together, await asyncio.to_thread(used.guard.prepare, together), strict=True))
+        return [_Prepared(used, texts, {text: read[text] for text in texts}) for texts in requests]
+
+    async def _judge(self, requests: Sequence[_Prepared]) -> list[tuple[_InUse, list[Verdict]]]:
+        """Return for each request the verdicts on its texts and the guard that gave them.
+
+        All texts of a request are judged by the guard that was in use when they were prepared.
+        """
+        found: dict[tuple[_InUse, Readable], Verdict] = {}
+        with self._admission.at_work(sum(request.units for request in requests), _JUDGING):
+            for used in dict.fromkeys(request.used for request in requests):
+                read = {t: r for request in requests if request.used is used for t, r in request.read.items()}
+                verdicts = await asyncio.to_thread(used.guard.judge, list(read.values()))
+                found |= {(used, text): verdict for text, verdict in zip(read, verdicts, strict=True)}
+                used.cache.put(list(read), verdicts)
+                self._metrics.observe("rayguard_batch_texts", len(read))
+                self._metrics.read(verdicts, used.guard.card.thresholds)
+                if self._shadow:
+                    self._shadow.offer(list(read), verdicts)
         self._metrics.set("rayguard_waiting", self._admission.waiting)
-        self._metrics.observe("rayguard_batch_texts", len(together))
-        self._metrics.read(verdicts, used.guard.card.thresholds)
-        if self._shadow:
-            self._shadow.offer(together, verdicts)
-        found = dict(zip(together, verdicts, strict=True))
-        return [(used, [found[text] for text in texts]) for texts in requests]
+        return [(request.used, [found[request.used, text] for text in request.texts]) for request in requests]
 
     def _in_use(self) -> _InUse:
         if self._used is None:

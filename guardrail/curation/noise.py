@@ -85,7 +85,7 @@ class LabelNoise:
         sample = survey.computed(functools.partial(_learned_from, rows)).sort_by("id")
         words, texts = _Words(shared_encoder(self.config.semantic_encoder)), sample["text"].to_pylist()
         scored = self._read(survey, sample, words, words(texts), None)
-        if scored is None:
+        if scored is None or _understood(scored) < UNDERSTOOD - 0.1:  # the second reading, of nearly all, is no help
             return keep_all
         doubtful = scored["row"].filter(pa.array(_other(scored) >= _DOUBTFUL))
         if len(doubtful):
@@ -217,6 +217,11 @@ def _scored(
     return batch.select(["row", "id", "unsafe"]).append_column("probability", pa.array(expit(unseen), pa.float64()))
 
 
+def _understood(scored: pa.Table) -> float:
+    """Return the share of records whose label is the likelier one."""
+    return float(np.mean(_other(scored) < 0.5))
+
+
 def _other(scored: pa.Table) -> NDArray[np.float64]:
     """Return the probability of the label that a record does not have."""
     unsafe = scored["probability"].to_numpy()
@@ -241,7 +246,7 @@ def _dropping(scored: pa.Table, least: float, lineage: pa.Table) -> Judge:
     from cleanlab.filter import find_label_issues  # takes seconds, and the driver alone needs it
 
     labels, unsafe = scored["unsafe"].to_numpy().astype(np.int64), scored["probability"].to_numpy()
-    if len(np.unique(labels)) < 2 or np.mean((unsafe > 0.5) == labels) < UNDERSTOOD:
+    if len(np.unique(labels)) < 2 or _understood(scored) < UNDERSTOOD:
         return keep_all
     issues = find_label_issues(labels, np.stack([1 - unsafe, unsafe], axis=1), n_jobs=1)
     other = _other(scored)

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from guardrail.backends import token_batches
+from guardrail.backends import cheapest_batches
 from guardrail.evaluation_sets import ALL_SETS, load_available_evaluations
 from guardrail.guard import Guard
 from guardrail.seeds import embedded_seeds
@@ -74,9 +74,7 @@ def bare(guard: Guard, texts: list[str]) -> Turn:
     begun = time.perf_counter()
     ids = guard.tokenizer(texts, truncation=True, max_length=guard.card.window)["input_ids"]
     lengths = [len(each) for each in ids]
-    order = sorted(range(len(ids)), key=lengths.__getitem__)
-    budget = guard.backend.batch_tokens
-    for batch in token_batches(order, lengths, budget, most_padding=budget // 8):
+    for batch in cheapest_batches(lengths, guard.backend.batch_tokens, guard.backend.call_tokens):
         padded = guard.tokenizer.pad({"input_ids": [ids[place] for place in batch]}, return_tensors="np")
         guard.backend.logits(padded["input_ids"], padded["attention_mask"])
     return Turn(time.perf_counter() - begun, sum(lengths))

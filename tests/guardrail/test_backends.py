@@ -6,6 +6,7 @@ import shutil
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -39,13 +40,33 @@ def test_float32_answers_as_torch_does(exported):
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 48), (7, 2), (33, 17)])
 def test_a_batch_may_have_any_size(exported, batch, length):
-    random = np.random.default_rng(0)
-    ids = random.integers(4, 90, (batch, length))
-    mask = (np.arange(length) < random.integers(1, length + 1, (batch, 1))).astype(np.int64)
-    ids[mask == 0] = 0
+    ids, mask = np.random.default_rng(0).integers(4, 90, (batch, length)), np.ones((batch, length), np.int64)
     found = [Guard.from_pretrained(exported, backend=name).backend.logits(ids, mask) for name in ("torch", "onnx")]
     assert [each.dtype for each in found] == [np.float32, np.float32]
     assert np.allclose(*found, atol=1e-4)
+
+
+def test_onnx_runtime_is_given_no_padding(exported, monkeypatch):
+    guard, shapes = Guard.from_pretrained(exported, backend="onnx"), []
+    logits = OnnxBackend.logits
+
+    def counted(self, ids, mask):
+        assert mask.all()
+        shapes.append(ids.shape)
+        return logits(self, ids, mask)
+
+    monkeypatch.setattr(OnnxBackend, "logits", counted)
+    guard.classify(["abc", "abd", "ab", "a b c d"])
+    assert sorted(shapes) == [(1, 4), (1, 6), (2, 5)]
+
+
+def test_an_earlier_export_which_takes_a_mask_is_read_too(exported, tmp_path):
+    model = onnx.load(exported / ONNX_FILES["onnx"])
+    model.graph.input.append(onnx.helper.make_tensor_value_info("attention_mask", onnx.TensorProto.INT64, ["b", "t"]))
+    onnx.save(model, tmp_path / "model.onnx")
+    ids, mask = np.full((2, 7), 9), np.ones((2, 7), np.int64)
+    both = [OnnxBackend(file).logits(ids, mask) for file in (exported / ONNX_FILES["onnx"], tmp_path / "model.onnx")]
+    assert np.array_equal(*both)
 
 
 def test_int8_answers_about_as_torch_does(exported):

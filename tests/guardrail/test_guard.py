@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen2Config, Qwen2Model
 
-from guardrail.guard import LABELS, Guard, GuardCard, content_digest, load_base, read_as, token_batches, write_card
+from guardrail.backends import cheapest_batches, token_batches
+from guardrail.guard import LABELS, Guard, GuardCard, content_digest, load_base, read_as, write_card
 from guardrail.taxonomy import CATEGORIES
 from guardrail.transforms import TRANSFORMS
 from tests.tiny_guard import tiny_guard
@@ -216,8 +217,21 @@ def test_batches_hold_everything_once_within_the_budget(lengths, budget):
     batches = token_batches(range(len(lengths)), lengths, budget)
     assert [index for batch in batches for index in batch] == list(range(len(lengths)))
     assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= budget for b in batches)
+
+
+@given(st.lists(st.integers(1, 300), max_size=60), st.integers(32, 512), st.integers(0, 100))
+def test_batches_cost_no_more_than_any_that_are_cut_by_rising_length(lengths, budget, call):
+    def cost(batches):
+        return sum(max(lengths[i] for i in batch) * len(batch) + call for batch in batches)
+
+    batches = cheapest_batches(lengths, budget, call)
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    tight = token_batches(order, lengths, budget, most_padding=budget // 8)
-    assert [index for batch in tight for index in batch] == order
-    padding = [max(lengths[i] for i in b) * len(b) - sum(lengths[i] for i in b) for b in tight]
-    assert all(each <= budget // 8 for each in padding)
+    assert [index for batch in batches for index in batch] == order
+    assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= budget for b in batches)
+    assert cost(batches) <= min(cost(token_batches(order, lengths, budget)), cost([[i] for i in order]))
+
+
+def test_texts_are_padded_only_where_that_is_cheaper_than_another_call():
+    assert cheapest_batches([9, 50, 10, 10], budget=200, call=8) == [[0, 2, 3], [1]]
+    assert cheapest_batches([9, 50, 10, 10], budget=200, call=0) == [[0], [2, 3], [1]]
+    assert cheapest_batches([9, 50, 10, 10], budget=200, call=200) == [[0, 2, 3, 1]]

@@ -323,7 +323,7 @@ def changed_guard(address: str, guards: tuple[Path, Path]) -> Iterator[Callable[
 
     def change_guard(seconds: float, fails: bool) -> None:
         def change(_: Any) -> None:
-            whole = Guard.whole = getattr(Guard, "whole", Guard.classify)  # type: ignore[attr-defined]
+            whole = Guard.whole = getattr(Guard, "whole", Guard.judge)  # type: ignore[attr-defined]
 
             def changed(*args: Any) -> Any:
                 time.sleep(seconds)
@@ -331,12 +331,12 @@ def changed_guard(address: str, guards: tuple[Path, Path]) -> Iterator[Callable[
                     raise RuntimeError("a text that no log may hold")
                 return whole(*args)
 
-            Guard.classify = changed  # type: ignore[method-assign]
+            Guard.judge = changed  # type: ignore[method-assign]
 
         run(change)
 
     def mend(_: Any) -> None:
-        Guard.classify = Guard.whole  # type: ignore[attr-defined,method-assign]
+        Guard.judge = Guard.whole  # type: ignore[attr-defined,method-assign]
 
     yield change_guard
     run(mend)

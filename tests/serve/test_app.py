@@ -63,14 +63,14 @@ def test_who_hangs_up_while_the_texts_are_read_has_spent_the_tokens(
     moderator: Any, configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure()
-    classify, reads, may_end = Guard.classify, threading.Event(), threading.Event()
+    judge, reads, may_end = Guard.judge, threading.Event(), threading.Event()
 
-    def slowly(self: Guard, texts: Any) -> list[Verdict]:
+    def slowly(self: Guard, prepared: Any) -> list[Verdict]:
         reads.set()
         assert may_end.wait(10)
-        return classify(self, texts)
+        return judge(self, prepared)
 
-    monkeypatch.setattr(Guard, "classify", slowly)
+    monkeypatch.setattr(Guard, "judge", slowly)
 
     async def hang_up() -> None:
         request = asyncio.create_task(asked(moderator, "first", FEW))
@@ -83,7 +83,7 @@ def test_who_hangs_up_while_the_texts_are_read_has_spent_the_tokens(
                 moderator._budgets.check(FEW)
         finally:
             may_end.set()
-        await moderator._batcher._worker
+        await moderator._judging._worker
         with pytest.raises(OverBudget):
             moderator._budgets.check(FEW)
 
