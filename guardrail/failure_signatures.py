@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from guardrail.cards import FEW
-from guardrail.curation.language import detected
 from guardrail.evaluation import misjudged
 from guardrail.guard import GUARD_FILE, Guard
+from guardrail.languages import detected
 from guardrail.metrics import wilson
 from guardrail.records import Record, write_records
 from guardrail.training import fine_tune

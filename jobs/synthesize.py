@@ -14,6 +14,7 @@ from pydantic import Field
 from actors.synthesizer import synthesize
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
+from guardrail.generable import generation_seeds
 from guardrail.records import write_records
 from guardrail.seeds import load_or_embedded
 from guardrail.synthesis import SynthesisConfig
@@ -48,9 +49,11 @@ def main(arguments: Sequence[str]) -> None:
         if settings.seeds_output:
             write_records(seeds, settings.seeds_output)
     save_beside(settings, settings.output)
+    built_on = len(generation_seeds(seeds))
     reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(dropped.items()))
     print(
-        f"{count} records grown from {len(seeds)} seeds: {settings.output}"
+        f"{count} records grown from {built_on} seeds: {settings.output}"
+        + (f"; {len(seeds) - built_on} seeds are never built on" if built_on < len(seeds) else "")
         + (f"; dropped: {reasons}" if reasons else "")
     )
 

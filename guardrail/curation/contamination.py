@@ -61,8 +61,9 @@ class Decontamination:
         ancestors = pc.unique(pa.chunked_array([*grown["seed_id"].chunks, *grown["parent_id"].chunks]))
         # Of all inputs: a seed that went as a duplicate says the same to what grew from it.
         found = survey.computed(functools.partial(_contaminated, index, ancestors), of_inputs=True)
-        contaminated = dict(zip(*found.to_pydict().values(), strict=True))
-        generations = list(zip(*(grown[name].to_pylist() for name in _LINEAGE), strict=True))
+        # Of several rows of one id the least evidence stays, whatever their order.
+        contaminated = dict(sorted(zip(*found.to_pydict().values(), strict=True), reverse=True))
+        generations = sorted(zip(*(grown[name].to_pylist() for name in _LINEAGE), strict=True), key=str, reverse=True)
         while more := {
             own: contaminated[by]
             for own, *parents in generations

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from rensa import RMinHash
 
 from guardrail.curation.config import CurationConfig
+from guardrail.curation.stage import are_attacks
+from guardrail.deobfuscation import plain
 from guardrail.text import canonical, joined, words
 
 Hashes = NDArray[np.uint64]
@@ -30,9 +32,17 @@ _FACTORS = np.random.default_rng(20).integers(0, 2**63, 256, dtype=np.uint64) * 
 
 
 def facts(config: CurationConfig, batch: pa.Table) -> pa.Table:
-    """Return what a batch of records has beside its columns: `signature`, as `stored_signatures` reads it."""
-    texts, responses = batch["text"].to_pylist(), batch["response"].to_pylist()
-    found = signatures([joined(*both) for both in zip(texts, responses, strict=True)], config)
+    """Return what a batch of records has beside its columns: `signature`, as `stored_signatures` reads it.
+
+    It is of what a text says, so that a copy in lookalikes or leet is near its original; an attack is disguised on
+    purpose, and signed as it is written.
+    """
+    columns = (batch[name].to_pylist() for name in ("text", "response"))
+    texts = [
+        joined(*both) if attack else joined(plain(both[0]), both[1] and plain(both[1]))
+        for both, attack in zip(zip(*columns, strict=True), are_attacks(batch), strict=True)
+    ]
+    found = signatures(texts, config)
     width = pa.binary(found.itemsize * config.permutations)
     return pa.table({"signature": pa.Array.from_buffers(width, len(found), [None, pa.py_buffer(found.tobytes())])})
 

@@ -1,6 +1,7 @@
 """The stage that checks what a generated record means against the seeds it grew from."""
 
 import functools
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ from guardrail.intent import IntentModel
 from guardrail.records import Record, from_table
 from guardrail.synthesis.strategies import STRATEGIES, STRATEGY
 from guardrail.text import canonical
+
+logger = logging.getLogger(__name__)
 
 _LIKELY = 0.5  # least probability of its label that a classifier of the seeds must give a record
 _STRENGTH = 10.0  # inverse regularisation
@@ -62,6 +65,12 @@ class LabelFidelity:
         seeds = Seeds(survey.computed(functools.partial(_seed_rows, self.config, wanted)), self.config)
         given = survey.inputs(["id", "method"])
         given = given.filter(pc.and_(pc.equal(given["method"], "seed"), pc.is_in(given["id"], value_set=asked)))
+        orphans = pc.sum(pc.invert(pc.is_in(judged["seed_id"], value_set=given["id"].combine_chunks()))).as_py()
+        if orphans:
+            logger.warning(
+                "%d generated records grew from seeds that are not among the inputs, and are not checked against them",
+                orphans,
+            )
         return functools.partial(_judge_fidelity, seeds, frozenset(given["id"].to_pylist()) - seeds.index.keys())
 
 
@@ -99,7 +108,7 @@ class Seeds:
             record: of a strategy and a seed that are known.
             embedding: of what `said` returns, L2-normalised [d].
         """
-        return self._unlike(record, self.embeddings @ embedding) or self._unlikely(record, embedding)
+        return self._unlike(record, embedding) or self._unlikely(record, embedding)
 
     def said(self, record: Record) -> str:
         """Return a record's text, without its seed where it is around that."""
@@ -107,21 +116,23 @@ class Seeds:
             return canonical(record["text"]).replace(canonical(self.texts[record["seed_id"]]), " ")
         return record["text"]
 
-    def _unlike(self, record: Record, similarities: np.ndarray) -> Drop | None:
-        """Return how a record is not to its seed what its strategy says; `similarities` are those to all seeds."""
-        seed, relation = self.texts[record["seed_id"]], STRATEGY[record["method"]].relation
+    def _unlike(self, record: Record, embedding: np.ndarray) -> Drop | None:
+        """Return how a record is not to its seed what its strategy says."""
+        seed_id, relation = record["seed_id"], STRATEGY[record["method"]].relation
+        seed = self.texts[seed_id]
         if relation == "around":
-            return None if canonical(seed) in canonical(record["text"]) else Drop("without its seed", "")
-        own, nearest = float(similarities[self.index[record["seed_id"]]]), float(similarities.max())
+            return None if canonical(seed) in canonical(record["text"]) else Drop("without its seed", seed_id)
         if relation == "kin":
+            nearest = float((self.embeddings @ embedding).max())
             if nearest < self.config.augment_similarity:
                 return Drop("unlike any seed", f"similarity {nearest:.2f}")
             return None
+        own = float(self.embeddings[self.index[seed_id]] @ embedding)
         least = self.config.paraphrase_similarity if relation == "same" else self.config.augment_similarity
         if own < least:
             return Drop("unlike its seed", f"similarity {own:.2f}")
         if relation == "same":
-            return Drop("turned against its seed", "") if polarity_flipped(seed, record["text"]) else None
+            return Drop("turned against its seed", seed_id) if polarity_flipped(seed, record["text"]) else None
         intent = _intent_model()
         same = float(intent.kept_probability([seed], [record["text"]])[0])
         return Drop("asks what its seed asks", f"P(same) {same:.2f}") if same >= 1 - intent.threshold else None

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from guardrail.curation.config import CurationConfig
-from guardrail.curation.language import declared_language, detected
 from guardrail.curation.stage import Drop, Judge, Survey
 from guardrail.deobfuscation import plain
 from guardrail.gibberish import may_be_disordered, spelling
+from guardrail.languages import declared_language, detected
 from guardrail.refusals import has_meta_text, is_refusal
 from guardrail.text import UNSPACED, canonical, words
 

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validator
 
 from guardrail.generable import generation_seeds, may_sexualise_minors
+from guardrail.languages import detected
 from guardrail.records import Record, make_record
 from guardrail.rows import did_you_mean
 from guardrail.synthesis.strategies import EXAMPLE_WORDS, STRATEGIES, STRATEGY, Strategy, whole_sentences
@@ -184,8 +185,11 @@ def drop_reason(request: Request, text: str) -> str | None:
         return "answer empty"
     if may_sexualise_minors(text):
         return "answer withheld"
+    strategy = STRATEGY[request.strategy]
+    if strategy.language and detected(text) not in (None, strategy.language):
+        return "answer not translated"
     borrowed = EXAMPLE_WORDS.intersection(words(text)).difference(words(request.parent["text"]))
-    if borrowed and STRATEGY[request.strategy].relation != "kin":  # kin are shown seeds, not those examples
+    if borrowed and strategy.relation != "kin":  # kin are shown seeds, not those examples
         return "answer taken from the examples"
     return None
 

@@ -72,10 +72,14 @@ def texts() -> list[str]:
 
 
 def replicas() -> list[psutil.Process]:
-    """Return the replicas' processes, which are descendants of this one."""
-    found = [each for each in psutil.Process().children(recursive=True) if _title(each).startswith(_TITLE)]
-    if len(found) != _REPLICAS:
-        raise RuntimeError(f"there are {len(found)} processes titled {_TITLE} under this one; unset RAY_ADDRESS")
+    """Return the replicas' processes, which are descendants of this one, once all are there."""
+    found: list[psutil.Process] = []
+
+    def all_there() -> bool:
+        found[:] = [each for each in psutil.Process().children(recursive=True) if _title(each).startswith(_TITLE)]
+        return len(found) == _REPLICAS
+
+    until(all_there, f"{_REPLICAS} processes titled {_TITLE} under this one (unset RAY_ADDRESS)", _RECOVERY_SECONDS)
     return found
 
 

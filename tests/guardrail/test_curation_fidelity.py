@@ -117,3 +117,9 @@ def test_of_seeds_that_nothing_grew_from_only_so_many_are_embedded(monkeypatch):
     bread, others = seed("How can I bake a good loaf of bread at home?"), [seed(f"question {i}") for i in range(5)]
     judge = LabelFidelity(CONFIG).prepare(InMemory(numbered([*others, bread, child(bread, "Bake bread how?")])))
     assert judge.args[0].index.keys() == {bread["id"], min(other["id"] for other in others)}
+
+
+def test_what_is_judged_without_its_seed_is_counted(caplog):
+    orphans = [child(seed(f"How do I bake bread number {i}?"), f"Bread number {i}, how?") for i in range(3)]
+    assert verdicts(LabelFidelity(CONFIG), [*orphans, seed(BREAD)]) == [None] * 4
+    assert "3 generated records grew from seeds that are not among the inputs" in caplog.text

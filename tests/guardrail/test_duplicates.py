@@ -1,3 +1,4 @@
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from guardrail.curation.duplicates import ExactDuplicates, NearDuplicates, repea
 from guardrail.curation.facts import NearIndex, signatures
 from guardrail.curation.stage import Drop
 from guardrail.text import digest
+from guardrail.transforms import TRANSFORMS
 from tests.guardrail.surveys import BREAD, CONFIG, child, jaccard, seed, verdicts
 
 # --- exact --------------------------------------------------------------------------------------------------------
@@ -81,6 +83,23 @@ def test_twins_of_one_label_leave_the_seed():
     turned = child(original, BREAD + " please.", unsafe=True, categories=None)
     drops = verdicts(NearDuplicates(CONFIG), [near, turned, other, original])
     assert drops == [Drop("near duplicate", original["id"]), None, None, None]
+
+
+@pytest.mark.parametrize("disguise", ["homoglyph", "leetspeak", "letter_spacing", "base64", "rot13"])
+def test_a_disguised_copy_is_a_near_duplicate(disguise):
+    original = seed(BREAD)
+    copy = seed(TRANSFORMS[disguise].apply(BREAD, np.random.default_rng(0)))
+    # Two seeds: the smaller id stays.
+    kept, dropped = sorted([original, copy], key=lambda record: record["id"])
+    drops = verdicts(NearDuplicates(CONFIG), [kept, dropped])
+    assert drops == [None, Drop("near duplicate", kept["id"])]
+
+
+@pytest.mark.parametrize("method", ["rl", "transform:leetspeak"])
+def test_a_disguised_attack_is_none(method):
+    original = seed(BREAD)
+    attack = child(original, TRANSFORMS["leetspeak"].apply(BREAD, np.random.default_rng(0)), method)
+    assert verdicts(NearDuplicates(CONFIG), [original, attack]) == [None, None]
 
 
 def test_a_response_counts_as_much_as_the_request():

@@ -3,8 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardrail.curation import CurationConfig
-from guardrail.curation.language import Language, detected, language_drop
+from guardrail.curation.language import Language, language_drop
 from guardrail.curation.stage import Drop
+from guardrail.languages import detected
 from guardrail.transforms import transformed
 from tests.guardrail import surveys
 from tests.guardrail.surveys import seed
@@ -46,7 +47,7 @@ def test_only_the_wanted_languages_are_kept():
 
 
 def test_nothing_is_asked_where_all_languages_are_wanted(monkeypatch):
-    monkeypatch.delattr("guardrail.curation.language._identifier")
+    monkeypatch.delattr("guardrail.languages._identifier")
     assert verdicts([seed(GERMAN)]) == [None]
 
 

@@ -175,3 +175,9 @@ def test_features_of_the_second_reading_are_words_and_scaled_states():
 def test_where_nothing_is_doubtful_nothing_is_read_again(states, monkeypatch):
     monkeypatch.setattr(noise, "_DOUBTFUL", 1.0)
     assert any(verdicts(RECORDS).values()) and not states.read
+
+
+def test_where_labels_say_nothing_of_texts_they_are_not_read_again(states):
+    lots = random.Random(0)
+    found = verdicts([record(number % 2 == 0, number, lots.random() < 0.5) for number in range(400)])
+    assert not any(found.values()) and not states.read

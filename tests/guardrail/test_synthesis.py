@@ -297,6 +297,9 @@ def test_answers_are_freed_of_decoration(answer, text):
 def test_answers_that_become_no_record():
     request = Request(seed(0, text="Where is the key?"), "paraphrase", ("p",))
     assert drop_reason(request, "Where did I put the key?") is None
+    translation = Request(request.parent, "translate_de", ("p",))
+    assert drop_reason(translation, "Where did I put the key to the garden?") == "answer not translated"
+    assert drop_reason(translation, "Wo habe ich den Schlüssel zum Garten hingelegt?") is None
     assert drop_reason(request, "") == "answer empty"
     assert drop_reason(request, "How is bread made?") == "answer taken from the examples"
     assert drop_reason(Request(request.parent, "augment", ("p",)), "How is bread made?") is None

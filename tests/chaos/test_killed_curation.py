@@ -1,0 +1,51 @@
+"""`jobs/curate.py` is killed between two stages; the same command goes on, and ends like one that nobody killed."""
+
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from guardrail.records import write_records
+from guardrail.seeds import embedded_seeds
+from tests.waiting import PATIENCE, until
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(records: Path, output: Path) -> list[str]:
+    return [sys.executable, str(ROOT / "jobs" / "curate.py"), "--input", str(records), "--output", str(output)]
+
+
+@pytest.mark.long
+def test_a_killed_curation_goes_on_and_ends_as_one_that_was_not(tmp_path):
+    records, killed, whole = tmp_path / "records.parquet", tmp_path / "killed", tmp_path / "whole"
+    seeds = embedded_seeds()
+    random.Random(0).shuffle(seeds)
+    # Copies in capitals: something to drop.
+    write_records([*seeds, *({**seed, "text": seed["text"].upper()} for seed in seeds[:200])], records)
+    process = subprocess.Popen(command(records, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    ended = killed / "stages" / "02-exact" / "manifest.json"
+    try:
+        until(lambda: ended.exists() or process.poll() is not None, "two stages have ended")
+        children = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    psutil.wait_procs([each for each in children if "Agent" not in each.name()], timeout=PATIENCE)
+    assert ended.exists() and not (killed / "kept.parquet").exists()
+    before = ended.stat().st_mtime_ns
+    again = subprocess.Popen(command(records, killed), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    started = killed / "stages" / "03-near"
+    until(lambda: started.exists() or again.poll() is not None, "it goes on")
+    assert not ended.exists() or ended.stat().st_mtime_ns == before  # what had ended was not done again
+    assert again.wait(PATIENCE) == 0, again.stderr.read()
+    subprocess.run(command(records, whole), check=True, capture_output=True)
+    for name in ("kept.parquet", "ledger.parquet", "set_aside.parquet"):
+        assert pq.read_table(killed / name).equals(pq.read_table(whole / name))
+    assert pq.read_metadata(killed / "ledger.parquet").num_rows >= 200
+    assert not (killed / "stages").exists()
