@@ -102,7 +102,7 @@ class Part:
 
 def write_facts(config: CurationConfig, part: Part) -> None:
     """Write the facts of a part's records."""
-    pq.write_table(facts(config, pq.ParquetFile(part.records).read(["text", "response"])), part.facts)
+    pq.write_table(facts(config, pq.ParquetFile(part.records).read(["text", "response", "method"])), part.facts)
 
 
 def write_verdicts(judge: Judge, folder: Path, part: Part) -> dict[str | None, int]:

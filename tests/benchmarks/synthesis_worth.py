@@ -29,6 +29,7 @@ from guardrail.records import Record, read_records, write_records
 from guardrail.seeds import TRAIN, VALIDATION, embedded_seeds, split_by_seed
 from guardrail.synthesis import SynthesisConfig
 from guardrail.text import digest
+from guardrail.training_config import TrainingConfig
 from tests.benchmarks.adversary_learning import plan, train
 from tests.benchmarks.curation_effect import EVALUATION, MEASURED
 
@@ -46,8 +47,11 @@ def main(arguments: Sequence[str]) -> None:
     sets = load_evaluations(list(EVALUATION), options.data_dir)
     parts = split_by_seed(embedded_seeds(), validation=0.2, held_out=0.0)
     auprc: dict[str, list[list[float]]] = {"seeds": [], "seeds and synthetic": []}
-    # Other settings make other data.
-    directory = options.dir / digest(config.model_dump_json(), CurationConfig().model_dump_json())
+    # Other settings, seeds and evaluation texts make other data.
+    texts = sorted(text for listed in evaluation_texts(sets).values() for _, text in listed)
+    made_of = [*(f"{r['id']} {r['unsafe']}" for r in parts[TRAIN] + parts[VALIDATION]), *texts]
+    settings = (each.model_dump_json() for each in (config, CurationConfig(), TrainingConfig()))
+    directory = options.dir / digest(*settings, *made_of)
     directory.mkdir(parents=True, exist_ok=True)
     with connect():
         kept = made(parts[TRAIN], config, directory, evaluation_texts(sets))
