@@ -8,8 +8,9 @@ cut, left out or doubled, or one more), evaluation texts written by transforms (
 keyboard mash, shuffled letters, shuffled words), flipped labels (10%). The result is curated. A pair of copies is found
 if one of the two is dropped as the other's; precision counts what a stage drops that is none of its faults. Shuffled
 words are gibberish and a copy: dropped as either, they are found. Guards (`--guards` random seeds) are trained on the
-clean set, on the faulty and on the curated one, and measured on requests held back from the clean set; also, for the
-record, on the evaluation sets but for the texts that were planted. They read each id once: exact copies cost nothing.
+clean set, on what of it was not flipped (the most that can be had by dropping), on the faulty set and on the curated
+one, and measured on requests held back from the clean set; also, for the record, on the evaluation sets but for the
+texts that were planted. They read each id once: exact copies cost nothing.
 """
 
 import argparse
@@ -260,7 +261,8 @@ def main(arguments: Sequence[str]) -> None:
                 for name in MEASURED
             }
             found_f1: dict[str, dict[str, float]] = {}
-            for name, records in (("clean", clean), ("faulty", faulty), ("curated", kept)):
+            unflipped = [record for record in clean if record["id"] not in faults["label_flip"]]
+            for name, records in (("clean", clean), ("unflipped", unflipped), ("faulty", faulty), ("curated", kept)):
                 data = digest(*(f"{record['id']} {record['unsafe']}" for record in records))  # other data, other guards
                 trained = [
                     Guard.from_pretrained(train(records, validation, directory / f"guard-{data}-{seed}", seed=seed))
