@@ -154,3 +154,17 @@ def test_replicas_share_a_keys_tokens(clock: Clock) -> None:
     assert over.value.retry_after == 2
     clock.now += 2
     budgets.check(key)
+
+
+def test_of_several_stages_the_slowest_sets_the_pace(clock: Clock) -> None:
+    admission = Admission(10.0, clock, stages=2)
+    for stage, seconds in ((0, 0.2), (1, 2.0)):
+        with admission.at_work(20, stage):
+            clock.now += seconds
+    with admission.admitted(60), pytest.raises(Overloaded), admission.admitted(1):
+        pass  # 60 units at 0.1 s: more than half the deadline
+    with pytest.raises(TooMuch), admission.admitted(95):
+        pass  # alone it goes through both
+    with admission.at_work(1, 0), admission.at_work(1, 1):
+        clock.now += 3.0
+        assert admission.computing == 3.0

@@ -90,13 +90,39 @@ def test_who_hangs_up_while_the_texts_are_read_has_spent_the_tokens(
     asyncio.run(hang_up())
 
 
+def test_a_request_is_judged_by_the_guard_that_was_in_use_when_it_was_prepared(
+    moderator: Any, configure: Callable[..., None], guards: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure()
+    prepare, prepares, may_end = Guard.prepare, threading.Event(), threading.Event()
+
+    def slowly(self: Guard, texts: Any) -> Any:
+        if self.card.version == "tiny-0":
+            prepares.set()
+            assert may_end.wait(10)
+        return prepare(self, texts)
+
+    monkeypatch.setattr(Guard, "prepare", slowly)
+
+    async def swap_meanwhile() -> tuple[str, str]:
+        request = asyncio.create_task(asked(moderator, "first"))
+        try:
+            assert await asyncio.to_thread(prepares.wait, 10)
+            await moderator.reconfigure({"guard": guards[1], "keys": None, "backend": "torch"})
+        finally:
+            may_end.set()
+        return (await request)[0], (await asked(moderator, "second"))[0]
+
+    assert asyncio.run(swap_meanwhile()) == ("rayguard-tiny-0", "rayguard-tiny-1")
+
+
 @pytest.mark.parametrize(("waiting", "text", "refusal"), [(60, "a", Overloaded), (0, "long " * 20_000, TooMuch)])
 def test_a_refused_request_spends_no_tokens(
     moderator: Any, configure: Callable[..., None], waiting: int, text: str, refusal: type[Exception]
 ) -> None:
     configure()
     now = [0.0]
-    moderator._admission = Admission(10.0, lambda: now[0])
+    moderator._admission = Admission(10.0, lambda: now[0], stages=2)
     with moderator._admission.at_work(20):
         now[0] += 2.0  # a unit takes 0.1 s
     with moderator._admission.admitted(waiting), pytest.raises(refusal):
@@ -135,7 +161,7 @@ def test_keys_and_a_shadow_that_are_broken_hold_no_guard_back_and_let_nobody_in(
 
 def test_a_replica_whose_model_hangs_is_unhealthy(moderator: Any) -> None:
     now = [0.0]
-    moderator._admission = Admission(30.0, lambda: now[0])
+    moderator._admission = Admission(30.0, lambda: now[0], stages=2)
     with moderator._admission.at_work(1):
         now[0] = 299.0
         moderator.check_health()
