@@ -63,9 +63,11 @@ def export_float(directory: Path) -> GuardCard:
             exported = Guard(OnnxBackend(file), guard.tokenizer, guard.card)
             return float(np.abs(exported.probabilities(texts) - wanted).max())
 
-        if _write_fused(guard.model, file, fused) and difference_of(fused) <= MAX_PROBABILITY_DIFFERENCE:
+        difference = difference_of(fused) if _write_fused(guard.model, file, fused) else np.inf
+        if difference <= MAX_PROBABILITY_DIFFERENCE:
             file = fused
-        difference = difference_of(file)
+        else:
+            difference = difference_of(file)
         if not difference <= MAX_PROBABILITY_DIFFERENCE:  # nor may it be NaN
             _withdraw("onnx", directory)
             raise ValueError(

@@ -20,8 +20,9 @@ _MIGRATED = 0.9  # of a peak that moves to the weights: they have a scale for ea
 def fuse_attention(model: ModelProto, heads: int) -> int:
     """Have each attention that sees all tokens be one node, which ONNX Runtime computes without keeping the scores.
 
-    The graph must read whole texts without padding: a mask is dropped. It is the caller's to see that the model still
-    computes the same: where a mask hides tokens from others (causal, sliding window) it does not.
+    The graph must read whole texts without padding: what is added to the scores is dropped. It is the caller's to see
+    that the model still computes the same: where a mask hides tokens from others (causal, sliding window), places have
+    a bias, or scores are not divided by the square root of a head's size, it does not.
 
     Args:
         model: is changed.
