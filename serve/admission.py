@@ -119,7 +119,7 @@ class _Pace:
 
 
 class Admission:
-    """Counts work in units (see `serve.app.work_units`): how much waits, and how fast it is done.
+    """Counts work in units (see `serve.judging.work_units`): how much waits, and how fast it is done.
 
     Args:
         deadline: seconds in which a request must be answered.

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from importlib import resources
 from pathlib import Path
@@ -26,19 +26,18 @@ from ray.serve.config import BackpressureConfig
 
 from guardrail.answers import GuardResponse, StreamResponse
 from guardrail.backends import BackendName
-from guardrail.guard import Guard, GuardCard, Prepared, Verdict
+from guardrail.guard import Guard, GuardCard, Verdict
 from guardrail.policy import GUARDS_OWN, Action, Policy, guards_own, strictest
 from guardrail.promotion import load_checked
 from guardrail.reading import Readable
 from guardrail.taxonomy import UNSAFE
 from guardrail.text import digest
 from serve import litellm, perspective
-from serve.admission import Admission, Budgets, OverBudget, Overloaded, TooMuch
-from serve.batching import Batcher
-from serve.cache import VerdictCache
-from serve.config import DEADLINE_SECONDS, ModeratorArgs, ModeratorConfig
+from serve.admission import OverBudget, Overloaded, TooMuch
+from serve.config import ModeratorArgs, ModeratorConfig
 from serve.degraded import BLOCKS, NOT_JUDGED, Failure, OnFailure, degrade, failure_of
 from serve.errors import answer_errors
+from serve.judging import Judging
 from serve.keys import Keys
 from serve.litellm import GuardrailRequest, GuardrailResponse, guardrail_response
 from serve.metrics import Metrics
@@ -54,18 +53,11 @@ from serve.moderation import (
 from serve.native import GuardRequest, guard_response
 from serve.perspective import AnalyzeRequest, AnalyzeResponse, GoogleErrorBody, analyze_response
 from serve.policies import Policies, read_policies
-from serve.shadow import Shadow
 from serve.streaming import StreamRequest, stream_response
 from serve.telemetry import Telemetry, measure_requests
 
-# A batch is bounded in number and in length at once: work is counted in units of _CHARACTERS (about _TOKENS tokens of
-# English), and every text counts for one at least.
-_BATCH_UNITS = 64
-_CHARACTERS = 512
-_TOKENS = 128
 _MAX_ONGOING_REQUESTS = 1024  # well over a batch: what waits, waits in the replica, which knows for how long
 _MAX_QUEUED_REQUESTS = 256  # on their way to it
-_PREPARING, _JUDGING = 0, 1  # the stages of a request's way
 _LOADED = 3  # guards kept in memory: in use, shadow, and the one before
 _HUNG_SECONDS = 300.0  # a replica whose batch takes that long is replaced
 _STALLED_SECONDS = 60.0  # a batch takes a second or a few
@@ -114,28 +106,6 @@ class ModeratorState:
     shadow_disagreed: int
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _InUse:
-    """A guard and the verdicts of it that are remembered."""
-
-    guard: Guard
-    cache: VerdictCache
-
-
-@dataclasses.dataclass(frozen=True)
-class _Prepared:
-    """A request's texts as the guard in use is to read them."""
-
-    used: _InUse
-    texts: Sequence[Readable]
-    read: Mapping[Readable, Prepared]
-
-    @property
-    def units(self) -> int:
-        """How much work they are."""
-        return work_units(list(self.read))
-
-
 @dataclasses.dataclass(frozen=True)
 class _Chosen:
     """A request's policy; None: that of the guard that answers."""
@@ -146,11 +116,6 @@ class _Chosen:
     def over(self, card: GuardCard, http: Request) -> Policy:
         """Return what decides a request that has been answered."""
         return BLOCKS if failure_of(http.scope) else self.policy or guards_own(card.thresholds[UNSAFE])
-
-
-def work_units(texts: Sequence[Readable]) -> int:
-    """Return how much work texts are, in units."""
-    return sum(max(1, -(-len(str(text)) // _CHARACTERS)) for text in texts)
 
 
 # Serve pickles this class where it stands, by value: all it uses, routes and handlers included, must be above it.
@@ -164,20 +129,14 @@ class Moderator:
     """One replica: one guard in use, and the HTTP routes that ask it."""
 
     def __init__(self) -> None:
-        self._used: _InUse | None = None  # until Serve hands over the first `user_config`, before any request
         # The guard in use and the one before, so that going back is at once.
         self._loaded: OrderedDict[tuple[str, BackendName], Guard] = OrderedDict()
         self._refused: str | None = None
-        self._shadow: Shadow | None = None
         self._policies: Policies | None = None
         self._policy: str | None = None
         self._on_failure: OnFailure = "block"
-        # Texts are prepared while the model judges others: what was prepared meanwhile is judged together.
-        self._preparing = Batcher(self._prepare, work_units, _BATCH_UNITS)
-        self._judging = Batcher(self._judge, lambda request: request.units, _BATCH_UNITS)
-        self._admission = Admission(DEADLINE_SECONDS, stages=2)
-        self._budgets = Budgets()
         self._metrics = Metrics()
+        self._judging = Judging(self._metrics)  # without a guard until Serve hands over the first `user_config`
         measure_requests(self._metrics)
         # A model's call that ends waits for Python's lock as long as this, wherever a text is being prepared: 5 ms, by
         # default, beside calls of one or two.
@@ -202,13 +161,13 @@ class Moderator:
             self._refuse(error)
             return
         # First, and whatever becomes of the guard: who turns keys on wants them on.
-        require_keys(Keys(config.keys, unreadable_for_now=self._used is not None) if config.keys else None)
-        self._budgets.replicas = config.num_replicas
-        self._admission.deadline, self._on_failure = config.deadline_seconds, config.on_failure
+        require_keys(Keys(config.keys, unreadable_for_now=self._judging.used is not None) if config.keys else None)
+        self._judging.budgets.replicas = config.num_replicas
+        self._judging.admission.deadline, self._on_failure = config.deadline_seconds, config.on_failure
         try:
             self._policies, self._policy = read_policies(config.policies, config.policy), config.policy
         except ValueError as error:
-            if self._used is None:
+            if self._judging.used is None:
                 raise
             logger.error("Policies stay as they were: %s", error)
         try:
@@ -217,12 +176,8 @@ class Moderator:
         except Exception as error:  # noqa: BLE001 - whatever it is, the guard in use is better than none
             self._refuse(error)
             return
-        if self._shadow and (shadow is None or self._shadow.guard is not shadow):
-            self._shadow.stop()
-            self._shadow = None
-        if shadow and self._shadow is None:
-            self._shadow = Shadow(shadow, lambda: self._admission.waiting > 0, self._metrics)
-        self._used, self._refused = _InUse(guard, VerdictCache(config.cached_texts)), None
+        self._judging.swap(guard, shadow, config.cached_texts)
+        self._refused = None
         self._metrics.count("rayguard_swaps", outcome="taken")
         logger.info("Guard in use: %s (digest %s, by %s).", guard.card.version, guard.card.digest, guard.backend.name)
 
@@ -231,7 +186,7 @@ class Moderator:
         try:
             return await self._load(config.shadow, None, config.backend) if config.shadow else None
         except Exception as error:
-            if self._used is None:
+            if self._judging.used is None:
                 raise
             logger.error("There is no shadow now. %s: %s", type(error).__name__, error)
             return None
@@ -239,10 +194,10 @@ class Moderator:
     def _refuse(self, error: Exception) -> None:
         """Note why a configuration is not taken; raise the error where there is no guard to stay in use."""
         self._metrics.count("rayguard_swaps", outcome="refused")
-        if self._used is None:
+        if self._judging.used is None:
             raise error
         self._refused = f"{type(error).__name__}: {error}"
-        logger.error("New guard refused, %s stays in use. %s", self._used.guard.card.version, self._refused)
+        logger.error("New guard refused, %s stays in use. %s", self._judging.used.guard.card.version, self._refused)
 
     async def _load(self, directory: Path, digest: str | None, backend: BackendName) -> Guard:
         """Return a guard that has passed its trial; one that is loaded is not loaded again.
@@ -263,12 +218,12 @@ class Moderator:
 
     def check_health(self) -> None:
         """Have Serve replace this replica where the model hangs: `/readyz` tells balancers, which may not ask it."""
-        if self._admission.computing > max(_HUNG_SECONDS, 10 * self._admission.deadline):
+        if self._judging.admission.computing > max(_HUNG_SECONDS, 10 * self._judging.admission.deadline):
             raise RuntimeError("the model has not answered for minutes")
 
     def state(self) -> ModeratorState:
         """Return what this replica serves; called through the deployment's handle."""
-        card, shadow = self._in_use().guard.card, self._shadow
+        card, shadow = self._judging.in_use().guard.card, self._judging.shadow
         return ModeratorState(
             replica=serve.get_replica_context().replica_id.unique_id,
             guard=card.version,
@@ -282,7 +237,7 @@ class Moderator:
     @api.post("/v1/moderations", responses={status: {"model": ErrorBody} for status in _ERRORS})
     async def moderations(self, request: ModerationRequest, http: Request) -> ModerationResponse:
         """Classify text by OpenAI's 13 categories."""
-        check_model(request.model, self._in_use().guard.card.version)
+        check_model(request.model, self._judging.in_use().guard.card.version)
         texts = request.texts()
         chosen = self._chosen(http)
         card, verdicts = await self._answered(texts, http)
@@ -393,7 +348,7 @@ class Moderator:
             Overloaded, TooMuch: too much is waiting, or asked.
         """
         try:
-            return await self._judged(texts, http)
+            return await self._judging.judged(texts, key_of(http.scope))
         except (OverBudget, Overloaded, TooMuch):
             raise
         except Exception as error:
@@ -405,84 +360,20 @@ class Moderator:
             # The message may quote the text.
             logger.error("Not judged, and blocked: %s (%s).", failure, type(error).__name__)
             degrade(http.scope, failure)
-            return self._in_use().guard.card, [NOT_JUDGED] * len(texts)
-
-    async def _judged(self, texts: Sequence[Readable], http: Request) -> tuple[GuardCard, list[Verdict]]:
-        """Return what `_answered` does where nothing fails."""
-        key = key_of(http.scope)
-        self._budgets.check(key)
-        used = self._in_use()
-        known = used.cache.get(texts)
-        asked = [text for text, verdict in zip(texts, known, strict=True) if verdict is None]
-        self._metrics.count("rayguard_cached_texts", len(texts) - len(asked))
-        if not asked:
-            return used.guard.card, [verdict for verdict in known if verdict]
-        # Spent before it is read, put right afterwards: who hangs up, or asks often at once, has it read all the same.
-        expected = work_units(asked) * _TOKENS
-        self._budgets.spend(key, expected)
-        async with asyncio.timeout(self._admission.deadline):
-            try:
-                by, computed = await self._computed(asked)
-            except (Overloaded, TooMuch):
-                self._budgets.spend(key, -expected)
-                raise
-            if by is not used and len(asked) < len(texts):  # swapped meanwhile: one guard judges them all
-                by, computed = await self._computed(texts)
-                known = [None] * len(texts)
-        self._budgets.spend(key, sum(verdict.tokens for verdict in computed) - expected)
-        fresh = iter(computed)
-        return by.guard.card, [verdict or next(fresh) for verdict in known]
-
-    async def _computed(self, texts: Sequence[Readable]) -> tuple[_InUse, list[Verdict]]:
-        """Return the verdicts on one request's texts, and who gave them, unless too much is waiting, or asked."""
-        with self._admission.admitted(work_units(texts)):
-            self._metrics.set("rayguard_waiting", self._admission.waiting)
-            return await self._judging.submit(await self._preparing.submit(texts))
+            return self._judging.in_use().guard.card, [NOT_JUDGED] * len(texts)
 
     @api.get("/readyz", responses={503: {"model": ErrorBody}})
     async def readyz(self) -> Health:
         """Say that the model answers: not that it is idle, but that the batch it is at has not taken too long."""
-        if self._admission.computing > _STALLED_SECONDS:
+        if self._judging.admission.computing > _STALLED_SECONDS:
             raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "The model has not answered for a minute.")
         return await self.healthz()
 
     @api.get("/healthz")
     async def healthz(self) -> Health:
         """Say that the service answers, and with which guard."""
-        card = self._in_use().guard.card
+        card = self._judging.in_use().guard.card
         return Health(status="ok", guard=card.version, digest=card.digest)
-
-    async def _prepare(self, requests: Sequence[Sequence[Readable]]) -> list[_Prepared]:
-        """Return for each request what the guard in use is to read."""
-        used = self._in_use()
-        together = list(dict.fromkeys(text for texts in requests for text in texts))
-        with self._admission.at_work(work_units(together), _PREPARING):
-            read = dict(zip(together, await asyncio.to_thread(used.guard.prepare, together), strict=True))
-        return [_Prepared(used, texts, {text: read[text] for text in texts}) for texts in requests]
-
-    async def _judge(self, requests: Sequence[_Prepared]) -> list[tuple[_InUse, list[Verdict]]]:
-        """Return for each request the verdicts on its texts and the guard that gave them.
-
-        All texts of a request are judged by the guard that was in use when they were prepared.
-        """
-        found: dict[tuple[_InUse, Readable], Verdict] = {}
-        with self._admission.at_work(sum(request.units for request in requests), _JUDGING):
-            for used in dict.fromkeys(request.used for request in requests):
-                read = {t: r for request in requests if request.used is used for t, r in request.read.items()}
-                verdicts = await asyncio.to_thread(used.guard.judge, list(read.values()))
-                found |= {(used, text): verdict for text, verdict in zip(read, verdicts, strict=True)}
-                used.cache.put(list(read), verdicts)
-                self._metrics.observe("rayguard_batch_texts", len(read))
-                self._metrics.read(verdicts, used.guard.card.thresholds)
-                if self._shadow:
-                    self._shadow.offer(list(read), verdicts)
-        self._metrics.set("rayguard_waiting", self._admission.waiting)
-        return [(request.used, [found[request.used, text] for text in request.texts]) for request in requests]
-
-    def _in_use(self) -> _InUse:
-        if self._used is None:
-            raise RuntimeError("no guard: the deployment needs user_config={'guard': DIR}")
-        return self._used
 
 
 def build(args: ModeratorArgs) -> Application:

@@ -12,7 +12,7 @@ that nobody has judged a text before. They take turns in one run; each ratio is 
 - vLLM's classification server (`--runner pooling`, `/classify`) and infinity's (the executable that the environment
   variable INFINITY names), asked as in single. They read the first 512 tokens of a text and once; ours reads all of it,
   and twice if it is disguised: they have the lighter load. Their servers are up, and idle, while ours is measured, as
-  is ours while they are.
+  is ours while they are. whole: the same of the texts that have no more than 512 tokens, which vLLM reads to their end.
 - int8: the backend onnx-int8 beside torch, bare, if the guard directory has it (`python -m guardrail.export`).
 
 A figure is null where the other side is not there.
@@ -40,7 +40,7 @@ import ray
 from cluster.connect import connect
 from guardrail.backends import ONNX_FILES, BackendName
 from guardrail.evaluation_sets import load_evaluations
-from guardrail.guard import Guard
+from guardrail.guard import Guard, load_tokenizer
 from tests.benchmarks.http_load import ask_all, median, moderation, wall_seconds
 from tests.served_guard import served
 from tests.waiting import free_port, until
@@ -49,6 +49,7 @@ SETS = ("openai-moderation", "xstest", "strongreject")
 LIST = 64  # texts in a list request
 CONCURRENCY = 32
 _START_SECONDS = 600  # of a server that imports torch on a busy machine
+_PEERS_READ = 512  # tokens of a text
 _ALONE = 4  # every how manieth text is asked for one at a time
 
 Side = Callable[[list[str]], float]  #: what judges texts and returns the seconds that it took
@@ -198,11 +199,13 @@ def main() -> None:
         for peer in peers(guard, threads):
             url = stack.enter_context(peer.running(logs / peer.name))
             sides[peer.name] = _through(url, peer.body, 1, CONCURRENCY)
+        read_whole = _short(guard)
+        sides |= {f"{name}, whole": _of(read_whole, sides[name]) for name in ("single", "vLLM")}
         seconds = measure(sides, texts, arguments.repeats)
 
     print(f"{len(texts)} texts, {arguments.repeats} turns, medians, {threads} threads, backend {arguments.backend}")
     for name, each in seconds.items():
-        rate = "" if "alone" in name else f"{len(texts) / median(each):10.1f} texts/s"
+        rate = "" if "," in name else f"{len(texts) / median(each):10.1f} texts/s"
         print(f"{name:16} {median(each):9.3f} s (best {min(each):.3f}){rate}")
     if "infinity" not in seconds:
         print("vs_infinity is null: the environment variable INFINITY does not name the executable of infinity-emb.")
@@ -215,6 +218,7 @@ def main() -> None:
         "single_vs_bare": ratios(bare, seconds["single"]),
         "added_p50_ms": round(1000 * median(added), 2),
         "vs_vllm_classify": ratios(seconds["vLLM"], seconds["single"]),
+        "vs_vllm_whole": ratios(seconds["vLLM, whole"], seconds["single, whole"]),
         "vs_infinity": ratios(seconds.get("infinity"), seconds["single"]),
         "int8_vs_torch": ratios(seconds["bare torch"], seconds["bare onnx-int8"]) if exported else None,
         "threads": threads,
@@ -226,6 +230,16 @@ def main() -> None:
 
 def _together(actor: Any) -> Side:
     return lambda texts: float(ray.get(actor.together.remote(texts)))
+
+
+def _short(guard: Path) -> Callable[[str], bool]:
+    """Return what tells whether the other servers read a text to its end."""
+    tokenizer = load_tokenizer(str(guard))
+    return lambda text: len(tokenizer(text)["input_ids"]) <= _PEERS_READ
+
+
+def _of(chosen: Callable[[str], bool], side: Side) -> Side:
+    return lambda texts: side([text for text in texts if chosen(text)])
 
 
 def _through(url: str, body: Callable[[Any], bytes], size: int, concurrency: int) -> Side:

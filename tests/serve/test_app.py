@@ -80,12 +80,12 @@ def test_who_hangs_up_while_the_texts_are_read_has_spent_the_tokens(
             with pytest.raises(asyncio.CancelledError):
                 await request
             with pytest.raises(OverBudget):
-                moderator._budgets.check(FEW)
+                moderator._judging.budgets.check(FEW)
         finally:
             may_end.set()
-        await moderator._judging._worker
+        await moderator._judging._judges._worker
         with pytest.raises(OverBudget):
-            moderator._budgets.check(FEW)
+            moderator._judging.budgets.check(FEW)
 
     asyncio.run(hang_up())
 
@@ -122,10 +122,10 @@ def test_a_refused_request_spends_no_tokens(
 ) -> None:
     configure()
     now = [0.0]
-    moderator._admission = Admission(10.0, lambda: now[0], stages=2)
-    with moderator._admission.at_work(20):
+    moderator._judging.admission = Admission(10.0, lambda: now[0], stages=2)
+    with moderator._judging.admission.at_work(20):
         now[0] += 2.0  # a unit takes 0.1 s
-    with moderator._admission.admitted(waiting), pytest.raises(refusal):
+    with moderator._judging.admission.admitted(waiting), pytest.raises(refusal):
         asyncio.run(asked(moderator, text, FEW))
     asyncio.run(asked(moderator, "first", FEW))
     with pytest.raises(OverBudget):
@@ -153,7 +153,7 @@ def test_keys_and_a_shadow_that_are_broken_hold_no_guard_back_and_let_nobody_in(
     configure()
     try:
         configure(guard=guards[1], keys=tmp_path / "keys", shadow=tmp_path / "absent")
-        assert moderator._refused is None and moderator._in_use().guard.card.version == "tiny-1"
+        assert moderator._refused is None and moderator._judging.in_use().guard.card.version == "tiny-1"
         assert middleware._keys is not None and middleware._keys.find("any") is None
     finally:
         configure()
@@ -161,8 +161,8 @@ def test_keys_and_a_shadow_that_are_broken_hold_no_guard_back_and_let_nobody_in(
 
 def test_a_replica_whose_model_hangs_is_unhealthy(moderator: Any) -> None:
     now = [0.0]
-    moderator._admission = Admission(30.0, lambda: now[0], stages=2)
-    with moderator._admission.at_work(1):
+    moderator._judging.admission = Admission(30.0, lambda: now[0], stages=2)
+    with moderator._judging.admission.at_work(1):
         now[0] = 299.0
         moderator.check_health()
         now[0] = 301.0
@@ -195,4 +195,4 @@ def test_a_replica_does_not_begin_with_policies_that_cannot_be_read(
     (tmp_path / "draft.yaml").write_text("thresholds: {")
     with pytest.raises(ValueError, match="no policy 'draft'"):
         configure(policies=tmp_path, policy="draft")
-    assert moderator._used is None
+    assert moderator._judging.used is None
