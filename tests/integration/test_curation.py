@@ -138,7 +138,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, records, monkeypatch):
     assert report == curate(paths, tmp_path / "fresh", CONFIG, EVALUATION)
 
 
-def test_changed_settings_start_over_at_the_stage_they_bear_upon(tmp_path, records, monkeypatch):
+def test_what_has_changed_starts_over_at_the_stage_it_bears_upon(tmp_path, records, monkeypatch):
     paths, out = write(tmp_path, all_of(records)), tmp_path / "out"
     started = []
 
@@ -168,6 +168,8 @@ def test_changed_settings_start_over_at_the_stage_they_bear_upon(tmp_path, recor
     assert stages_run(CONFIG.model_copy(update={"balance": 3.0}), {}) == since("decontamination")
     assert stages_run(CONFIG.model_copy(update={"min_words": 3}), {}) == since("quality")
     write_records(records[0], paths[0])
+    assert stages_run(CONFIG, EVALUATION) == STAGES
+    monkeypatch.setattr("guardrail.curation.pipeline._CODE", [])
     assert stages_run(CONFIG, EVALUATION) == STAGES
 
 
