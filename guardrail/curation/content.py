@@ -93,10 +93,12 @@ def _judge_label(labels: pa.Table, batch: pa.Table) -> list[Drop | None]:
 
 
 def label_drop(record: Mapping[str, Any], parent: Label | None) -> Drop | None:
-    """Return how a record's label differs from its parent's, or None; None too where no parent's label is known."""
-    if parent is None or record["method"] == "seed" or record["method"].startswith("contrast"):
+    """Return how a record's label is not what its parent's says, or None; None too where no parent's label is known."""
+    if parent is None or record["method"] == "seed":
         return None
     unsafe, categories = parent
+    if record["method"].startswith("contrast"):
+        return Drop("label of what it was turned from", record["parent_id"]) if record["unsafe"] == unsafe else None
     if record["unsafe"] != unsafe:
         return Drop("label differs from parent", record["parent_id"])
     # A parent of unknown categories lacks none for certain.

@@ -39,17 +39,18 @@ class ExactDuplicates:
         number = numbered(records["id"])
         records = records.filter(pa.array(np.bincount(number)[number] > 1)).sort_by("row")
         digests = survey.computed(functools.partial(_digested, records["row"].to_numpy())).sort_by("row")
-        return ByRow(repeated(records.append_column("digest", digests["digest"])))
+        records = records.append_column("unlabelled", digests["unlabelled"]).append_column("digest", digests["digest"])
+        return ByRow(repeated(records))
 
 
 def repeated(records: pa.Table) -> pa.Table:
     """Return what to drop of records that share their id with others: row, reason, evidence.
 
     Args:
-        records: row, id, unsafe, method, digest (of the whole record); which of the equals stays hangs on the last, so
-            that it does not hang on their order.
+        records: row, id, unsafe, method, unlabelled (its categories are not known), digest (of the whole record); which
+            of the equals stays hangs on these two, so that it does not hang on their order.
     """
-    found = equals(records, "digest", "row")
+    found = equals(records, "unlabelled", "digest", "row")
     contradictory = found.contradictory[found.number]
     dropped = np.ones(len(records), dtype=bool)
     dropped[found.starts] = found.contradictory
@@ -60,10 +61,11 @@ def repeated(records: pa.Table) -> pa.Table:
 
 
 def _digested(rows: Indices, batch: pa.Table) -> pa.Table:
-    """Return row and digest of those records whose number is in `rows`."""
+    """Return row, digest, and whether categories are unknown, of those records whose number is in `rows`."""
     batch = batch.filter(pc.is_in(batch["row"], value_set=pa.array(rows)))
     digests = [digest(repr(list(record.items()))) for record in from_table(batch)]
-    return pa.table({"row": batch["row"], "digest": pa.array(digests, pa.string())})
+    digests = pa.array(digests, pa.string())
+    return pa.table({"row": batch["row"], "digest": digests, "unlabelled": batch["categories"].is_null()})
 
 
 class NearDuplicates:

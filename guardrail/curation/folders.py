@@ -24,8 +24,9 @@ from guardrail.curation.facts import facts
 from guardrail.curation.stage import Judge
 from guardrail.records import SCHEMA
 
-ROWS_IN_MEMORY = 50_000  # of the sorted output, whose files are read in groups of so many:
+ROWS_IN_MEMORY = 50_000  # of the sorted output, and _BYTES_IN_MEMORY; its files are read in groups of so many:
 _ROWS_PER_GROUP = 1_000
+_BYTES_IN_MEMORY = 2**28
 
 INPUT_SCHEMA = pa.schema([*SCHEMA, pa.field("row", pa.int64())])
 VERDICTS = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("evidence", pa.string())])
@@ -129,13 +130,15 @@ def write_sorted(folder: Path, part: Part) -> Path:
 def merge(paths: Sequence[Path], target: Path) -> None:
     """Write the records of files that `write_sorted` wrote to one file, by id; whole or not at all.
 
-    Ids must be unique. Only about `ROWS_IN_MEMORY` records are held at a time.
+    Ids must be unique. Only about `ROWS_IN_MEMORY` records are held at a time, and of long ones fewer.
     """
     files = [str(path) for path in paths]
     records = pa.dataset.dataset(files or SCHEMA.empty_table(), schema=SCHEMA if files else None)
     field = pc.field("id")
     ids = records.to_table(columns=["id"])["id"]
-    bounds = ids.take(pc.sort_indices(ids)[::ROWS_IN_MEMORY]).to_pylist()
+    groups = [each.row_group(i) for each in map(pq.read_metadata, files) for i in range(each.num_row_groups)]
+    fits = _BYTES_IN_MEMORY * len(ids) // max(1, sum(group.total_byte_size for group in groups))
+    bounds = ids.take(pc.sort_indices(ids)[:: max(1, min(ROWS_IN_MEMORY, fits))]).to_pylist()
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with pq.ParquetWriter(partial, SCHEMA) as writer:

@@ -3,8 +3,7 @@
 Confident learning (Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR
 2021; by cleanlab): classifiers that have seen neither a record nor any other that grew from its seed give probabilities
 of which the share of wrong labels, and then the records that have them, are estimated. All records are read fast, by
-words and token vectors; what is doubtful then is read again, by an encoder's middle layer. A record's source is one of
-its words: where nearly all of a set is of one label, the other one is more often wrong. It cannot tell a wrong label
+words and token vectors; what is doubtful then is read again, by an encoder's middle layer. It cannot tell a wrong label
 from a text that the classifiers do not understand. So it is kept from texts that are made to be misunderstood, and says
 nothing where the classifiers understand too little.
 """
@@ -20,7 +19,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, hstack
 from scipy.special import expit
-from sklearn.feature_extraction import FeatureHasher
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
@@ -56,15 +54,15 @@ _WORDS = HashingVectorizer(
     binary=True,
     alternate_sign=False,
 )
-_SOURCES = FeatureHasher(n_features=2**10, input_type="string", alternate_sign=False)
 
 
 class LabelNoise:
     """Records that confident learning takes for wrongly labelled, the other label being as likely as `label_noise`.
 
-    Not judged are attacks, which are made to look like the other label, and what comes from `trusted_sources`: our own
-    seeds are labelled by hand and look like the other label on purpose, and what is made from them goes through checks
-    of its own. (Public training sets are seeds too, but of other sources.) The classifiers learn from trusted records.
+    Not judged are attacks and contrasts, which are made to look like the other label, and what comes from
+    `trusted_sources`: our own seeds are labelled by hand and look like the other label on purpose, and what is made
+    from them goes through checks of its own. (Public training sets are seeds too, but of other sources.) The
+    classifiers learn from trusted records.
     What grew from a seed that is dropped, attacks too, goes with it where it has the seed's label.
     """
 
@@ -86,14 +84,14 @@ class LabelNoise:
         # Ids are hashes: the smallest ones are as good as drawn by lot.
         rows = records["row"].take(pc.sort_indices(records["id"])[:_LEARNED])
         sample = survey.computed(functools.partial(_learned_from, rows)).sort_by("id")
-        words = _Words(shared_encoder(self.config.semantic_encoder))
-        scored = self._read(survey, sample, words, words(sample), None)
+        words, texts = _Words(shared_encoder(self.config.semantic_encoder)), sample["text"].to_pylist()
+        scored = self._read(survey, sample, words, words(texts), None)
         if scored is None or _understood(scored) < UNDERSTOOD - 0.1:  # the second reading, of nearly all, is no help
             return keep_all
         doubtful = scored["row"].filter(pa.array(_other(scored) >= _DOUBTFUL))
         if len(doubtful):
-            sample = sample.slice(0, _LEARNED_AGAIN)
-            states, found = _States.scaled_to(sample, self.config.embedder)
+            sample, texts = sample.slice(0, _LEARNED_AGAIN), texts[:_LEARNED_AGAIN]
+            states, found = _States.scaled_to(texts, self.config.embedder)
             again = self._read(survey, sample, states, found, doubtful)
             scored = scored if again is None else _replaced(scored, again)
         return _dropping(scored, self.config.label_noise, lineage)
@@ -127,12 +125,13 @@ class LabelNoise:
 
 
 def _judged(records: pa.Table, trusted: Sequence[str]) -> NDArray[np.bool_]:
-    return ~are_attacks(records) & ~are_trusted(records, trusted)
+    contrasts = pc.starts_with(records["method"], "contrast").to_numpy(zero_copy_only=False)
+    return ~are_attacks(records) & ~contrasts & ~are_trusted(records, trusted)
 
 
 def _learned_from(rows: pa.ChunkedArray, batch: pa.Table) -> pa.Table:
     batch = batch.filter(pc.is_in(batch["row"], value_set=rows.combine_chunks()))
-    return batch.select(["id", "seed_id", "unsafe", "text", "response", "source"])
+    return batch.select(["id", "seed_id", "unsafe"]).append_column("text", pa.array(_texts(batch), pa.string()))
 
 
 def _texts(batch: pa.Table) -> list[str]:
@@ -147,10 +146,9 @@ class _Words:
     encoder: StaticEncoder | SharedEmbedder
     strength = 3.0  # inverse regularisation
 
-    def __call__(self, records: pa.Table) -> csr_array:
-        """Return [records, features]."""
-        texts = _texts(records)
-        return csr_array(hstack([_words(texts, records), csr_array(self.encoder.encode(texts) * 0.5)]))
+    def __call__(self, texts: Sequence[str]) -> csr_array:
+        """Return [texts, features]."""
+        return csr_array(hstack([_words(texts), csr_array(self.encoder.encode(texts) * 0.5)]))
 
 
 @dataclass(frozen=True)
@@ -168,28 +166,23 @@ class _States:
     strength = 1.0
 
     @classmethod
-    def scaled_to(cls, records: pa.Table, encoder: str) -> tuple["_States", csr_array]:
-        """Return the features that some records scale, and those of these records."""
-        texts = _texts(records)
+    def scaled_to(cls, texts: Sequence[str], encoder: str) -> tuple["_States", csr_array]:
+        """Return the features that some texts scale, and those of these texts."""
         states = loaded_middle_layer(encoder).encode(texts)
         features = cls(encoder, states.mean(axis=0), states.std(axis=0) + 1e-6)
-        return features, features._beside_words(texts, records, states)
+        return features, features._beside_words(texts, states)
 
-    def __call__(self, records: pa.Table) -> csr_array:
-        """Return [records, features]; their last bits hang on the records beside them."""
-        texts = _texts(records)
-        return self._beside_words(texts, records, loaded_middle_layer(self.encoder).encode(texts))
+    def __call__(self, texts: Sequence[str]) -> csr_array:
+        """Return [texts, features]; their last bits hang on the texts beside them."""
+        return self._beside_words(texts, loaded_middle_layer(self.encoder).encode(texts))
 
-    def _beside_words(self, texts: Sequence[str], records: pa.Table, states: NDArray[np.float32]) -> csr_array:
+    def _beside_words(self, texts: Sequence[str], states: NDArray[np.float32]) -> csr_array:
         scaled = (states - self.mean) / (self.deviation * np.sqrt(len(self.mean)))
-        return csr_array(hstack([_words(texts, records), csr_array(scaled)]))
+        return csr_array(hstack([_words(texts), csr_array(scaled)]))
 
 
-def _words(texts: Sequence[str], records: pa.Table) -> csr_array:
-    words = _WORDS.transform([*texts, ""])[: len(texts)]  # it refuses to transform nothing
-    # Of "rayguard-seeds:fraud" what is before the colon: seeds of one topic are of one label, and that is no source.
-    sources = [[source.partition(":")[0]] for source in records["source"].to_pylist()]
-    return csr_array(hstack([words, _SOURCES.transform([*sources, []])[: len(texts)]]))
+def _words(texts: Sequence[str]) -> csr_array:
+    return _WORDS.transform([*texts, ""])[: len(texts)]  # it refuses to transform nothing
 
 
 def _fitted(
@@ -221,7 +214,7 @@ def _scored(
     batch = batch.filter(pa.array(_judged(batch, trusted)))
     if rows is not None:
         batch = batch.filter(pc.is_in(batch["row"], value_set=rows.combine_chunks()))
-    logits = features(batch) @ weights[:, :-1].T + weights[:, -1]
+    logits = features(_texts(batch)) @ weights[:, :-1].T + weights[:, -1]
     unseen = logits[np.arange(len(batch)), folds_of(batch["seed_id"].to_pylist())]
     return batch.select(["row", "id", "unsafe"]).append_column("probability", pa.array(expit(unseen), pa.float64()))
 

@@ -45,7 +45,6 @@ from guardrail.records import SCHEMA, check_records, write_tables
 from guardrail.text import digest
 
 _FEWEST_ROWS, _MOST_ROWS = 500, 20_000  # of a task
-_CODE = sorted(Path(__file__).parents[1].rglob("*.py"))  # of the package: another version of it judges otherwise
 _LINEAGE = ("id", "parent_id", "seed_id", "source", "method", "unsafe")
 LEDGER = pa.schema(
     [
@@ -111,7 +110,7 @@ def curate(
     for path in paths:
         check_records(path)
     work = out_dir.resolve() / "stages"
-    key = digest(*_content_digests([*paths, *_CODE]))
+    key = digest(_VERSION, *_content_digests(paths))
     parts, total = _prepared(paths, out_dir.resolve(), key, config, num_cpus)
     funnel: list[dict[str, Any]] = []
     judged: list[list[Part]] = []
@@ -197,3 +196,13 @@ def _content_digests(paths: Sequence[Path]) -> list[str]:
         with path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     return digests
+
+
+def _version() -> str:
+    """Return a digest of what judges beside the settings: the package's code, its seeds and its intent model."""
+    package = Path(__file__).parents[1]
+    own = [*package.rglob("*.py"), *package.glob("seed_data/*"), *package.glob("intent_model/*")]
+    return digest(*_content_digests(sorted(path for path in own if path.is_file())))
+
+
+_VERSION = _version()  # when the code was loaded: an update may come while it runs

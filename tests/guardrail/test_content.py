@@ -57,6 +57,13 @@ def test_unknown_categories_of_a_parent_rule_nothing_out():
     assert label_drop(child(parent, "Words", categories=["hate"]), (True, [])) is not None
 
 
+def test_a_contrast_has_not_the_label_of_what_it_was_turned_from():
+    parent = seed("Mean words", True, categories=None)
+    turned, same = (child(parent, "Kind", unsafe=unsafe, method="contrast:lookalike") for unsafe in (False, True))
+    assert label_drop(turned, (True, None)) is None
+    assert label_drop(same, (True, None)) == Drop("label of what it was turned from", parent["id"])
+
+
 def test_labels_of_one_id():
     schema = pa.schema([SCHEMA.field(name) for name in ("id", "unsafe", "categories", "method")])
     row = {"id": "a", "unsafe": True, "categories": None, "method": "rl"}

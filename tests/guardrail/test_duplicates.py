@@ -32,8 +32,21 @@ def test_contradictory_seeds_drop_all():
     assert all(verdicts(ExactDuplicates(), [seed("Bake bread", True), seed("Bake bread", False)]))
 
 
+def test_of_equal_records_one_whose_categories_are_known_stays():
+    for number in range(8):  # digests alone would have half of them stay
+        known, unknown = (seed(f"Bake bread {number}", True, categories=keys) for keys in (["fraud"], None))
+        assert [bool(drop) for drop in verdicts(ExactDuplicates(), [unknown, known])] == [True, False]
+
+
 EQUAL = pa.schema(
-    [("row", pa.int64()), ("id", pa.string()), ("unsafe", pa.bool_()), ("method", pa.string()), ("digest", pa.string())]
+    [
+        ("row", pa.int64()),
+        ("id", pa.string()),
+        ("unsafe", pa.bool_()),
+        ("method", pa.string()),
+        ("unlabelled", pa.bool_()),
+        ("digest", pa.string()),
+    ]
 )
 equal_rows = st.lists(
     st.fixed_dictionaries(
@@ -41,6 +54,7 @@ equal_rows = st.lists(
             "id": st.sampled_from("abc"),
             "unsafe": st.booleans(),
             "method": st.sampled_from(["seed", "rl"]),
+            "unlabelled": st.booleans(),
             "digest": st.sampled_from("xyz"),
         }
     ),
@@ -56,7 +70,7 @@ def test_which_equal_stays_does_not_hang_on_order(rows, order):
         dropped = {drop["row"] for drop in drops}
         stay = [row for row in numbered_rows if row["row"] not in dropped]
         assert all(drop["evidence"] == listed[drop["row"]]["id"] for drop in drops)
-        return sorted((row["id"], row["unsafe"], row["method"], row["digest"]) for row in stay)
+        return sorted((row["id"], row["unsafe"], row["method"], row["unlabelled"], row["digest"]) for row in stay)
 
     shuffled = order.sample(rows, len(rows))
     assert kept(rows) == kept(shuffled)

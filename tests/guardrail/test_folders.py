@@ -1,4 +1,5 @@
 import pyarrow.parquet as pq
+import pytest
 
 from guardrail.curation.folders import Folder, Part, merge, write_sorted, write_verdicts
 from guardrail.curation.stage import Drop
@@ -57,8 +58,9 @@ def test_the_next_judge_sees_only_what_was_kept(tmp_path):
     assert last.dropped(["text"])["text"].to_pylist() == ["One"]
 
 
-def test_kept_records_are_merged_by_id_a_few_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("guardrail.curation.folders.ROWS_IN_MEMORY", 3)
+@pytest.mark.parametrize(("name", "most"), [("ROWS_IN_MEMORY", 3), ("_BYTES_IN_MEMORY", 1000)])
+def test_kept_records_are_merged_by_id_a_few_at_a_time(tmp_path, monkeypatch, name, most):
+    monkeypatch.setattr(f"guardrail.curation.folders.{name}", most)
     monkeypatch.setattr("guardrail.curation.folders._ROWS_PER_GROUP", 2)
     records = [seed(f"Question number {i}") for i in range(11)]
     paths = []
@@ -71,6 +73,7 @@ def test_kept_records_are_merged_by_id_a_few_at_a_time(tmp_path, monkeypatch):
     table = pq.read_table(tmp_path / "kept.parquet")
     assert table.schema.equals(SCHEMA)
     assert table["id"].to_pylist() == sorted(record["id"] for record in records)
+    assert pq.read_metadata(tmp_path / "kept.parquet").num_row_groups > 2
 
 
 def test_nothing_is_merged_to_an_empty_file(tmp_path):

@@ -88,13 +88,14 @@ def test_what_grew_from_a_wrongly_labelled_seed_goes_with_it():
     assert found[grown[1]["id"]] is None
 
 
-def test_trusted_sources_and_attacks_are_not_judged():
+def test_trusted_sources_attacks_and_contrasts_are_not_judged():
     doubtful = [record(True, 1000, False), record(True, 1001, False, source="mine:topic")]
-    attacks = [record(True, 1002, False, method="rl"), record(True, 1003, False, method="transform:leet")]
+    methods = ("rl", "transform:leet", "contrast:lookalike")
+    attacks = [record(True, 1002 + number, False, method=method) for number, method in enumerate(methods)]
     records = sound(300) + doubtful + attacks
     dropped = [verdicts(records, CurationConfig(trusted_sources=names)) for names in ((), ("other", "mine:"))]
     judged = [[found[each["id"]] is not None for each in doubtful + attacks] for found in dropped]
-    assert judged == [[True, True, False, False], [True, False, False, False]]
+    assert judged == [[True, True, *[False] * 3], [True, *[False] * 4]]
 
 
 def test_what_grew_from_one_seed_does_not_vouch_for_itself():
@@ -156,44 +157,20 @@ def test_what_is_doubtful_is_read_again(states, monkeypatch):
     assert verdicts(records) != found
 
 
-def table(texts, sources=None):
-    sources = sources or ["public"] * len(texts)
-    fields = {"text": texts, "response": [None] * len(texts), "source": sources}
-    return pa.table({name: pa.array(values, pa.string()) for name, values in fields.items()})
-
-
-def test_features_are_words_pairs_the_source_and_the_embedding():
-    features = noise._Words(ENCODER)(table(["Bake BREAD", "bake bread, bake", "б"]))
-    assert features.shape == (3, 2**16 + 2**10 + 16)
+def test_features_are_words_pairs_and_the_embedding():
+    features = noise._Words(ENCODER)(["Bake BREAD", "bake bread, bake", "б"])
+    assert features.shape == (3, 2**16 + 16)
     lengths = np.sqrt(np.asarray(features.multiply(features).sum(axis=1)).ravel())
-    assert lengths.tolist() == pytest.approx([2.25**0.5, 2.25**0.5, 2**0.5])
-    assert noise._Words(ENCODER)(table([])).shape == (0, 2**16 + 2**10 + 16)
-    same, topic, other = noise._words(["a"] * 3, table(["a"] * 3, ["seeds:a", "seeds:b", "public"])).toarray()
-    assert (same == topic).all() and (same != other).any()
+    assert lengths.tolist() == pytest.approx([1.25**0.5, 1.25**0.5, 1])
+    assert noise._Words(ENCODER)([]).shape == (0, 2**16 + 16)
 
 
-def test_features_of_the_second_reading_are_words_the_source_and_scaled_states():
-    records = table([request(number % 2 == 0, number) for number in range(50)])
-    features, found = noise._States.scaled_to(records, "tiny")
-    assert (found != features(records)).nnz == 0
-    states = found[:, 2**16 + 2**10 :].toarray() * 2**0.5
+def test_features_of_the_second_reading_are_words_and_scaled_states():
+    texts = [request(number % 2 == 0, number) for number in range(50)]
+    features, found = noise._States.scaled_to(texts, "tiny")
+    assert (found != features(texts)).nnz == 0
+    states = found[:, 2**16 :].toarray() * 2**0.5
     assert states.mean(axis=0) == pytest.approx(0, abs=1e-5) and states.std(axis=0) == pytest.approx(1, abs=1e-3)
-
-
-def test_a_label_that_is_rare_in_its_source_is_doubted_before_one_that_is_not():
-    unclear = [" ".join(random.Random(number).choices(COMMON, k=7)) + f" {number}" for number in range(400)]
-
-    def of(source, unsafe, texts):
-        return [make_record(text, unsafe=unsafe, source=source) for text in texts]
-
-    rare, usual = of("benign", True, unclear[:10]), of("mixed", True, unclear[10:20])
-    others = of("benign", False, unclear[20:200]) + of("mixed", True, unclear[200:300])
-    others += of("mixed", False, unclear[300:320])
-    found = verdicts(rare + usual + others + sound(600))
-    dropped = {
-        name: sum(found[each["id"]] is not None for each in of) for name, of in (("rare", rare), ("usual", usual))
-    }
-    assert dropped["rare"] >= 8 and dropped["usual"] == 0
 
 
 def test_where_nothing_is_doubtful_nothing_is_read_again(states, monkeypatch):
