@@ -8,7 +8,7 @@ from guardrail.policy import Action
 
 
 class SpanResult(BaseModel):
-    """Characters of a part that are unsafe by themselves; `disguised`: characters of `said`."""
+    """Characters of a part that the policy would not allow by themselves; `disguised`: characters of `said`."""
 
     start: int
     end: int

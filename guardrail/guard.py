@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from guardrail.backends import Backend, BackendName, TorchBackend, cheapest_batches, load_backend
-from guardrail.deobfuscation import deciphered
+from guardrail.deobfuscation import LOOKED_AT, deciphered
 from guardrail.fitted_on import FittedOn, FittedOnEvaluationSet
 from guardrail.reading import Conversation, Exchange, Readable, Window, messages_read, windows
 from guardrail.spelling import mended
@@ -38,18 +38,20 @@ GUARD_FILE = "guard.json"
 FORMAT = 1
 
 _WORD = re.compile(r"\w+")
+_OVERLAP = 5_000  # characters, of parts that are decoded at once
 _ODD_CASE = 1 / 3  # of a text's words, above which capitals are a disguise
 _DIGESTED = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """A part of a text that the guard read at once and that is unsafe: by itself, or as an answer to its prompt.
+    """A part of a text that the guard read at once: by itself, or as an answer to its prompt.
 
     Attributes:
         start, end: characters of the text, of an exchange's response or of a conversation's message; or of what it says
             where it is disguised.
         score: calibrated probability that it is unsafe.
+        categories: the same for each category.
         disguised: whether it is a part of what the text says in plain letters, not of the text as it is written.
         message: of a conversation, the number of the message, from 0; None of others.
     """
@@ -59,6 +61,12 @@ class Span:
     score: float
     disguised: bool
     message: int | None = None
+    categories: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The scores by label: "unsafe" and the categories."""
+        return {UNSAFE: self.score, **self.categories}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +78,13 @@ class Verdict:
         score: calibrated probability in [0, 1] that the text is unsafe.
         categories: the same for each category.
         spans: what the decision is due to, in the order of the text; empty where it is not unsafe.
-        said: what a disguised text or response says in plain letters, None of others; of a conversation, that of the
-            first message that is disguised.
+        said: what a disguised text or response says in plain letters, None of others; of several such readings, and of
+            several messages, the one that is most unsafe.
         decoded: the steps that lead there, by the names of `guardrail.decoders`.
         tokens: that were read for it, what windows share included.
         windows: that these made.
         prompt_cut: tokens of the prompt (the most of any) that its response was read without, as both were too long.
+        judged: all that was read of the text and of `said`, `spans` among it; for who decides by other thresholds.
     """
 
     unsafe: bool
@@ -87,6 +96,7 @@ class Verdict:
     tokens: int = 0
     windows: int = 0
     prompt_cut: int = 0
+    judged: tuple[Span, ...] = ()
 
     @property
     def scores(self) -> dict[str, float]:
@@ -280,30 +290,34 @@ class Guard:
             FloatingPointError: as `classify`.
         """
         logits = self._logits(prepared)
-        of_windows = iter(self._calibrated(logits)[:, 0].tolist())
-        scores = self._calibrated(_highest(prepared, logits))
+        of_windows = iter(self._calibrated(logits).tolist())
+        scores = self._calibrated(_highest(prepared, logits)).tolist()
         return [
             self._verdict(of_text, [(part, window, next(of_windows)) for part, window in each.read])
             for of_text, each in zip(scores, prepared, strict=True)
         ]
 
-    def _verdict(self, scores: np.ndarray, read: Sequence[tuple["_Part", Window, float]]) -> Verdict:
+    def _verdict(self, scores: Sequence[float], read: Sequence[tuple["_Part", Window, Sequence[float]]]) -> Verdict:
+        """Return the verdict on a text from its scores by label, and those of each window that was read of it."""
         threshold = self.card.thresholds[UNSAFE]
-        disguised = next((part for part, _, _ in read if part.said is not None), None)
+        plain = [(row[0], part) for part, _, row in read if part.said is not None]
+        disguised = max(plain, key=lambda each: each[0])[1] if plain else None
+        judged = tuple(
+            Span(window.start, window.end, row[0], part.said is not None, part.message, _named(row[1:]))
+            for part, window, row in read
+            if part.said is None or part is disguised  # others' characters are of what the verdict does not show
+        )
         return Verdict(
-            unsafe=bool(scores[0] >= threshold),
-            score=float(scores[0]),
+            unsafe=scores[0] >= threshold,
+            score=scores[0],
             categories=_named(scores[1:]),
-            spans=tuple(
-                Span(window.start, window.end, score, disguised=part.said is not None, message=part.message)
-                for part, window, score in read
-                if score >= threshold
-            ),
+            spans=tuple(span for span in judged if span.score >= threshold),
             said=disguised.said if disguised else None,
             decoded=disguised.decoded if disguised else (),
             tokens=sum(len(window.ids) for _, window, _ in read),
             windows=len(read),
             prompt_cut=max((window.prompt_cut for _, window, _ in read), default=0),
+            judged=judged,
         )
 
     def probabilities(self, texts: Sequence[Readable | Conversation]) -> np.ndarray:
@@ -374,7 +388,9 @@ def _parts(row: int, text: Readable | Conversation) -> Iterator[_Part]:
             for said, steps in _said(reading):
                 yield dataclasses.replace(part, reading=said, said=said, decoded=steps)
             continue
-        prompt, others = read_as(reading.prompt)[-1], _said(reading.response)
+        # Of a prompt that long, all but head and tail is cut.
+        prompt = read_as(reading.prompt)[-1] if len(reading.prompt) <= LOOKED_AT else reading.prompt
+        others = _said(reading.response)
         for said, steps in others:
             yield dataclasses.replace(part, reading=Exchange(prompt, said), said=said, decoded=steps)
         if not others and prompt != reading.prompt:
@@ -398,7 +414,15 @@ def read_as(text: str) -> list[str]:
 
 
 def _said(text: str) -> list[tuple[str, tuple[str, ...]]]:
-    """Return what a text says where these are other words than are written, each with the steps that lead there."""
+    """Return what a text says where these are other words than are written, each with the steps that lead there.
+
+    A text longer than can be decoded at once is decoded in parts that overlap, of which each says something by itself.
+    """
+    starts = range(0, max(1, len(text) - _OVERLAP), LOOKED_AT - _OVERLAP)
+    return [each for start in starts for each in _said_at_once(text[start : start + LOOKED_AT])]
+
+
+def _said_at_once(text: str) -> list[tuple[str, tuple[str, ...]]]:
     said, steps = deciphered(text)
     found = _WORD.findall(text)
     odd = sum(word[1:] != word[1:].lower() for word in found)
@@ -409,8 +433,8 @@ def _said(text: str) -> list[tuple[str, tuple[str, ...]]]:
     return [*([] if same else [(said, steps)]), *([(right, (*steps, "misspelt"))] if right else [])]
 
 
-def _named(row: np.ndarray) -> dict[str, float]:
-    return {key: float(value) for key, value in zip(CATEGORIES, row, strict=True)}
+def _named(row: Sequence[float]) -> dict[str, float]:
+    return dict(zip(CATEGORIES, row, strict=True))
 
 
 def content_digest(directory: Path) -> str:

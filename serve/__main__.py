@@ -25,7 +25,7 @@ from guardrail.backends import ONNX_FILES, BackendName
 from guardrail.guard import GUARD_FILE, GuardCard
 from guardrail.promotion import load_checked
 from guardrail.text import digest
-from serve.app import moderator
+from serve.app import ModeratorState, moderator
 from serve.config import ModeratorArgs
 from serve.degraded import OnFailure
 from serve.keys import Keys
@@ -121,7 +121,10 @@ def _deploy(checked: _Checked, args: dict[str, Any]) -> None:
     told = {"guard": checked.directory, "backend": checked.backend, "digest": checked.card.digest, "card": card}
     # To `serve.run` every call is a new version, for which it replaces replicas, unless the deployment names one.
     deployment = moderator(ModeratorArgs(**{**args, **told})).options(_internal=True, version=_VERSION)
-    serve.run(deployment.bind(), name=APPLICATION)
+    state: ModeratorState = serve.run(deployment.bind(), name=APPLICATION).state.remote().result()
+    # Serve is content with a replica that keeps the guard it has.
+    if state.digest != checked.card.digest:
+        raise ValueError(f"a replica does not take it ({state.refused})")
 
 
 def _state(directory: Path) -> tuple[Any, ...]:
@@ -145,8 +148,11 @@ def _follow(guard: Callable[[], Path], args: dict[str, Any], seen: tuple[Any, ..
         checked = _checked(guard(), args)
         _deploy(checked, args)
         print(f"{checked} has taken its place.", flush=True)
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the one that is served stays
+    except (ValueError, OSError) as error:  # the one that is served stays
         print(f"A promoted guard is not taken: {error}", file=sys.stderr, flush=True)
+    except Exception as error:  # noqa: BLE001 - of Ray, and it passes
+        print(f"A promoted guard is not taken yet: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return seen
     return state
 
 

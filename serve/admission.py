@@ -6,14 +6,21 @@ The pace is measured, so it is right for any model on any machine. Knows nothing
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+from guardrail.reading import Readable
 from serve.keys import Key
 
 _REMEMBERED = 0.2  # weight of the last batch in the pace
 _FULL = 16  # units: of a batch with fewer it is not known what it would have cost whatever was in it
-_LITTLE = 64  # units: what a pace that may be another by now is tried on
+_LITTLE = 64  # units: of so few it is tried whether they can be answered in time
+_CHARACTERS = 512  # of a unit
 _PART = 0.5  # of the deadline that the work before a request may be expected to take: paces vary
+
+
+def work_units(texts: Sequence[Readable]) -> int:
+    """Return how much work texts are, in units: of so many characters, and of one text at least."""
+    return sum(max(1, -(-len(str(text)) // _CHARACTERS)) for text in texts)
 
 
 class Overloaded(Exception):
@@ -95,13 +102,14 @@ class _Pace:
         self._begun, self.computed = begun, units
         try:
             yield
-        finally:
-            self._begun, self.computed = None, 0
+            # Not of one that failed: it may have done so at once.
             self._measured = self._clock()
             took = self._measured - begun
             pace = min(max(self.remembered, took / max(units, _FULL)), took / units)
             before = self.remembered
             self.remembered = (1 - _REMEMBERED) * before + _REMEMBERED * pace if before else pace
+        finally:
+            self._begun, self.computed = None, 0
 
     def now(self, deadline: float) -> float:
         """Return the pace, at least that of the batch at work.
@@ -119,7 +127,7 @@ class _Pace:
 
 
 class Admission:
-    """Counts work in units (see `serve.judging.work_units`): how much waits, and how fast it is done.
+    """Counts work in units (see `work_units`): how much waits, and how fast it is done.
 
     Args:
         deadline: seconds in which a request must be answered.
@@ -140,16 +148,14 @@ class Admission:
             TooMuch: the request alone takes longer than the deadline, whenever it is asked.
             Overloaded: what waits already takes too long. A request that is alone is never refused for that.
         """
-        paces = [stage.now(self.deadline) for stage in self._stages]
-        alone = units * sum(
-            pace if units <= _LITTLE else max(pace, stage.remembered)
-            for pace, stage in zip(paces, self._stages, strict=True)
-        )
+        # A pace that may be another by now, or is that of a batch that hangs, is no reason to call a little too much.
+        alone = units * sum(stage.remembered for stage in self._stages) if units > _LITTLE else 0.0
         if alone > self.deadline:
             raise TooMuch(max(1, int(self.deadline / alone * 100)))
-        wait = max(self._waiting, sum(stage.computed for stage in self._stages)) * max(paces)
+        pace = max(stage.now(self.deadline) for stage in self._stages)
+        wait = max(self._waiting, sum(stage.computed for stage in self._stages)) * pace
         if wait > _PART * self.deadline:
-            raise Overloaded(max(1, math.ceil(wait - _PART * self.deadline)))
+            raise Overloaded(math.ceil(min(max(1.0, wait - _PART * self.deadline), self.deadline)))
         self._waiting += units
         try:
             yield

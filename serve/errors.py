@@ -34,8 +34,13 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
 
 
 async def _http(request: Request, error: HTTPException) -> Response:
-    message = str(error.detail)
-    code = TOO_LARGE_CODE if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else None
+    message, code = str(error.detail), None
+    if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        code = TOO_LARGE_CODE
+    elif isinstance(error.__cause__, RecursionError):
+        message, code = "The body's JSON is nested too deeply.", "json_too_deep"
+    elif isinstance(error.__cause__, UnicodeDecodeError):
+        message, code = "The body is no UTF-8.", "invalid_encoding"
     is_ours = error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
     body = server_error(message) if is_ours else invalid_request(message, code=code)
     return answer(request.scope, error.status_code, body, dict(error.headers or {}))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from guardrail.guard import Guard, GuardCard, Prepared, Verdict
 from guardrail.reading import Readable
-from serve.admission import Admission, Budgets, Overloaded, TooMuch
+from serve.admission import Admission, Budgets, work_units
 from serve.batching import Batcher
 from serve.cache import VerdictCache
 from serve.config import DEADLINE_SECONDS
@@ -14,11 +14,8 @@ from serve.keys import Key
 from serve.metrics import Metrics
 from serve.shadow import Shadow
 
-# A batch is bounded in number and in length at once: work is counted in units of _CHARACTERS (about _TOKENS tokens of
-# English), and every text counts for one at least.
-_BATCH_UNITS = 64
-_CHARACTERS = 512
-_TOKENS = 128
+_BATCH_UNITS = 64  # so that a batch is bounded in number and in length at once
+_TOKENS = 128  # of a unit of English, about
 _PREPARING, _JUDGING = 0, 1  # the stages
 
 
@@ -42,11 +39,6 @@ class _Prepared:
     def units(self) -> int:
         """How much work they are."""
         return work_units(list(self.read))
-
-
-def work_units(texts: Sequence[Readable]) -> int:
-    """Return how much work texts are, in units."""
-    return sum(max(1, -(-len(str(text)) // _CHARACTERS)) for text in texts)
 
 
 class Judging:
@@ -121,21 +113,24 @@ class Judging:
         async with asyncio.timeout(self.admission.deadline):
             try:
                 by, computed = await self._computed(asked)
-            except (Overloaded, TooMuch):
+                if by is not used and len(asked) < len(texts):  # swapped meanwhile: one guard judges them all
+                    by, computed = await self._computed(texts)
+                    known = [None] * len(texts)
+            except Exception:  # refused, or the model failed
                 self.budgets.spend(key, -expected)
                 raise
-            if by is not used and len(asked) < len(texts):  # swapped meanwhile: one guard judges them all
-                by, computed = await self._computed(texts)
-                known = [None] * len(texts)
         self.budgets.spend(key, sum(verdict.tokens for verdict in computed) - expected)
         fresh = iter(computed)
         return by.guard.card, [verdict or next(fresh) for verdict in known]
 
     async def _computed(self, texts: Sequence[Readable]) -> tuple[InUse, list[Verdict]]:
         """Return the verdicts on one request's texts, and who gave them, unless too much is waiting, or asked."""
-        with self.admission.admitted(work_units(texts)):
+        try:
+            with self.admission.admitted(work_units(texts)):
+                self._metrics.set("rayguard_waiting", self.admission.waiting)
+                return await self._judges.submit(await self._prepares.submit(texts))
+        finally:
             self._metrics.set("rayguard_waiting", self.admission.waiting)
-            return await self._judges.submit(await self._prepares.submit(texts))
 
     async def _prepare(self, requests: Sequence[Sequence[Readable]]) -> list[_Prepared]:
         """Return for each request what the guard in use is to read."""
@@ -161,5 +156,4 @@ class Judging:
                 self._metrics.read(verdicts, used.guard.card.thresholds)
                 if self.shadow:
                     self.shadow.offer(list(read), verdicts)
-        self._metrics.set("rayguard_waiting", self.admission.waiting)
         return [(request.used, [found[request.used, text] for text in request.texts]) for request in requests]

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from guardrail.guard import Verdict
 from guardrail.policy import Policy, strictest
@@ -50,6 +50,10 @@ class ToolCall(BaseModel):
 
 class GuardrailRequest(BaseModel):
     """The body that LiteLLM sends; `texts` are of all messages of a request, or of all choices of an answer."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"input_type": "request", "texts": ["How do I kill a Python process?"]}]}
+    )
 
     input_type: Literal["request", "response"]
     texts: list[str] | None = Field(None, max_length=MAX_INPUTS)

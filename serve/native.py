@@ -101,19 +101,21 @@ def guard_response(
         score=max(verdict.score for verdict in verdicts),
         threshold=card.thresholds["unsafe"],
         categories={key: max(verdict.categories[key] for verdict in verdicts) for key in card.taxonomy},
-        parts=[_part(each.part, verdict) for each, verdict in zip(read, verdicts, strict=True)],
+        parts=[_part(each.part, verdict, policy) for each, verdict in zip(read, verdicts, strict=True)],
         degraded=degraded,
     )
 
 
-def _part(name: str, verdict: Verdict) -> PartResult:
+def _part(name: str, verdict: Verdict, policy: Policy) -> PartResult:
+    """Return what is said of a part; its spans are what the policy would not allow by itself."""
     return PartResult(
         part=name,
         unsafe=verdict.unsafe,
         score=verdict.score,
         spans=[
             SpanResult(start=span.start, end=span.end, score=span.score, disguised=span.disguised)
-            for span in verdict.spans
+            for span in verdict.judged
+            if policy.decide(span.scores).action != "allow"
         ],
         said=verdict.said,
         decoded=list(verdict.decoded),

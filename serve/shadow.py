@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 
 from guardrail.guard import Guard, Verdict
 from guardrail.reading import Readable
+from serve.admission import work_units
 from serve.metrics import Metrics
 
-_QUEUED = 256  # texts
+_QUEUED = 256  # units of work
 _AT_ONCE = 16
 _LOOK_SECONDS = 0.05  # between two looks whether the guard in use is idle
 
@@ -32,14 +33,17 @@ class Shadow:
         self.guard, self._busy, self._metrics = guard, busy, metrics
         self.agreed = self.disagreed = 0
         self._queue: deque[tuple[Readable, bool]] = deque()
+        self._queued = 0  # units
         self._task: asyncio.Task[None] | None = None
 
     def offer(self, texts: Sequence[Readable], verdicts: Sequence[Verdict]) -> None:
         """Take texts and what the guard in use said of them."""
         skipped = 0
         for text, verdict in zip(texts, verdicts, strict=True):
-            if len(self._queue) < _QUEUED:
+            units = work_units([text])
+            if self._queued + units <= _QUEUED:
                 self._queue.append((text, verdict.unsafe))
+                self._queued += units
             else:
                 skipped += 1
         self._metrics.count("rayguard_shadow_texts", skipped, outcome="skipped")
@@ -56,15 +60,26 @@ class Shadow:
             if self._busy():
                 await asyncio.sleep(_LOOK_SECONDS)
                 continue
-            asked = [self._queue.popleft() for _ in range(min(_AT_ONCE, len(self._queue)))]
+            asked = self._next()
             try:
                 verdicts = await asyncio.to_thread(self.guard.classify, [text for text, _ in asked])
             except Exception as error:  # noqa: BLE001 - nobody waits for its answer
                 # Its message may quote a text.
                 logger.error("The shadow guard failed: %s.", type(error).__name__)
+                self._metrics.count("rayguard_shadow_texts", len(asked), outcome="skipped")
                 continue
             disagreed = sum(verdict.unsafe != unsafe for verdict, (_, unsafe) in zip(verdicts, asked, strict=True))
             self.disagreed += disagreed
             self.agreed += len(asked) - disagreed
             self._metrics.count("rayguard_shadow_texts", disagreed, outcome="disagrees")
             self._metrics.count("rayguard_shadow_texts", len(asked) - disagreed, outcome="agrees")
+
+    def _next(self) -> list[tuple[Readable, bool]]:
+        """Take texts from the queue: one, or as many as are little work together."""
+        asked: list[tuple[Readable, bool]] = []
+        left = _AT_ONCE
+        while self._queue and (not asked or work_units([self._queue[0][0]]) <= left):
+            asked.append(self._queue.popleft())
+            units = work_units([asked[-1][0]])
+            left, self._queued = left - units, self._queued - units
+        return asked

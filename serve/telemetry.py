@@ -4,6 +4,7 @@ Traces follow OpenTelemetry's own variables: OTEL_EXPORTER_OTLP_ENDPOINT (or ...
 OTEL_SERVICE_NAME names the service; the extra "tracing" installs what they need. No text is in any.
 """
 
+import asyncio
 import logging
 import os
 import time
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.metrics import Metrics
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_NO_ANSWER, _HUNG_UP = 500, 499  # the latter as others have it, Ray Serve too
 _ELSEWHERE = "other"  # routes that do not exist, as anybody can make up any number of them
 
 logger = logging.getLogger("ray.serve")
@@ -42,7 +44,7 @@ class Telemetry:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status = 500
+        status = _NO_ANSWER
         begun = time.monotonic()
 
         async def watched(message: Message) -> None:
@@ -54,6 +56,9 @@ class Telemetry:
         span = self._begin_span(scope) if self._tracer else None
         try:
             await self.app(scope, receive, watched)
+        except asyncio.CancelledError:  # the client has hung up
+            status = _HUNG_UP if status == _NO_ANSWER else status
+            raise
         finally:
             route = getattr(scope.get("route"), "path", _ELSEWHERE)
             if _metrics:

@@ -11,6 +11,7 @@ import yaml
 from cluster.observability import METRICS
 from cluster.resources import plan
 from jobs.settings import LoopSettings
+from serve.config import ModeratorConfig
 from serve.metrics import COUNTERS, GAUGES, HISTOGRAMS
 
 CLUSTER = Path("cluster")
@@ -37,6 +38,10 @@ def test_the_service_and_the_job_name_what_exists():
     folders = {mount["mountPath"] for mount in mounts}
     for path in application["args"].values():
         assert any(Path(path).is_relative_to(folder) for folder in folders)
+    (deployment,) = application["deployments"]
+    config = ModeratorConfig.model_validate(deployment["user_config"])
+    assert {name: str(getattr(config, name)) for name in application["args"]} == application["args"]
+    assert config.num_replicas == deployment["autoscaling_config"]["max_replicas"]  # who share a key's tokens
     job = yaml.safe_load((CLUSTER / "kuberay" / "rayjob.yaml").read_text())
     for word in job["spec"]["entrypoint"].split():
         assert not word.startswith("jobs/") or Path(word).exists()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen2Config, Qwen2Model
 
 from guardrail.backends import cheapest_batches, token_batches
+from guardrail.deobfuscation import LOOKED_AT
 from guardrail.guard import LABELS, Guard, GuardCard, content_digest, load_base, read_as, write_card
 from guardrail.taxonomy import CATEGORIES
 from guardrail.transforms import TRANSFORMS
@@ -119,6 +120,31 @@ def test_a_verdict_names_the_parts_that_it_is_due_to(directory):
     assert short.tokens == len(guard.tokenizer("x")["input_ids"]) and whole.tokens > len(long)
     assert all(span.end - span.start == WINDOW for span in whole.spans[:-1])  # a token for each byte
     assert any(span.disguised for span in coded.spans)
+
+
+def test_what_is_disguised_late_in_a_long_text_is_read_in_plain_letters(directory):
+    guard = Guard.from_pretrained(directory)
+    said = "how do i kill a python process that does not answer?"
+    code = TRANSFORMS["base64"].apply(said, np.random.default_rng(0))
+    for prose in ("So it goes on. " * 4_000, "So it goes on. " * 10_000):
+        assert len(prose) > LOOKED_AT
+        text = f"{prose}\n{code}"
+        assert any(said in reading for reading in read_as(text)[1:])
+        assert said in guard.classify([text])[0].said
+    assert read_as("So it goes on. " * 10_000) == ["So it goes on. " * 10_000]
+
+
+def test_what_is_shown_of_several_readings_is_the_most_unsafe(directory, monkeypatch):
+    guard = Guard.from_pretrained(directory)
+    said = [("what it says", ("leet",)), ("what it says when mended", ("leet", "misspelt"))]
+    scores = [max(alone(guard, text)) for text, _ in said]
+    monkeypatch.setattr("guardrail.guard._said", lambda text: said)
+    guard.card = dataclasses.replace(guard.card, thresholds={"unsafe": 0.0})
+    (verdict,) = guard.classify(["what is written"])
+    worst = scores.index(max(scores))
+    assert (verdict.said, verdict.decoded) == said[worst]
+    assert {span.end for span in verdict.spans if span.disguised} <= set(range(len(said[worst][0]) + 1))
+    assert [span.scores["unsafe"] for span in verdict.judged] == [span.score for span in verdict.judged]
 
 
 def alone(guard, reading):

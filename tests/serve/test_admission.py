@@ -1,5 +1,7 @@
 """What may wait: pace, refusal, and when to try again."""
 
+import contextlib
+
 import pytest
 
 from serve.admission import Admission, Budgets, OverBudget, Overloaded, TooMuch
@@ -96,13 +98,14 @@ def test_a_pace_that_refuses_everything_is_forgotten(clock: Clock) -> None:
     admission = Admission(10.0, clock)
     with admission.at_work(20):
         clock.now += 1600.0  # the machine stood still
-    with pytest.raises(TooMuch), admission.admitted(1):
+    with admission.admitted(1), pytest.raises(Overloaded), admission.admitted(1):
         pass
-    clock.now += 30.0
-    with admission.admitted(1), admission.at_work(20):
-        clock.now += 2.0
-    with admission.admitted(1):
-        pass  # nor does one fast batch bring it back
+    clock.now += 60.0
+    for _ in range(2):
+        with admission.admitted(1), admission.at_work(20):
+            clock.now += 2.0
+        with admission.admitted(1), admission.admitted(1):
+            pass  # nor does one fast batch bring it back
 
 
 def test_a_large_request_is_not_tried_on_a_pace_that_was_forgotten(admission: Admission, clock: Clock) -> None:
@@ -118,6 +121,26 @@ def test_nothing_is_put_behind_a_batch_that_is_slower_than_any_before(admission:
         clock.now += 6.0
         with pytest.raises(Overloaded), admission.admitted(1):
             pass
+
+
+@pytest.mark.parametrize("units", [1, 64])
+def test_while_a_batch_hangs_others_are_to_come_later_whatever_they_are(
+    admission: Admission, clock: Clock, units: int
+) -> None:
+    with admission.at_work(1):
+        clock.now += 200.0
+        with pytest.raises(Overloaded) as refused, admission.admitted(units):
+            pass
+        assert refused.value.retry_after == 10  # the deadline, at most
+
+
+def test_a_batch_that_fails_tells_nothing_of_the_pace(admission: Admission, clock: Clock) -> None:
+    for _ in range(30):
+        with contextlib.suppress(RuntimeError), admission.at_work(20):
+            clock.now += 0.001
+            raise RuntimeError
+    with pytest.raises(TooMuch), admission.admitted(400):
+        pass
 
 
 def test_a_batch_that_does_not_end_shows(admission: Admission, clock: Clock) -> None:

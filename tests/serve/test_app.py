@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import Request
+from fastapi import HTTPException, Request
 
 from guardrail.guard import Guard, Verdict
 from serve import middleware
@@ -169,6 +169,59 @@ def test_a_replica_whose_model_hangs_is_unhealthy(moderator: Any) -> None:
         with pytest.raises(RuntimeError, match="for minutes"):
             moderator.check_health()
     moderator.check_health()
+
+
+def test_what_was_not_judged_is_paid_back_and_waits_no_more(
+    moderator: Any, configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: list[float] = []
+    monkeypatch.setattr(
+        moderator._metrics, "set", lambda name, value: waiting.append(value) if name == "rayguard_waiting" else None
+    )
+
+    def fails(self: Guard, prepared: Any) -> list[Verdict]:
+        raise FloatingPointError
+
+    configure()
+    with monkeypatch.context() as patched:
+        patched.setattr(Guard, "judge", fails)
+        asyncio.run(asked(moderator, "first", FEW))
+    moderator._judging.budgets.check(FEW)
+    assert max(waiting) > 0 and waiting[-1] == 0
+
+
+def test_the_guard_before_is_not_loaded_again(
+    moderator: Any, configure: Callable[..., None], guards: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure()
+    first = moderator._judging.in_use().guard
+    configure(guard=guards[1])
+    monkeypatch.setattr("serve.app.load_checked", lambda *_: pytest.fail("loaded again"))
+    configure()
+    assert moderator._judging.in_use().guard is first
+
+
+def test_a_stalled_model_is_not_ready_and_a_busy_one_is(moderator: Any, configure: Callable[..., None]) -> None:
+    configure()
+    now = [0.0]
+    moderator._judging.admission = Admission(30.0, lambda: now[0], stages=2)
+    with moderator._judging.admission.at_work(64):
+        now[0] = 59.0
+        assert asyncio.run(moderator.readyz()).status == "ok"
+        now[0] = 61.0
+        with pytest.raises(HTTPException) as refused:
+            asyncio.run(moderator.readyz())
+    assert refused.value.status_code == 503
+
+
+def test_a_request_has_the_policy_it_names_or_that_of_its_key(
+    moderator: Any, configure: Callable[..., None], tmp_path: Path
+) -> None:
+    (tmp_path / "strict.yaml").write_text(STRICT)
+    configure(policies=tmp_path)
+    key = Key("a", "0" * 64, policy="strict")
+    assert asyncio.run(asked(moderator, "a", key)) == ("rayguard-tiny-0", "strict")
+    assert asyncio.run(asked(moderator, "a")) == ("rayguard-tiny-0", "guard")
 
 
 @pytest.mark.parametrize(("folder", "policy"), [("policies", "draft"), ("policies", "absent"), ("absent", "strict")])

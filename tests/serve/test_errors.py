@@ -79,6 +79,16 @@ def test_each_error_has_the_shape_and_its_cause(
     assert SECRET not in answer.text
 
 
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [(b'{"input": ' + b"[" * 100_000, "json_too_deep"), (b'{"input": "\xff"}', "invalid_encoding")],
+    ids=["deep", "no UTF-8"],
+)
+def test_a_body_that_cannot_be_parsed_says_why(client: TestClient, body: bytes, code: str) -> None:
+    answer = client.post("/read", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+
+
 @pytest.mark.parametrize(("path", "seconds"), [("/unavailable", "3"), ("/overloaded", "7"), ("/late", "1")])
 def test_an_error_says_when_to_try_again(client: TestClient, path: str, seconds: str) -> None:
     assert client.post(path).headers["Retry-After"] == seconds

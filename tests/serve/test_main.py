@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import RayError
@@ -100,10 +101,39 @@ def test_a_service_that_does_not_start_is_said(capsys, tmp_path, monkeypatch):
     assert "Ray Serve did not start (RayError)" in capsys.readouterr().err
 
 
+def running(served, digest):
+    """Return what notes applications in the place of `serve.run`, whose replicas have the guard of a digest."""
+
+    def run(application, name):
+        served.append(application)
+        state = SimpleNamespace(digest=digest, refused="MemoryError")
+        return SimpleNamespace(state=SimpleNamespace(remote=lambda: SimpleNamespace(result=lambda: state)))
+
+    return run
+
+
+def test_a_guard_that_replicas_refuse_has_taken_no_place(monkeypatch, tmp_path, capsys):
+    guard = tiny_guard(tmp_path / "guard")
+    monkeypatch.setattr("serve.__main__.serve.run", running([], "of another"))
+    assert _follow(lambda: guard, {}, ()) == _state(guard)
+    told = capsys.readouterr()
+    assert "not taken: a replica does not take it (MemoryError)" in told.err and "taken its place" not in told.out
+
+
+def test_a_guard_that_ray_fails_to_serve_is_tried_again(monkeypatch, tmp_path, capsys):
+    def busy(application, name):
+        raise RuntimeError("the controller is busy")
+
+    monkeypatch.setattr("serve.__main__.serve.run", busy)
+    guard = tiny_guard(tmp_path / "guard")
+    assert _follow(lambda: guard, {}, ()) == ()
+    assert "not taken yet: RuntimeError" in capsys.readouterr().err
+
+
 def test_another_threshold_is_another_guard(monkeypatch, tmp_path):
     served = []
-    monkeypatch.setattr("serve.__main__.serve.run", lambda application, name: served.append(application))
     guard = tiny_guard(tmp_path / "guard")
+    monkeypatch.setattr("serve.__main__.serve.run", running(served, GuardCard.read(guard).digest))
     for threshold in (0.5, 0.5, 0.6):
         card = dataclasses.replace(GuardCard.read(guard), thresholds={"unsafe": threshold})
         _deploy(_Checked(guard, card, "torch"), {})

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from guardrail.guard import UNSAFE, Verdict
 from guardrail.taxonomy import CATEGORIES, OPENAI_CATEGORIES, TO_OPENAI
-from serve.judging import work_units
+from serve.admission import work_units
 from serve.moderation import (
     MAX_INPUTS,
     OPENAI_MODELS,

@@ -23,7 +23,12 @@ CONVERSATION = [
 
 
 def verdict(score: float, *spans: Span, said: str | None = None, **categories: float) -> Verdict:
-    return Verdict(score >= 0.5, score, dict.fromkeys(CATEGORIES, 0.0) | categories, spans, said)
+    categories = dict.fromkeys(CATEGORIES, 0.0) | categories
+    return Verdict(score >= 0.5, score, categories, spans, said, judged=spans)
+
+
+def span(start: int, end: int, score: float, disguised: bool = False, **categories: float) -> Span:
+    return Span(start, end, score, disguised, categories=dict.fromkeys(CATEGORIES, 0.0) | categories)
 
 
 def read(**body: Any) -> list[tuple[str, Readable]]:
@@ -77,7 +82,7 @@ def test_the_most_unsafe_part_decides_and_spans_are_of_their_part() -> None:
     parts = GuardRequest.model_validate({"prompt": "abcd", "response": "efgh"}).read()
     verdicts = [
         verdict(0.2, hate=0.3),
-        verdict(0.9, Span(0, 2, 0.9, False), Span(1, 2, 0.7, True), said="x", violence=0.8),
+        verdict(0.9, span(0, 2, 0.9), span(1, 2, 0.7, disguised=True), span(2, 4, 0.4), said="x", violence=0.8),
     ]
     answer = guard_response(parts, verdicts, CARD, GUARDS_OWN, guards_own(0.5))
     assert (answer.unsafe, answer.action, answer.score, answer.model) == (True, "block", 0.9, "rayguard-v1")
@@ -94,3 +99,12 @@ def test_a_policy_chooses_the_action_and_says_for_what() -> None:
     assert (flagged.policy, flagged.action, flagged.reasons, flagged.unsafe) == ("mild", "flag", ["unsafe"], True)
     blocked = guard_response(parts, [verdict(0.7), verdict(0.1, violence=0.3)], CARD, "mild", policy)
     assert (blocked.action, blocked.reasons) == ("block", ["violence"])
+
+
+def test_spans_are_what_the_policy_and_not_the_guard_would_not_allow() -> None:
+    policy = Policy.model_validate({"thresholds": {"unsafe": {"flag": 0.4}, "violence": {"block": 0.1}}})
+    spans = span(0, 2, 0.3), span(2, 4, 0.45), span(4, 6, 0.2, violence=0.15)
+    parts = GuardRequest(prompt="abcdef").read()
+    answer = guard_response(parts, [verdict(0.45, *spans, violence=0.15)], CARD, "strict", policy)
+    assert (answer.action, answer.unsafe) == ("block", False)
+    assert [(each.start, each.end) for each in answer.parts[0].spans] == [(2, 4), (4, 6)]

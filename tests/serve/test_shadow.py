@@ -55,3 +55,8 @@ def test_what_is_too_much_is_let_go_of_and_a_failure_is_nobodys() -> None:
     assert (shadow.agreed, counts["skipped"]) == (256, 44)
     shadow, _ = offered(["", *["a"] * 20])
     assert shadow.agreed == 5  # those of the second batch
+
+
+def test_long_texts_are_as_many_as_their_length() -> None:
+    shadow, counts = offered(["a" * 512 * 100] * 4)
+    assert (shadow.agreed, counts["skipped"]) == (2, 2)

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
 from serve import telemetry
 from serve.telemetry import Telemetry, measure_requests
@@ -87,6 +88,22 @@ def test_requests_are_counted_by_route_and_status(told: Told) -> None:
         (item, "500"),
         ("other", "404"),
     ]
+
+
+def test_a_client_that_hangs_up_is_no_failure_of_ours(told: Told) -> None:
+    async def waits(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    async def hang_up() -> None:
+        scope = {"type": "http", "method": "GET", "path": "/"}
+        request = asyncio.create_task(Telemetry(waits)(scope, None, None))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+
+    asyncio.run(hang_up())
+    assert [each["status"] for each in told.counted] == ["499"]
 
 
 def test_without_an_endpoint_nothing_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
