@@ -19,6 +19,7 @@ class SpanResult(BaseModel):
 class PartResult(BaseModel):
     """What the guard says of one part; `said`: what it says in plain letters where it is disguised.
 
+    Of several disguised readings `said` is the most unsafe one, and the others have no spans.
     A response is read behind its prompt, and judged by what it says there; its spans and `said` are its own.
     """
 

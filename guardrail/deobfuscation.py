@@ -12,7 +12,7 @@ from guardrail.decoders import DECODERS, View
 from guardrail.english import fluency
 from guardrail.text import canonical
 
-LOOKED_AT = 50_000  # characters of a text that are decoded
+LOOKED_AT = 50_000  # characters of a text that are decoded at once
 MOST_READINGS = 16
 _LIGATURES = re.compile("[\ufdfa\ufdfb]")  # phrases of 18 and 8 letters: a text of them would be read as one so long
 _DEPTH = 2

@@ -77,7 +77,8 @@ class Verdict:
         unsafe: its decision.
         score: calibrated probability in [0, 1] that the text is unsafe.
         categories: the same for each category.
-        spans: what the decision is due to, in the order of the text; empty where it is not unsafe.
+        spans: what the decision is due to, in the order of the text; empty where it is not unsafe. Of several disguised
+            readings only `said` has any.
         said: what a disguised text or response says in plain letters, None of others; of several such readings, and of
             several messages, the one that is most unsafe.
         decoded: the steps that lead there, by the names of `guardrail.decoders`.

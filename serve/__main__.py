@@ -34,6 +34,7 @@ from serve.policies import lint, read_policies
 APPLICATION = "moderation"
 _VERSION = uuid4().hex  # of the deployment, as long as this process serves it
 _REPLICAS = 2  # a dead one is back after half a minute, most of which it imports torch
+_ANSWER_SECONDS = 60.0  # in which a replica says what it serves
 _LOOK_SECONDS = 2.0  # between two looks for a guard that was promoted
 
 
@@ -99,6 +100,10 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
             _shut_down()
 
 
+class GuardRefused(Exception):
+    """Replicas stay with the guard that they have."""
+
+
 class _Checked(NamedTuple):
     """A guard that was loaded and tried, and is let go again: it is the replicas that hold it."""
 
@@ -121,10 +126,11 @@ def _deploy(checked: _Checked, args: dict[str, Any]) -> None:
     told = {"guard": checked.directory, "backend": checked.backend, "digest": checked.card.digest, "card": card}
     # To `serve.run` every call is a new version, for which it replaces replicas, unless the deployment names one.
     deployment = moderator(ModeratorArgs(**{**args, **told})).options(_internal=True, version=_VERSION)
-    state: ModeratorState = serve.run(deployment.bind(), name=APPLICATION).state.remote().result()
-    # Serve is content with a replica that keeps the guard it has.
-    if state.digest != checked.card.digest:
-        raise ValueError(f"a replica does not take it ({state.refused})")
+    handle = serve.run(deployment.bind(), name=APPLICATION)
+    # Serve is content with replicas that keep the guard they have; one of them is asked.
+    state: ModeratorState = handle.state.remote().result(timeout_s=_ANSWER_SECONDS)
+    if state.refused or state.digest != checked.card.digest:
+        raise GuardRefused(f"a replica does not take it ({state.refused})")
 
 
 def _state(directory: Path) -> tuple[Any, ...]:
@@ -146,13 +152,18 @@ def _follow(guard: Callable[[], Path], args: dict[str, Any], seen: tuple[Any, ..
     try:
         # Serve would have the replica refuse it, too, but would start the next replica with it.
         checked = _checked(guard(), args)
-        _deploy(checked, args)
-        print(f"{checked} has taken its place.", flush=True)
-    except (ValueError, OSError) as error:  # the one that is served stays
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the one that is served stays
         print(f"A promoted guard is not taken: {error}", file=sys.stderr, flush=True)
-    except Exception as error:  # noqa: BLE001 - of Ray, and it passes
+        return state
+    try:
+        _deploy(checked, args)
+    except GuardRefused as error:
+        print(f"A promoted guard is not taken: {error}", file=sys.stderr, flush=True)
+    except Exception as error:  # noqa: BLE001 - Ray's, and it may pass
         print(f"A promoted guard is not taken yet: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return seen
+        return ()  # whatever is promoted then is another one, for the replicas may have this one
+    else:
+        print(f"{checked} has taken its place.", flush=True)
     return state
 
 

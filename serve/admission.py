@@ -97,8 +97,8 @@ class _Pace:
     @contextlib.contextmanager
     def at_work(self, units: int, deadline: float) -> Iterator[None]:
         """Measure the pace by a batch that the block computes; one of a few units only bounds it."""
-        self.remembered = self.now(deadline)  # what was forgotten of it does not come back
         begun = self._clock()
+        self.remembered, self._measured = self.now(deadline), begun  # what was forgotten of it does not come back
         self._begun, self.computed = begun, units
         try:
             yield

@@ -256,7 +256,7 @@ def _propose(options: argparse.Namespace) -> None:
         unsafe_texts = [seed["text"] for seed in embedded_seeds() if seed["unsafe"]]
         print("Unsafe texts are the shipped seeds; a guard trained on them finds more of them than of others.")
     options.output.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    guard = Guard.from_pretrained(options.guard, backend="auto")  # as it is served: its scores are a little others
+    guard = Guard.from_pretrained(options.guard, backend="auto")  # as it is served, whose scores differ a little
     benign = guard.probabilities(benign_texts)[:, 0]
     unsafe = guard.probabilities(unsafe_texts)[:, 0]
     description = f"Proposed for guard {guard.card.version} ({guard.card.digest}) on {len(benign)} benign texts."

@@ -14,7 +14,7 @@ from serve.admission import work_units
 from serve.metrics import Metrics
 
 _QUEUED = 256  # units of work
-_AT_ONCE = 16
+_AT_ONCE = 16  # the same
 _LOOK_SECONDS = 0.05  # between two looks whether the guard in use is idle
 
 logger = logging.getLogger("ray.serve")

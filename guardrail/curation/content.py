@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from guardrail.curation.equals import equals
-from guardrail.curation.stage import Drop, Judge, Survey
+from guardrail.curation.stage import CONTRAST, Drop, Judge, Survey
 from guardrail.records import Record, record_id
 from guardrail.text import canonical
 
@@ -93,11 +93,11 @@ def _judge_label(labels: pa.Table, batch: pa.Table) -> list[Drop | None]:
 
 
 def label_drop(record: Mapping[str, Any], parent: Label | None) -> Drop | None:
-    """Return how a record's label is not what its parent's says, or None; None too where no parent's label is known."""
+    """Return what is wrong with a record's label beside its parent's, or None; None, too, where that is not known."""
     if parent is None or record["method"] == "seed":
         return None
     unsafe, categories = parent
-    if record["method"].startswith("contrast"):
+    if record["method"].startswith(CONTRAST):
         return Drop("label of what it was turned from", record["parent_id"]) if record["unsafe"] == unsafe else None
     if record["unsafe"] != unsafe:
         return Drop("label differs from parent", record["parent_id"])

@@ -24,9 +24,8 @@ from guardrail.curation.facts import facts
 from guardrail.curation.stage import Judge
 from guardrail.records import SCHEMA
 
-ROWS_IN_MEMORY = 50_000  # of the sorted output, and _BYTES_IN_MEMORY; its files are read in groups of so many:
-_ROWS_PER_GROUP = 1_000
-_BYTES_IN_MEMORY = 2**28
+ROWS_IN_MEMORY, _BYTES_IN_MEMORY = 50_000, 2**28  # of the sorted output
+_ROWS_PER_GROUP = 1_000  # of its files, which are read group by group
 
 INPUT_SCHEMA = pa.schema([*SCHEMA, pa.field("row", pa.int64())])
 VERDICTS = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("evidence", pa.string())])

@@ -31,6 +31,7 @@ from guardrail.curation.stage import (
     Judge,
     Survey,
     are_attacks,
+    are_contrasts,
     are_trusted,
     folds_of,
     keep_all,
@@ -62,7 +63,7 @@ class LabelNoise:
     Not judged are attacks and contrasts, which are made to look like the other label, and what comes from
     `trusted_sources`: our own seeds are labelled by hand and look like the other label on purpose, and what is made
     from them goes through checks of its own. (Public training sets are seeds too, but of other sources.) The
-    classifiers learn from trusted records.
+    classifiers learn from trusted records and contrasts, too.
     What grew from a seed that is dropped, attacks too, goes with it where it has the seed's label.
     """
 
@@ -125,8 +126,7 @@ class LabelNoise:
 
 
 def _judged(records: pa.Table, trusted: Sequence[str]) -> NDArray[np.bool_]:
-    contrasts = pc.starts_with(records["method"], "contrast").to_numpy(zero_copy_only=False)
-    return ~are_attacks(records) & ~contrasts & ~are_trusted(records, trusted)
+    return ~are_attacks(records) & ~are_contrasts(records) & ~are_trusted(records, trusted)
 
 
 def _learned_from(rows: pa.ChunkedArray, batch: pa.Table) -> pa.Table:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from guardrail.text import digest
 
+CONTRAST = "contrast"  #: start of the methods that turn a text into its look-alike of the other label
 FOLDS = 5  #: of the records, for classifiers that must not have seen what they judge
 UNDERSTOOD = 0.7  #: least share of records whose label such classifiers find by themselves for their word to count
 
@@ -101,6 +102,11 @@ def folds_of(seed_ids: Sequence[str]) -> NDArray[np.int64]:
 def are_attacks(records: pa.Table) -> NDArray[np.bool_]:
     """Return which records (method) an adversary made, or a transform: to look like another text, on purpose."""
     return np.asarray(pc.match_substring_regex(records["method"], "^(rl$|transform:)"))
+
+
+def are_contrasts(records: pa.Table) -> NDArray[np.bool_]:
+    """Return which records (method) were turned into their look-alike of the other label."""
+    return np.asarray(pc.starts_with(records["method"], CONTRAST))
 
 
 def are_trusted(records: pa.Table, sources: Sequence[str]) -> NDArray[np.bool_]:

@@ -186,6 +186,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="turns, after one that does not count")
     arguments = parser.parse_args()
     guard, threads = arguments.guard.resolve(), arguments.threads
+    if threads % arguments.replicas:
+        parser.error(f"{arguments.replicas} replicas cannot share {threads} threads equally")
     texts = prompts(arguments.data_dir, arguments.texts)
     exported = (guard / ONNX_FILES["onnx-int8"]).is_file()
     backends = sorted({arguments.backend, *(("torch", "onnx-int8") if exported else ())})

@@ -134,9 +134,11 @@ def test_what_is_disguised_late_in_a_long_text_is_read_in_plain_letters(director
     assert read_as("So it goes on. " * 10_000) == ["So it goes on. " * 10_000]
 
 
-def test_what_is_shown_of_several_readings_is_the_most_unsafe(directory, monkeypatch):
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_is_shown_of_several_readings_is_the_most_unsafe(directory, monkeypatch, order):
     guard = Guard.from_pretrained(directory)
     said = [("what it says", ("leet",)), ("what it says when mended", ("leet", "misspelt"))]
+    said = said[::order]
     scores = [max(alone(guard, text)) for text, _ in said]
     monkeypatch.setattr("guardrail.guard._said", lambda text: said)
     guard.card = dataclasses.replace(guard.card, thresholds={"unsafe": 0.0})
@@ -144,7 +146,9 @@ def test_what_is_shown_of_several_readings_is_the_most_unsafe(directory, monkeyp
     worst = scores.index(max(scores))
     assert (verdict.said, verdict.decoded) == said[worst]
     assert {span.end for span in verdict.spans if span.disguised} <= set(range(len(said[worst][0]) + 1))
-    assert [span.scores["unsafe"] for span in verdict.judged] == [span.score for span in verdict.judged]
+    read = [len(alone(guard, text)) for text in ("what is written", said[worst][0])]
+    assert [span.disguised for span in verdict.judged] == [False] * read[0] + [True] * read[1]
+    assert all(set(span.categories) == set(CATEGORIES) for span in verdict.judged)
 
 
 def alone(guard, reading):

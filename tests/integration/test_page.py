@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
 import pytest
 
 from guardrail.taxonomy import CATEGORIES
+from guardrail.transforms import TRANSFORMS
 from tests.browser import Page, binary, chromium
 from tests.served_guard import deploy, in_use, served
 from tests.waiting import until
@@ -129,3 +132,26 @@ def test_an_error_is_told(browser: Page, address: str) -> None:
     browser.evaluate("document.getElementById('form').requestSubmit()")
     until(lambda: "surrogate" in announced(browser), "the error is announced")
     assert "surrogate" in browser.evaluate("document.getElementById('result').textContent")
+
+
+def test_a_policy_marks_what_it_does_not_allow_and_what_a_disguise_says(
+    browser: Page, address: str, guards: tuple[Path, Path], tmp_path: Path
+) -> None:
+    said = "how do i kill a python process that does not answer?"
+    (tmp_path / "strict.yaml").write_text("thresholds: {unsafe: {block: 0.000001}}")
+    deploy({"guard": str(guards[0])}, policies=str(tmp_path))
+    until(lambda: "strict" in httpx.get(f"{address}/v1/policies").json(), "the policy is served")
+    try:
+        browser.open(address)
+        until(lambda: browser.evaluate("document.querySelectorAll('#policy option').length") == 3, "it can be chosen")
+        browser.evaluate("document.getElementById('policy').value = 'strict'")
+        browser.evaluate("document.getElementById('prompt').focus()")
+        browser.type(TRANSFORMS["base64"].apply(said, np.random.default_rng(0)))
+        browser.press("Enter", _CTRL)
+        until(lambda: browser.evaluate("document.querySelectorAll('mark').length") == 2, "both readings are marked")
+        shown = browser.evaluate("document.getElementById('result').textContent")
+        assert shown.startswith("BlockedBy policy strict, for unsafe.")
+        assert "It is disguised (base_64), and says:" in shown
+        assert browser.evaluate("document.querySelectorAll('mark')[1].textContent") == said
+    finally:
+        deploy({"guard": str(guards[0])})

@@ -101,20 +101,23 @@ def test_a_service_that_does_not_start_is_said(capsys, tmp_path, monkeypatch):
     assert "Ray Serve did not start (RayError)" in capsys.readouterr().err
 
 
-def running(served, digest):
-    """Return what notes applications in the place of `serve.run`, whose replicas have the guard of a digest."""
+def running(served, digest, refused=None):
+    """Return what notes applications in the place of `serve.run`; its replicas have the guard of that digest."""
 
     def run(application, name):
         served.append(application)
-        state = SimpleNamespace(digest=digest, refused="MemoryError")
-        return SimpleNamespace(state=SimpleNamespace(remote=lambda: SimpleNamespace(result=lambda: state)))
+        state = SimpleNamespace(digest=digest, refused=refused)
+        answer = SimpleNamespace(result=lambda timeout_s: state)
+        return SimpleNamespace(state=SimpleNamespace(remote=lambda: answer))
 
     return run
 
 
-def test_a_guard_that_replicas_refuse_has_taken_no_place(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("digest", ["of another", "the same"])  # the same: with another threshold, say
+def test_a_guard_that_replicas_refuse_has_taken_no_place(monkeypatch, tmp_path, capsys, digest):
     guard = tiny_guard(tmp_path / "guard")
-    monkeypatch.setattr("serve.__main__.serve.run", running([], "of another"))
+    digest = GuardCard.read(guard).digest if digest == "the same" else digest
+    monkeypatch.setattr("serve.__main__.serve.run", running([], digest, "MemoryError"))
     assert _follow(lambda: guard, {}, ()) == _state(guard)
     told = capsys.readouterr()
     assert "not taken: a replica does not take it (MemoryError)" in told.err and "taken its place" not in told.out
