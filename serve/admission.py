@@ -32,11 +32,14 @@ class Overloaded(Exception):
 
 
 class TooMuch(Exception):
-    """A request cannot be answered in time even alone; `share` of it could be, in percent."""
+    """A request is too large; `share` of it would not be, in percent.
 
-    def __init__(self, share: int) -> None:
-        super().__init__(f"{share}% of it could be answered in time")
-        self.share = share
+    It could not be answered in time even alone, or has more than `max_tokens` where these are named.
+    """
+
+    def __init__(self, share: float, max_tokens: int | None = None) -> None:
+        self.share, self.max_tokens = max(1, int(share)), max_tokens
+        super().__init__(f"{self.share}% of it would do")
 
 
 class OverBudget(Exception):
@@ -151,7 +154,7 @@ class Admission:
         # A pace that may be another by now, or is that of a batch that hangs, is no reason to call a little too much.
         alone = units * sum(stage.remembered for stage in self._stages) if units > _LITTLE else 0.0
         if alone > self.deadline:
-            raise TooMuch(max(1, int(self.deadline / alone * 100)))
+            raise TooMuch(self.deadline / alone * 100)
         pace = max(stage.now(self.deadline) for stage in self._stages)
         wait = max(self._waiting, sum(stage.computed for stage in self._stages)) * pace
         if wait > _PART * self.deadline:

@@ -163,6 +163,7 @@ class Moderator:
         # First, and whatever becomes of the guard: who turns keys on wants them on.
         require_keys(Keys(config.keys, unreadable_for_now=self._judging.used is not None) if config.keys else None)
         self._judging.budgets.replicas = config.num_replicas
+        self._judging.max_tokens = config.max_tokens
         self._judging.admission.deadline, self._on_failure = config.deadline_seconds, config.on_failure
         try:
             self._policies, self._policy = read_policies(config.policies, config.policy), config.policy

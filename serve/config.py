@@ -8,6 +8,7 @@ from guardrail.backends import BackendName
 from serve.degraded import OnFailure
 
 DEADLINE_SECONDS = 30.0
+MAX_TOKENS = 1_000_000
 
 
 class ModeratorConfig(BaseModel):
@@ -28,6 +29,9 @@ class ModeratorConfig(BaseModel):
     policy: str | None = Field(default=None, description="of requests that name none; none: the guard's own thresholds")
     num_replicas: int = Field(default=1, ge=1, description="processes with a guard each; they share keys' budgets")
     cached_texts: int = Field(default=4096, ge=0, description="texts whose verdict is remembered")
+    max_tokens: int = Field(
+        default=MAX_TOKENS, ge=1, description="of a request, a fourth of its characters; more is refused (413)"
+    )
     deadline_seconds: float = Field(
         default=DEADLINE_SECONDS,
         gt=0,

@@ -57,7 +57,8 @@ async def _over_budget(request: Request, error: OverBudget) -> Response:
 
 
 async def _too_much(request: Request, error: TooMuch) -> Response:
-    message = f"The texts cannot be read in time; send at most {error.share}% of them in one request."
+    problem = f"have more than {error.max_tokens:,} tokens" if error.max_tokens else "cannot be read in time"
+    message = f"The texts {problem}; send at most {error.share}% of them in one request."
     return answer(request.scope, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, invalid_request(message, code=TOO_LARGE_CODE))
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from guardrail.guard import Guard, GuardCard, Prepared, Verdict
 from guardrail.reading import Readable
-from serve.admission import Admission, Budgets, work_units
+from serve.admission import Admission, Budgets, TooMuch, work_units
 from serve.batching import Batcher
 from serve.cache import VerdictCache
-from serve.config import DEADLINE_SECONDS
+from serve.config import DEADLINE_SECONDS, MAX_TOKENS
 from serve.keys import Key
 from serve.metrics import Metrics
 from serve.shadow import Shadow
@@ -52,6 +52,7 @@ class Judging:
         shadow: what judges the same texts when nothing waits.
         admission: how much may wait.
         budgets: how much each key may have read.
+        max_tokens: that a request may have, a fourth of its characters.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -59,6 +60,7 @@ class Judging:
         self.shadow: Shadow | None = None
         self.admission = Admission(DEADLINE_SECONDS, stages=2)
         self.budgets = Budgets()
+        self.max_tokens = MAX_TOKENS
         self._metrics = metrics
         self._prepares = Batcher(self._prepare, work_units, _BATCH_UNITS)
         self._judges = Batcher(self._judge, lambda request: request.units, _BATCH_UNITS)
@@ -100,6 +102,9 @@ class Judging:
             Overloaded, TooMuch: too much is waiting, or asked.
             TimeoutError: the deadline is over.
         """
+        tokens = sum(len(str(text)) for text in texts) // 4
+        if tokens > self.max_tokens:
+            raise TooMuch(100 * self.max_tokens / tokens, self.max_tokens)
         self.budgets.check(key)
         used = self.in_use()
         known = used.cache.get(texts)

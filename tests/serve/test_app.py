@@ -132,6 +132,14 @@ def test_a_refused_request_spends_no_tokens(
         asyncio.run(asked(moderator, "second", FEW))
 
 
+def test_a_request_may_have_so_many_tokens(moderator: Any, configure: Callable[..., None]) -> None:
+    configure(max_tokens=10)
+    asyncio.run(asked(moderator, "a" * 43))
+    with pytest.raises(TooMuch) as refused:
+        asyncio.run(asked(moderator, "a" * 80))
+    assert (refused.value.share, refused.value.max_tokens) == (50, 10)
+
+
 @pytest.mark.parametrize("wrong", [{}, {"keys": None, "guards": "b"}], ids=["without keys", "misspelt"])
 def test_a_configuration_that_is_wrong_or_silent_on_keys_changes_nothing(
     moderator: Any, configure: Callable[..., None], guards: tuple[Path, Path], wrong: dict[str, Any]

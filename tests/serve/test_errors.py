@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.types import Message, Receive, Scope, Send
 
 from serve import middleware
-from serve.admission import Overloaded
+from serve.admission import Overloaded, TooMuch
 from serve.errors import answer_errors
 from serve.keys import Keys, main
 from serve.middleware import MAX_BODY_BYTES, BodyLimit, require_keys
@@ -47,6 +47,10 @@ def client() -> TestClient:
     def overloaded() -> None:
         raise Overloaded(7)
 
+    @api.post("/long")
+    def long() -> None:
+        raise TooMuch(40.0, max_tokens=1_000_000)
+
     @api.post("/late")
     def late() -> None:
         raise TimeoutError
@@ -66,6 +70,7 @@ def client() -> TestClient:
         ("/read", 400, "invalid_request_error", "invalid_type"),
         ("/overloaded", 429, "server_error", "overloaded"),
         ("/late", 503, "server_error", "deadline_exceeded"),
+        ("/long", 413, "invalid_request_error", "request_too_large"),
         ("/nothing", 404, "invalid_request_error", None),
     ],
 )
@@ -87,6 +92,11 @@ def test_each_error_has_the_shape_and_its_cause(
 def test_a_body_that_cannot_be_parsed_says_why(client: TestClient, body: bytes, code: str) -> None:
     answer = client.post("/read", content=body, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+
+
+def test_a_request_of_too_many_tokens_is_told_how_much_of_it_would_do(client: TestClient) -> None:
+    message = client.post("/long").json()["error"]["message"]
+    assert message == "The texts have more than 1,000,000 tokens; send at most 40% of them in one request."
 
 
 @pytest.mark.parametrize(("path", "seconds"), [("/unavailable", "3"), ("/overloaded", "7"), ("/late", "1")])
