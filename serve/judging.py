@@ -130,12 +130,14 @@ class Judging:
 
     async def _computed(self, texts: Sequence[Readable]) -> tuple[InUse, list[Verdict]]:
         """Return the verdicts on one request's texts, and who gave them, unless too much is waiting, or asked."""
-        try:
-            with self.admission.admitted(work_units(texts)):
-                self._metrics.set("rayguard_waiting", self.admission.waiting)
-                return await self._judges.submit(await self._prepares.submit(texts))
-        finally:
+        units = work_units(texts)
+        with self.admission.admitted(units):
             self._metrics.set("rayguard_waiting", self.admission.waiting)
+            try:
+                return await self._judges.submit(await self._prepares.submit(texts))
+            finally:
+                if self.admission.waiting == units:  # the last one; others' coming tells of them
+                    self._metrics.set("rayguard_waiting", 0)
 
     async def _prepare(self, requests: Sequence[Sequence[Readable]]) -> list[_Prepared]:
         """Return for each request what the guard in use is to read."""
