@@ -8,6 +8,10 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 _ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"
+_PORTS = tuple(
+    f"RAY_SERVE_{name}_PORT"
+    for name in ("HAPROXY_STATS", "HAPROXY_METRICS", "FALLBACK_PROXY_HTTP", "FALLBACK_PROXY_GRPC")
+)
 
 
 def _own_folder(path: str) -> str:
@@ -55,7 +59,7 @@ def use_haproxy(environ: MutableMapping[str, str], uid: int) -> None:
     }.items():
         environ.setdefault(f"RAY_SERVE_HAPROXY_{name}", folder + file)
     # Of fixed ports a second service on the machine would find its own taken, and not start.
-    for name in ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT"):
+    for name in _PORTS:
         if name not in environ:
             with socket.create_server(("127.0.0.1", 0)) as free:
                 environ[name] = str(free.getsockname()[1])
