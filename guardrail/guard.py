@@ -43,8 +43,20 @@ _ODD_CASE = 1 / 3  # of a text's words, above which capitals are a disguise
 _DIGESTED = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
 
 
+class _Scored:
+    """What has a score and those of categories."""
+
+    score: float
+    categories: Mapping[str, float]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The scores by label: "unsafe" and the categories."""
+        return {UNSAFE: self.score, **self.categories}
+
+
 @dataclasses.dataclass(frozen=True)
-class Span:
+class Span(_Scored):
     """A part of a text that the guard read at once: by itself, or as an answer to its prompt.
 
     Attributes:
@@ -63,14 +75,9 @@ class Span:
     message: int | None = None
     categories: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
-    @property
-    def scores(self) -> dict[str, float]:
-        """The scores by label: "unsafe" and the categories."""
-        return {UNSAFE: self.score, **self.categories}
-
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class Verdict(_Scored):
     """What the guard says of one text, of one response to its prompt, or of one conversation: its most unsafe message.
 
     Attributes:
@@ -98,11 +105,6 @@ class Verdict:
     windows: int = 0
     prompt_cut: int = 0
     judged: tuple[Span, ...] = ()
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """The scores by label: "unsafe" and the categories."""
-        return {UNSAFE: self.score, **self.categories}
 
 
 @dataclasses.dataclass(frozen=True)

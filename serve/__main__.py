@@ -100,7 +100,7 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
             _shut_down()
 
 
-class GuardRefused(Exception):
+class GuardRefused(ValueError):
     """Replicas stay with the guard that they have."""
 
 

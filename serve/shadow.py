@@ -41,7 +41,7 @@ class Shadow:
         skipped = 0
         for text, verdict in zip(texts, verdicts, strict=True):
             units = work_units([text])
-            if self._queued + units <= _QUEUED:
+            if not self._queue or self._queued + units <= _QUEUED:  # one of any length: else long ones never were
                 self._queue.append((text, verdict.unsafe))
                 self._queued += units
             else:

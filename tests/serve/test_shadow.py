@@ -60,3 +60,5 @@ def test_what_is_too_much_is_let_go_of_and_a_failure_is_nobodys() -> None:
 def test_long_texts_are_as_many_as_their_length() -> None:
     shadow, counts = offered(["a" * 512 * 100] * 4)
     assert (shadow.agreed, counts["skipped"]) == (2, 2)
+    shadow, counts = offered(["a" * 512 * 1000] * 2)
+    assert (shadow.agreed, counts["skipped"]) == (1, 1)  # one is judged, however long
