@@ -73,7 +73,7 @@ def known_share(listed: Sequence[str]) -> float:
     """Return the share of the letters of lower-case words that belong to words of the seeds, 0 to 1."""
     known = english().words
     total = sum(map(len, listed))
-    return sum([len(word) for word in listed if word in known]) / total if total else 0.0
+    return sum(map(len, filter(known.__contains__, listed))) / total if total else 0.0
 
 
 def rarity(word: str) -> float:
@@ -123,11 +123,17 @@ def backwards(text: str) -> float:
 def _common_words(text: str, common: frozenset[str]) -> list[str]:
     listed = [""]
     for each in text.split():
-        word = each.strip(_EDGES).partition("'")[0]  # "what's" stands where "what" does
+        word, ends = _bare(each)
         listed.append(word if word in common else "*")
-        if each.endswith(_ENDS):
+        if ends:
             listed.append("")
     return listed if listed[-1] == "" else [*listed, ""]
+
+
+@functools.lru_cache(maxsize=2**16)
+def _bare(written: str) -> tuple[str, bool]:
+    """Return a word without what surrounds it, and whether a sentence ends with it."""
+    return written.strip(_EDGES).partition("'")[0], written.endswith(_ENDS)  # "what's" stands where "what" does
 
 
 def segmented(letters: str) -> str:

@@ -25,6 +25,7 @@ _TURNS = frozenset(
     """.split()
 )
 _stemmer = snowballstemmer.stemmer("english")
+_TURN_STEMS = {word: _stemmer.stemWord(word) for word in _TURNS}
 
 
 def content_words(text: str) -> list[str]:
@@ -58,6 +59,6 @@ def _turns(text: str) -> Counter[str]:
     for word in listed:
         if word in _NEGATIONS:
             found["negation"] += 1
-        elif word in _TURNS:
-            found[_stemmer.stemWord(word)] = 1
+        elif word in _TURN_STEMS:
+            found[_TURN_STEMS[word]] = 1
     return found

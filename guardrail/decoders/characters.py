@@ -22,7 +22,10 @@ _GAP = re.compile(r"\s+")
 _JOINT = re.compile(r"(?<=[^\W_])(?:[^\w\s]|_)(?=[^\W_])")  # one mark between two letters
 _HONEST_JOINTS = frozenset("'’-@/=&+#%$\"")
 _SLUG_MARKS = "-_.+|/"
+_NO_MARKS = f"{string.ascii_letters}{string.digits}{string.whitespace}".encode()
+_FEWEST_JOINTS, _JOINTS_PER_WORD = 3, 0.4
 _LEET = str.maketrans("0123456789@$", "oizeasgtbgas")
+_LEET_SIGN = re.compile("[0-9@$]")
 _MIXED = re.compile(r"[A-Za-z][0-9@$]|[0-9@$][A-Za-z]")
 _LEET_WORD = re.compile(r"[A-Za-z0-9@$'’]+")
 
@@ -82,7 +85,7 @@ def emoji(view: View) -> Iterator[str]:
 
 def spaced(view: View) -> Iterator[str]:
     """Runs of single letters as words; where all gaps are alike, the words are guessed."""
-    if _SPACED.search(view.surface):
+    if view.lengths.count(1) > 4 and _SPACED.search(view.surface):
         found = _SPACED.sub(lambda run: _closed(run[0]), view.surface)
         if found != view.surface:
             yield found
@@ -98,8 +101,11 @@ def _closed(run: str) -> str:
 
 def separated(view: View) -> Iterator[str]:
     """Words without the marks between their letters: one mark between all of them, or several here and there."""
+    fewest = max(_FEWEST_JOINTS, _JOINTS_PER_WORD * len(view.words))
+    if view.surface.isascii() and len(view.surface.encode().translate(None, _NO_MARKS)) < fewest:
+        return
     joints = _JOINT.findall(view.surface)
-    if len(joints) < 3 or len(joints) < 0.4 * len(view.words):
+    if len(joints) < fewest:
         return
     mark, count = Counter(joints).most_common(1)[0]
     gaps = sum(map(str.isalnum, view.surface)) - len(view.words)
@@ -117,7 +123,7 @@ def slug(view: View) -> Iterator[str]:
 
 def leet(view: View) -> Iterator[str]:
     """Words with letters for digits, if several words mix both."""
-    if _MIXED.search(view.surface):
+    if _LEET_SIGN.search(view.surface) and _MIXED.search(view.surface):
         mixed = sum(bool(_MIXED.search(word)) for word in view.words)
         if mixed >= 2 and mixed >= 0.2 * len(view.words):
             yield _LEET_WORD.sub(lambda word: _unleet(word[0]), view.surface)

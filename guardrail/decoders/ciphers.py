@@ -63,6 +63,8 @@ def _ciphered_words() -> dict[str, list[int]]:
 
 def _voted(listed: list[str]) -> list[int]:
     ciphered = _ciphered_words()
+    if ciphered.keys().isdisjoint(listed):
+        return []
     votes: Counter[int] = Counter()
     for word in listed:
         for row in ciphered.get(word, ()):
@@ -111,6 +113,8 @@ def pig_latin(text: str) -> str:
 
 def of_pig_latin(view: View) -> Iterator[str]:
     """Pig latin; where several words have one form, the likeliest."""
+    if f"{' '.join(view.words)} ".count("ay ") < 2:
+        return
     known = english().words
     ending = [word for word in view.words if word.endswith("ay")]
     if sum(word not in known for word in ending) >= 2:

@@ -13,7 +13,8 @@ import numpy as np
 from guardrail.decoders.view import View
 from guardrail.transforms import TRANSFORMS
 
-BLOB = re.compile(r"(?<![\w+/])[A-Za-z0-9+/_-]{12,}+={0,2}")
+_SHORTEST_BLOB = 12
+BLOB = re.compile(rf"(?<![\w+/])[A-Za-z0-9+/_-]{{{_SHORTEST_BLOB},}}+={{0,2}}")
 _HEX = re.compile(r"(?<![0-9A-Za-z])(?:0x|\\x)?[0-9a-fA-F]{2}(?:[ :,]?(?:0x|\\x)?[0-9a-fA-F]{2}){5,}(?![0-9A-Za-z])")
 _BINARY = re.compile(r"(?<![01])[01]{8}(?:\s*[01]{8}){3,}+")
 _WRAPPED_LINE = re.compile(r"(?<=[A-Za-z0-9+/]{60})\r?\n(?=[A-Za-z0-9+/=])")
@@ -79,6 +80,8 @@ def _replaced(pattern: re.Pattern[str], decode: Callable[[str], str | None], tex
 
 def base_64(view: View) -> Iterator[str]:
     """Base64, of either alphabet, in one piece or in lines."""
+    if max(view.lengths, default=0) < _SHORTEST_BLOB:
+        return
     text = _WRAPPED_LINE.sub("", view.surface) if "\n" in view.surface else view.surface
     yield from _replaced(BLOB, lambda blob: _of_base64(blob) if is_random(blob) else None, text)
 
@@ -102,13 +105,15 @@ def _spelled(run: str, alphabet: Mapping[str, str]) -> str:
 
 def morse(view: View) -> Iterator[str]:
     """Morse code, and Morse code in reverse, which is Morse code too."""
-    if len(_MORSE_SIGN.findall(view.surface)) >= 5:
+    if sum(map(view.surface.count, ".-")) >= 5 and len(_MORSE_SIGN.findall(view.surface)) >= 5:
         yield _MORSE_RUN.sub(lambda run: _spelled(run[0], _MORSE), view.surface)
         yield _MORSE_RUN.sub(lambda run: _spelled(run[0][::-1], _MORSE), view.surface)
 
 
 def nato(view: View) -> Iterator[str]:
     """Words of the NATO alphabet."""
+    if _NATO.keys().isdisjoint(view.words):
+        return
     if sum([word in _NATO and word != "/" for word in view.words]) >= 4 and _NATO_RUN.search(view.surface):
         yield _NATO_RUN.sub(lambda run: _spelled(run[0], _NATO), view.surface)
 

@@ -13,15 +13,16 @@ class View:
     """A text and what every decoder asks of it.
 
     `raw` is the text as written; `surface` is in compatibility form, without invisible characters but tags, and keeps
-    case and white space; `words` are those of the canonical text, and `known` is the share of their letters in known
-    English words.
+    case and white space; `lengths` are those of what stands between its white space; `words` are those of the canonical
+    text, and `known` is the share of their letters in known English words.
     """
 
-    __slots__ = ("known", "raw", "surface", "words")
+    __slots__ = ("known", "lengths", "raw", "surface", "words")
 
     def __init__(self, raw: str) -> None:
         self.raw = raw
         self.surface = raw if raw.isascii() else unicodedata.normalize("NFKC", visible(raw).translate(_LUNATE_SIGMAS))
+        self.lengths = list(map(len, self.surface.split()))
         self.words = bare_words(canonical(raw))
         self.known = known_share(self.words)
 
