@@ -16,7 +16,11 @@ import pyarrow.parquet as pq
 import ray.data
 from ray.exceptions import RayActorError
 
+from guardrail.code_digest import code_digest
 from guardrail.records import write_table
+
+_HERE = Path(__file__).parent
+_CODE = code_digest(_HERE, _HERE.with_name("guardrail"))  # when it was loaded: an update may come while it runs
 
 
 def parts_folder(output: Path) -> Path:
@@ -38,7 +42,7 @@ def answer_batches(
 
     Args:
         asked: files of one batch each, each named by its key.
-        folder: of the answers, which have the same names.
+        folder: of the answers, which have the same names; in one of its own for each version of the code.
         actor: a class with one engine, which Ray Data calls; see `answer_files`.
         arguments: that it is built with.
         engines: how many of them.
@@ -47,7 +51,7 @@ def answer_batches(
     Raises:
         ValueError: an engine cannot start; the message says why.
     """
-    answered = [folder / path.name for path in asked]
+    answered = [folder / _CODE / path.name for path in asked]
     left = [paths for paths in zip(asked, answered, strict=True) if not paths[1].exists()]
     if left:
         try:

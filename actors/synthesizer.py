@@ -3,11 +3,12 @@
 import itertools
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors.batches import answer_batches, answer_files, parts_folder
@@ -17,6 +18,9 @@ from guardrail.records import SCHEMA, Record, from_table, to_table, write_table,
 from guardrail.synthesis import Request, SynthesisConfig, drop_reason, requests, synthetic_record, written
 from guardrail.text import digest
 
+KEPT = "kept"
+#: What an answer has beside the columns of a record.
+_ANSWERED = ("fate", "strategy")
 #: What a request has beside the columns of its parent.
 _ASKED = (pa.field("strategy", pa.string()), pa.field("prompts", pa.list_(pa.string())))
 
@@ -40,8 +44,8 @@ class Synthesizer:
     def answers(self, batch: pa.Table, key: str) -> pa.Table:
         """Return the synthetic records of a batch of requests (record columns plus strategy and prompts).
 
-        What is dropped comes back as its parent, with the reason in the column `dropped`. The same key and batch get
-        the same answers, whichever actor they fall to, whatever it did before and however often they are tried.
+        What is dropped comes back as its parent, with the reason as its `fate`. The same key and batch get the same
+        answers, whichever actor they fall to, whatever it did before and however often they are tried.
         """
         asked = [
             (Request(parent, strategy, tuple(prompts)), self.engine.encode(prompt))
@@ -59,31 +63,36 @@ class Synthesizer:
             max_new_tokens=[self.config.max_tokens_of(request.strategy) for request, _ in fitting],
             temperature=self.config.temperature,
         )
-        results = [self._result(request, group[0]) for (request, _), group in zip(fitting, groups, strict=True)]
+        results = [
+            (*self._result(request, group[0]), request.strategy)
+            for (request, _), group in zip(fitting, groups, strict=True)
+        ]
         too_long = [request for request, ids in asked if len(ids) > self.config.max_prompt_tokens]
-        results += [(request.parent, "prompt too long") for request in too_long]
-        reasons = pa.array([reason for _, reason in results], pa.string())
-        return to_table([record for record, _ in results]).append_column("dropped", reasons)
+        results += [(request.parent, "prompt too long", request.strategy) for request in too_long]
+        table = to_table([record for record, *_ in results])
+        for place, name in enumerate(_ANSWERED, 1):
+            table = table.append_column(name, pa.array([result[place] for result in results], pa.string()))
+        return table
 
-    def _result(self, request: Request, completion: Completion) -> tuple[Record, str | None]:
+    def _result(self, request: Request, completion: Completion) -> tuple[Record, str]:
         text = written(request, completion.text, finished=completion.finished)
         if text is None:  # half a request
             return request.parent, "answer too long"
         if reason := drop_reason(request, text):
             return request.parent, reason
-        return synthetic_record(request, text, model=self.config.model), None
+        return synthetic_record(request, text, model=self.config.model), KEPT
 
 
 def synthesize(
     seeds: Sequence[Record], config: SynthesisConfig, output: Path, *, seed: int, num_cpus: float, num_gpus: float
-) -> tuple[int, dict[str, int]]:
+) -> dict[str, Counter[str]]:
     """Grow seeds into synthetic records, written to `output` as parquet, in the order they were asked for.
 
     A call that is killed goes on where it was when it is made again; the file is the one it would have written. Work
     lies in `OUTPUT.parts` until then: on a cluster, all nodes must share that folder.
 
     Returns:
-        How many there are, and how many answers were dropped, by reason.
+        By strategy, what became of its answers: how many were `KEPT`, or dropped for which reason.
 
     Args:
         seeds: what to grow.
@@ -106,10 +115,10 @@ def synthesize(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
     )
-    dropped: Counter[str] = Counter()
-    write_tables(_kept(answered, dropped), SCHEMA, output)
+    fates: dict[str, Counter[str]] = {}
+    write_tables(_kept(answered, fates), SCHEMA, output)
     shutil.rmtree(work, ignore_errors=True)
-    return pq.read_metadata(output).num_rows, dict(dropped)
+    return fates
 
 
 def write_batches(asked: Iterable[Request], config: SynthesisConfig, seed: int, folder: Path) -> list[str]:
@@ -128,9 +137,16 @@ def write_batches(asked: Iterable[Request], config: SynthesisConfig, seed: int, 
     return keys
 
 
-def _kept(paths: Iterable[Path], dropped: Counter[str]) -> Iterator[pa.Table]:
-    """Yield the records in files of answers, and count the others by reason."""
+def _kept(paths: Iterable[Path], fates: dict[str, Counter[str]]) -> Iterator[pa.Table]:
+    """Yield the records in files of answers, and count what became of each strategy's answers."""
     for path in paths:
         answers = pq.read_table(path)
-        dropped.update(answers["dropped"].drop_null().to_pylist())
-        yield answers.filter(answers["dropped"].is_null()).select(SCHEMA.names).cast(SCHEMA)
+        for strategy, fate in zip(answers["strategy"].to_pylist(), answers["fate"].to_pylist(), strict=True):
+            fates.setdefault(strategy, Counter())[fate] += 1
+        yield answers.filter(pc.equal(answers["fate"], KEPT)).select(SCHEMA.names).cast(SCHEMA)
+
+
+def totals(fates: Mapping[str, Counter[str]]) -> tuple[int, dict[str, int]]:
+    """Return how many answers of all strategies were kept, and how many dropped for which reason."""
+    together = sum(fates.values(), Counter())
+    return together.pop(KEPT, 0), dict(sorted(together.items()))

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ SPIN_COUNT = "1000"  # turns of a waiting loop: microseconds, and no slower wher
 
 @contextmanager
 def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
-    """Be connected to Ray within the block.
+    """Be connected to Ray within the block, the caller's handler of SIGTERM left as it is.
 
     Args:
         address: of a running cluster; None takes RAY_ADDRESS (which a submitted job has), else starts a cluster here.
@@ -37,6 +38,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator
         # Engines, learner and guards share the cores here. A thread of OpenMP that waits for another, whose core is
         # taken, spins for milliseconds by default: two threads then compute at an eighth of what they could.
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    terminated = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             start: dict[str, Any] = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
@@ -49,6 +51,8 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator
             f"cannot reach the Ray cluster at {address!r} ({error}): start it (ray start --head), correct the address, "
             "or leave --cluster.address and RAY_ADDRESS unset to start one here"
         ) from error
+    if callable(terminated):  # Ray has put its own handler in the place of the caller's
+        signal.signal(signal.SIGTERM, terminated)
     try:
         yield
     finally:

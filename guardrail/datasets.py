@@ -12,9 +12,11 @@ from guardrail.dataset_registry import DatasetEntry, Hub, Row, first_filled, reg
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.records import Record, make_record
 from guardrail.rows import SourceRow, read_rows, text_problem
+from guardrail.seeds import LabelledRows
 
 logger = logging.getLogger(__name__)
 
+_MOST_BROKEN = 0.05  # of a set's rows; where more are, it is another file than the registry describes
 LOCAL_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".jsonl.gz", ".parquet")  # looked for after a set's own file names
 HUB_TIMEOUT_S = 5.0
 
@@ -26,8 +28,38 @@ def load_dataset_by_name(name: str, data_dir: Path | None = None) -> list[Record
     caller decides what to do with `registry()[name].use`.
 
     Raises:
-        ValueError: the name is unknown, the set cannot be found or fetched, or it is not what the registry describes.
+        ValueError: the name is unknown, the set cannot be found or fetched, it is not what the registry describes, or
+            a row of it is broken.
     """
+    return _records(name, registered_items(name, data_dir))
+
+
+def read_registered(name: str, data_dir: Path | None = None) -> LabelledRows:
+    """Return a registered set as `load_dataset_by_name` does, but with its broken rows beside it.
+
+    Raises:
+        ValueError: as `load_dataset_by_name`, but of broken rows only where many are.
+    """
+    origin, items, problems, places = _labelled(name, data_dir)
+    if len(problems) > _MOST_BROKEN * len(places):
+        raise _broken(name, origin, problems, places)
+    told = {number: [problem] for number, problem in problems.items()}
+    return LabelledRows(_records(name, items.values()), list(items), told, places)
+
+
+def registered_items(name: str, data_dir: Path | None) -> list[EvaluationItem]:
+    """Return the labelled rows of a registered set; ids are the name and the number of the row in its source.
+
+    Raises:
+        ValueError: as `load_dataset_by_name`.
+    """
+    origin, items, problems, places = _labelled(name, data_dir)
+    if problems:  # what is measured on a part of a set is not what others measured on it
+        raise _broken(name, origin, problems, places)
+    return list(items.values())
+
+
+def _records(name: str, items: Iterable[EvaluationItem]) -> list[Record]:
     entry = registry_entry(name)
     return [
         make_record(
@@ -39,35 +71,39 @@ def load_dataset_by_name(name: str, data_dir: Path | None = None) -> list[Record
             licence=entry.licence,
             language=entry.language,
         )
-        for item in registered_items(name, data_dir)
+        for item in items
     ]
 
 
-def registered_items(name: str, data_dir: Path | None) -> list[EvaluationItem]:
-    """Return the labelled rows of a registered set; ids are the name and the number of the row in its source.
-
-    Raises:
-        ValueError: as `load_dataset_by_name`.
-    """
+def _labelled(name: str, data_dir: Path | None) -> tuple[str, dict[int, EvaluationItem], dict[int, str], list[str]]:
+    """Return a set's source, its labelled rows and what is wrong with others, by number, and where each row is."""
     entry = registry_entry(name)
     origin, rows = _source(name, entry, data_dir)
-    items: list[EvaluationItem] = []
-    count = 0
-    for count, row in enumerate(rows, 1):
+    items: dict[int, EvaluationItem] = {}
+    problems: dict[int, str] = {}
+    places: list[str] = []
+    for number, row in enumerate(rows, 1):
+        places.append(row.where)
         try:
             if row.problem:
                 raise ValueError(row.problem)
-            item = _item(f"{name}-{count}", entry, row.values)
+            item = _item(f"{name}-{number}", entry, row.values)
         except ValueError as error:
-            raise ValueError(
-                f"data set {name!r}: {origin}, {row.where}: {error}. Is it the file of {entry.url}?"
-            ) from None
+            problems[number] = str(error)
+            continue
         if item is not None:
-            items.append(item)
-    if not items:
+            items[number] = item
+    if not items and not problems:
         raise ValueError(f"data set {name!r}: {origin} holds no labelled row. Is it the file of {entry.url}?")
-    logger.info("%s: %d of %d rows from %s are labelled and have a text", name, len(items), count, origin)
-    return items
+    logger.info("%s: %d of %d rows from %s are labelled and have a text", name, len(items), len(places), origin)
+    return origin, items, problems, places
+
+
+def _broken(name: str, origin: str, problems: dict[int, str], places: list[str]) -> ValueError:
+    number, problem = next(iter(problems.items()))
+    more = f" (and {len(problems) - 1} more of {len(places)} rows)" if len(problems) > 1 else ""
+    url = registry_entry(name).url
+    return ValueError(f"data set {name!r}: {origin}, {places[number - 1]}: {problem}{more}. Is it the file of {url}?")
 
 
 def _item(item_id: str, entry: DatasetEntry, row: Row) -> EvaluationItem | None:

@@ -16,7 +16,7 @@ from jobs.report import round_entry, write_report
 from jobs.rounds import Rounds
 from jobs.run import Run, run_directory
 from jobs.settings import LoopSettings, load
-from jobs.terminal import resumable, show_rounds, terminal
+from jobs.terminal import orderly_end, show_rounds, terminal
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     console = terminal()
     run_dir = run_directory(settings.run_dir)
     console.print(f"run directory: {run_dir}", highlight=False, soft_wrap=True)
-    with resumable(run_dir, console), Run(settings, console) as run, connect(address=settings.cluster.address):
+    with orderly_end(run_dir), Run(settings, console) as run, connect(address=settings.cluster.address):
         plan = plan_for_cluster(
             num_env_runners=settings.adversary.env_runners,
             num_learners=settings.adversary.learners,

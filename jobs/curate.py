@@ -30,14 +30,14 @@ from guardrail.curation import CurationConfig, curate
 from guardrail.curation.intake import SET_ASIDE
 from guardrail.curation.story import story
 from guardrail.dataset_registry import registry
-from guardrail.datasets import load_dataset_by_name
+from guardrail.datasets import read_registered
 from guardrail.evaluation_sets import evaluation_texts, load_available_evaluations, raise_missing
 from guardrail.records import Record, write_records, write_table
 from guardrail.rows import did_you_mean
 from guardrail.seeds import LabelledRows, embedded_seeds, embedded_texts, read_labelled
 from guardrail.text import digest
 from jobs.settings import JobSettings, load, save_beside
-from jobs.terminal import reported_errors, show_funnel
+from jobs.terminal import orderly_end, show_funnel
 
 ROWS_SET_ASIDE = 3
 _LISTED = 10  # reasons for which rows were set aside
@@ -69,12 +69,12 @@ def _records_file(name: str, number: int, settings: CurateSettings) -> tuple[Pat
 
     What is no record file yet is written as one beside the output first.
     """
-    path, rows = Path(name), None
+    path = Path(name)
     if path.suffix.lower() in (".csv", ".jsonl", ".json"):
         rows = read_labelled(path)
-        records = rows.records
     elif name in EMBEDDED:
-        records = EMBEDDED[name]()
+        embedded = EMBEDDED[name]()
+        rows = LabelledRows(embedded, list(range(1, len(embedded) + 1)), {}, [])
     elif path.exists():
         return path, None
     elif name not in registry():
@@ -84,26 +84,27 @@ def _records_file(name: str, number: int, settings: CurateSettings) -> tuple[Pat
     elif registry()[name].use == "eval":
         raise ValueError(f"{name} is a set to evaluate on, which no guard is trained on; give it to --evaluation")
     else:
-        records = load_dataset_by_name(name, settings.data_dir)
+        rows = read_registered(name, settings.data_dir)
         if name in settings.at_most:
-            records = evenly_drawn(records, settings.at_most[name], settings.seed)
+            rows = evenly_drawn(rows, settings.at_most[name], settings.seed)
     written = settings.output.with_name(f"{settings.output.name}.{number}-{path.stem}.parquet")
     written.parent.mkdir(parents=True, exist_ok=True)
-    write_records(records, written)
+    write_records(rows.records, written)
     # Where the rows are is all that is asked of them from now on, and they may be many.
-    return written, rows and dataclasses.replace(rows, records=[])
+    return written, dataclasses.replace(rows, records=[])
 
 
-def evenly_drawn(records: Sequence[Record], most: int, seed: int) -> list[Record]:
+def evenly_drawn(rows: LabelledRows, most: int, seed: int) -> LabelledRows:
     """Return at most `most` records of each label, drawn at random, of its categories as equally many as there are."""
-    kinds: dict[tuple[bool, tuple[str, ...]], list[Record]] = {}
-    for record in sorted(records, key=lambda record: digest(str(seed), record["id"])):
-        kinds.setdefault((record["unsafe"], tuple(record["categories"] or ())), []).append(record)
-    result: list[Record] = []
+    kinds: dict[tuple[bool, tuple[str, ...]], list[tuple[Record, int]]] = {}
+    numbered = zip(rows.records, rows.numbers, strict=True)
+    for record, number in sorted(numbered, key=lambda each: digest(str(seed), each[0]["id"])):
+        kinds.setdefault((record["unsafe"], tuple(record["categories"] or ())), []).append((record, number))
+    drawn: list[tuple[Record, int]] = []
     for label in (True, False):
         turns = itertools.zip_longest(*(kinds[kind] for kind in sorted(kinds) if kind[0] is label))
-        result += list(itertools.islice((record for turn in turns for record in turn if record), most))
-    return result
+        drawn += itertools.islice((each for turn in turns for each in turn if each), most)
+    return dataclasses.replace(rows, records=[record for record, _ in drawn], numbers=[number for _, number in drawn])
 
 
 def _curate(settings: CurateSettings) -> None:
@@ -163,7 +164,7 @@ def _set_aside_as_written(set_aside: Path, name: str, records: Path, rows: Label
 def main(arguments: Sequence[str]) -> None:
     """Write kept records and ledger, or tell one record's story."""
     settings = load(CurateSettings, arguments, __doc__)
-    with reported_errors():
+    with orderly_end(settings.output):
         if settings.explain is not None:
             print("\n".join(story(settings.explain, settings.output)))
             return

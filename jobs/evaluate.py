@@ -32,7 +32,7 @@ from guardrail.robustness import robustness
 from guardrail.transforms import transform_names
 from jobs.run import write_text
 from jobs.settings import JobSettings, load, save_beside
-from jobs.terminal import reported_errors, show_metrics, show_published, show_transforms
+from jobs.terminal import orderly_end, show_metrics, show_published, show_transforms
 
 
 class EvaluateSettings(JobSettings):
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
     """Write and print a guard's metrics."""
     settings = load(EvaluateSettings, arguments, __doc__)
     metrics: dict[str, Any] = {}
-    with reported_errors():
+    with orderly_end():
         if settings.output.is_dir():
             raise ValueError(f"{settings.output} is a folder; --output takes the JSON file to write")
         sets, missing = load_available_evaluations(settings.data, settings.data_dir)

@@ -43,7 +43,7 @@ from guardrail.records import Record, make_record, read_records
 from guardrail.seeds import HELD_OUT, VALIDATION
 from jobs.run import Manifest, round_directory, run_directory, write_text
 from jobs.settings import LoopSettings
-from jobs.terminal import resumable, terminal
+from jobs.terminal import orderly_end, terminal
 
 SIGNATURES = ("styles", "categories", "origin", "languages", "drift")
 _LANGUAGE_TAG = "language:"
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--data-dir", type=Path, help="local copies of public data sets")
     options = parser.parse_args(arguments)
     console, directory = terminal(), run_directory(options.run_dir)
-    with resumable(directory, console):
+    with orderly_end(directory):
         config = directory / "config.yaml"
         if not config.is_file():
             raise ValueError(f"{directory} holds no run: there is no {config}")

@@ -23,7 +23,7 @@ from cluster.connect import connect
 from cluster.resources import plan_for_cluster
 from guardrail.records import check_records
 from jobs.settings import JobSettings, load, save_beside
-from jobs.terminal import reported_errors
+from jobs.terminal import orderly_end
 
 
 class JudgeSettings(JobSettings):
@@ -49,7 +49,7 @@ class JudgeSettings(JobSettings):
 def main(arguments: Sequence[str]) -> None:
     """Write records with the judges' scores."""
     settings = load(JudgeSettings, arguments, __doc__)
-    with reported_errors():
+    with orderly_end(settings.output):
         check_records(settings.input)
         if settings.output.is_dir():
             raise ValueError(f"{settings.output} is a folder; --output takes the parquet file to write")

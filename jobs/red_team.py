@@ -36,7 +36,7 @@ from guardrail.transforms import TRANSFORMS, transformed
 from jobs.findings import UNTRANSFORMED, Findings, show_findings
 from jobs.run import run_directory
 from jobs.settings import JobSettings, SplitConfig, load
-from jobs.terminal import resumable, terminal
+from jobs.terminal import orderly_end, terminal
 
 
 class RedTeamSettings(JobSettings):
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
     settings = load(RedTeamSettings, arguments, __doc__)
     console = terminal()
     output = run_directory(settings.output)
-    with resumable(output, console):
+    with orderly_end(output):
         goals = goals_of(settings)
         guard = open_guard(settings.target)
         unsafe_scores(guard, ["How do I bake bread at home?"])  # a target that cannot answer is found out here

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from actors.adversary import Adversary, Iteration, forget_checkpoints
 from actors.attempts import kept_of, merge_attempts, read_successes, successes_of
-from actors.synthesizer import synthesize
+from actors.synthesizer import synthesize, totals
 from cluster.observability import record, record_iteration
 from cluster.resources import ResourcePlan
 from guardrail.cards import Provenance, named_in_cards, write_cards
@@ -127,7 +127,7 @@ class Rounds:
 
     def synthesize(self) -> dict[str, Any]:
         """Grow the training seeds by the strategies that are asked for."""
-        count, dropped = synthesize(
+        fates = synthesize(
             self.split(TRAIN),
             self.settings.synthesis,
             self.run.round(0) / "synthetic.parquet",
@@ -135,6 +135,7 @@ class Rounds:
             num_cpus=self.plan.env_runner_cpus,
             num_gpus=self.plan.env_runner_gpus,
         )
+        count, dropped = totals(fates)
         return {"records": count, "dropped": dropped}
 
     def curate(self, round_index: int) -> dict[str, Any]:

@@ -6,12 +6,14 @@ Ctrl-C leaves a folder beside the output, from which the same command goes on.
 """
 
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field
+from rich.table import Table
 
-from actors.synthesizer import synthesize
+from actors.synthesizer import synthesize, totals
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
 from guardrail.generable import generation_seeds
@@ -19,7 +21,7 @@ from guardrail.records import write_records
 from guardrail.seeds import load_or_embedded
 from guardrail.synthesis import SynthesisConfig
 from jobs.settings import JobSettings, load, save_beside
-from jobs.terminal import reported_errors
+from jobs.terminal import orderly_end, terminal
 
 
 class SynthesizeSettings(JobSettings):
@@ -31,14 +33,26 @@ class SynthesizeSettings(JobSettings):
     synthesis: SynthesisConfig = SynthesisConfig()
 
 
+def _show(fates: Mapping[str, Counter[str]]) -> None:
+    """Print what became of each strategy's answers in synthesis."""
+    table = Table()
+    for column in ("strategy", "answers", "kept", "dropped"):
+        table.add_column(column, justify="right" if column in ("answers", "kept") else "left")
+    for strategy, of_strategy in sorted(fates.items()):
+        kept, dropped = totals({strategy: of_strategy})
+        reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
+        table.add_row(strategy, str(of_strategy.total()), str(kept), reasons)
+    terminal().print(table)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Write synthetic records."""
     settings = load(SynthesizeSettings, arguments, __doc__)
-    with reported_errors():
+    with orderly_end(settings.output):
         seeds = load_or_embedded(settings.seeds)
         with connect(address=settings.cluster.address):
             plan = plan_for_cluster(num_env_runners=settings.synthesis.engines, num_learners=0, num_guard_workers=0)
-            count, dropped = synthesize(
+            fates = synthesize(
                 seeds,
                 settings.synthesis,
                 settings.output,
@@ -50,11 +64,10 @@ def main(arguments: Sequence[str]) -> None:
             write_records(seeds, settings.seeds_output)
     save_beside(settings, settings.output)
     built_on = len(generation_seeds(seeds))
-    reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(dropped.items()))
+    _show(fates)
     print(
-        f"{count} records grown from {built_on} seeds: {settings.output}"
+        f"{totals(fates)[0]} records grown from {built_on} seeds: {settings.output}"
         + (f"; {len(seeds) - built_on} seeds are never built on" if built_on < len(seeds) else "")
-        + (f"; dropped: {reasons}" if reasons else "")
     )
 
 

@@ -17,7 +17,7 @@ from actors.config import GateConfig
 from actors.demonstrations import TeachingConfig, demonstrations, passing, teach
 from guardrail.intent import IntentModel
 from jobs.settings import JobSettings, load, save_beside
-from jobs.terminal import reported_errors
+from jobs.terminal import orderly_end
 
 _LINES = 10  # of progress
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
             print(f"step {done} of {steps}, loss {loss:.3f}", flush=True)
 
     torch.set_num_threads(os.cpu_count() or 1)
-    with reported_errors():
+    with orderly_end():
         shown = passing(demonstrations(), settings.gate, IntentModel.from_pretrained(settings.gate.intent_model))
         print(f"{len(shown)} of {len(demonstrations())} demonstrations pass the gate")
         teach(shown, settings.teaching, settings.output, settings.seed, after_step)

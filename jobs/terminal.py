@@ -34,28 +34,25 @@ def terminal() -> Console:
 
 
 @contextmanager
-def reported_errors() -> Iterator[None]:
-    """Turn what a user can mend into its message and exit status 1."""
-    try:
-        yield
-    except (RunError, ValueError, ConnectionError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
+def orderly_end(resumes_in: Path | None = None) -> Iterator[None]:
+    """Turn what a user can mend into its message and exit status 1, Ctrl-C and SIGTERM into theirs and 130 and 143.
 
-
-@contextmanager
-def resumable(run_dir: Path, console: Console) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into an orderly end that says how to go on, and errors into their messages."""
+    Args:
+        resumes_in: file or folder that the same command goes on with; None: it would begin anew.
+    """
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        with reported_errors():
-            yield
+        yield
+    except (RunError, ValueError, ConnectionError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
     except KeyboardInterrupt as error:
-        console.print(f"\n[yellow]interrupted[/]; the same command goes on in {run_dir}")
+        goes_on = f"; the same command goes on in {resumes_in}" if resumes_in else ""
+        terminal().print(f"\n[yellow]interrupted[/]{goes_on}", highlight=False, soft_wrap=True)
         raise SystemExit(143 if error.args else 130) from None
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -20,7 +20,7 @@ from guardrail.seeds import TRAIN, VALIDATION, split_by_seed
 from guardrail.text import digest
 from guardrail.training import TrainingConfig, fine_tune
 from jobs.settings import JobSettings, load, save_beside, to_yaml
-from jobs.terminal import reported_errors, training_shown
+from jobs.terminal import orderly_end, training_shown
 
 
 class TrainGuardSettings(JobSettings):
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     """Write a guard directory."""
     settings = load(TrainGuardSettings, arguments, __doc__)
     data = settings.output.with_name(f".{settings.output.name}.records.parquet")
-    with reported_errors():
+    with orderly_end(settings.output):
         parts = split_by_seed(read_records(settings.records), validation=settings.validation, held_out=0.0)
         held_back = parts[VALIDATION]
         # Refused before hours are spent.

@@ -24,7 +24,7 @@ from guardrail.intent_training import (
 )
 from guardrail.seeds import embedded_seeds
 from jobs.settings import JobSettings, load, save_beside
-from jobs.terminal import reported_errors
+from jobs.terminal import orderly_end
 
 
 class TrainIntentSettings(JobSettings):
@@ -54,7 +54,7 @@ def compared(model: IntentModel, pairs: Sequence[Pair], embedder: str) -> dict[s
 def main(arguments: Sequence[str]) -> None:
     """Write the model, and print what it and the rules reach on the held-out pairs."""
     settings = load(TrainIntentSettings, arguments, __doc__)
-    with reported_errors():
+    with orderly_end():
         if settings.measure_only:
             model = IntentModel.from_pretrained(str(settings.output))
         else:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import shutil
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from guardrail.blocks import cluster_cpus
+from guardrail.code_digest import code_digest, content_digests
 from guardrail.curation.balance import Balance
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.contamination import Decontamination, EvaluationTexts
@@ -44,6 +44,7 @@ from guardrail.curation.votes import JudgesVote
 from guardrail.records import SCHEMA, check_records, write_tables
 from guardrail.text import digest
 
+_CODE = code_digest(Path(__file__).parents[1])  # when it was loaded: an update may come while it runs
 _FEWEST_ROWS, _MOST_ROWS = 500, 20_000  # of a task
 _LINEAGE = ("id", "parent_id", "seed_id", "source", "method", "unsafe")
 LEDGER = pa.schema(
@@ -110,7 +111,7 @@ def curate(
     for path in paths:
         check_records(path)
     work = out_dir.resolve() / "stages"
-    key = digest(_VERSION, *_content_digests(paths))
+    key = digest(_CODE, *content_digests(paths))
     parts, total = _prepared(paths, out_dir.resolve(), key, config, num_cpus)
     funnel: list[dict[str, Any]] = []
     judged: list[list[Part]] = []
@@ -188,21 +189,3 @@ def _ledger(funnel: Sequence[Mapping[str, Any]], judged: Sequence[Sequence[Part]
         table = table.sort_by([(name, "ascending") for name in ("id", "method", "source", "parent_id", "unsafe")])
         stage = pa.array([entry["stage"]] * table.num_rows, type=pa.string())
         yield table.append_column("stage", stage).select(LEDGER.names).cast(LEDGER)
-
-
-def _content_digests(paths: Sequence[Path]) -> list[str]:
-    digests = []
-    for path in paths:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return digests
-
-
-def _version() -> str:
-    """Return a digest of what judges beside the settings: the package's code, its seeds and its intent model."""
-    package = Path(__file__).parents[1]
-    own = [*package.rglob("*.py"), *package.glob("seed_data/*"), *package.glob("intent_model/*")]
-    return digest(*_content_digests(sorted(path for path in own if path.is_file())))
-
-
-_VERSION = _version()  # when the code was loaded: an update may come while it runs

@@ -4,7 +4,7 @@ import pytest
 
 from actors import batches, synthesizer
 from actors.engine import Completion
-from actors.synthesizer import synthesize
+from actors.synthesizer import synthesize, totals
 from guardrail.records import make_record, read_records
 from guardrail.synthesis import SynthesisConfig
 from tests.local_batches import run_here
@@ -70,10 +70,12 @@ def run(output, config=CONFIG, seeds=SEEDS, seed=3):
 
 def test_every_answer_is_a_record_or_is_counted(tmp_path):
     config = CONFIG.model_copy(update={"max_prompt_tokens": 400})  # bytes; a persona needs more
-    kept, dropped = run(tmp_path / "out.parquet", config)
+    fates = run(tmp_path / "out.parquet", config)
+    kept, dropped = totals(fates)
     records = read_records(tmp_path / "out.parquet")
     assert kept == len(records) > 0 and dropped.keys() == REASONS
-    assert kept + sum(dropped.values()) == len(SEEDS) * 4
+    asked = {strategy: of_strategy.total() for strategy, of_strategy in fates.items()}
+    assert asked == {strategy: count * len(SEEDS) for strategy, count in config.strategies.items()}
     parents = {record["id"]: record for record in SEEDS}
     for record in records:
         parent = parents[record["parent_id"]]
@@ -140,5 +142,5 @@ def test_the_number_of_engines_changes_no_key(tmp_path):
 
 
 def test_nothing_to_grow_makes_an_empty_file(tmp_path):
-    assert run(tmp_path / "out.parquet", seeds=[]) == (0, {})
+    assert run(tmp_path / "out.parquet", seeds=[]) == {}
     assert read_records(tmp_path / "out.parquet") == []

@@ -233,13 +233,13 @@ def main() -> None:
             with connect():
                 plan = plan_for_cluster(num_env_runners=1, num_learners=0, num_guard_workers=0)
                 if not arguments.input:
-                    from actors.synthesizer import synthesize
+                    from actors.synthesizer import synthesize, totals
 
                     output = directory / "made.parquet"
                     cpus, gpus = plan.env_runner_cpus, plan.env_runner_gpus
-                    _, dropped = synthesize(seeds, config, output, seed=0, num_cpus=cpus, num_gpus=gpus)
+                    count, dropped = totals(synthesize(seeds, config, output, seed=0, num_cpus=cpus, num_gpus=gpus))
                     records = read_records(output)
-                    print(f"{len(records)} records; answers dropped: {dropped}")
+                    print(f"{count} records; answers dropped: {dropped}")
                 if not arguments.no_curation:
                     kept = curated(records, seeds, directory, plan.data_task_cpus)
         figures: dict[str, Any] = measured(records, seeds, kept)

@@ -1,4 +1,4 @@
-"""A cluster that a command starts lets in those who have its token, and nobody else."""
+"""A cluster that a command starts: it lets in those who have its token, and leaves SIGTERM to the command."""
 
 import json
 import os
@@ -9,14 +9,15 @@ from pathlib import Path
 _STARTS = """
 import json, os, ray
 from cluster.connect import connect
-with connect(num_cpus=1):
+from jobs.terminal import orderly_end
+with orderly_end(), connect(num_cpus=1):
     print(json.dumps([ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"]]), flush=True)
     input()
 """
 _ENTERS = "import sys, ray; ray.init(address=sys.argv[1], logging_level='ERROR')"
 
 
-def test_who_has_no_token_is_not_let_in(tmp_path: Path) -> None:
+def test_who_has_no_token_is_not_let_in_and_sigterm_is_an_orderly_end(tmp_path: Path) -> None:
     own = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")} | {"HOME": str(tmp_path)}
     running = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", _STARTS], env=own, **running) as cluster:  # type: ignore[call-overload]
@@ -32,4 +33,6 @@ def test_who_has_no_token_is_not_let_in(tmp_path: Path) -> None:
             assert not enters(RAY_AUTH_MODE="disabled")
             assert not (tmp_path / ".ray").exists()
         finally:
-            cluster.communicate("\n")
+            cluster.terminate()
+            printed, _ = cluster.communicate()
+    assert cluster.returncode == 143 and "interrupted" in printed

@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from actors.synthesizer import synthesize
+from actors.synthesizer import synthesize, totals
 from guardrail import training
 from guardrail.guard import Guard
 from guardrail.records import make_record, read_records, write_records
@@ -40,12 +40,12 @@ def test_synthesis_keeps_label_and_lineage(ray_cluster, tmp_path):
         batch_size=4,
     )
     long = make_record("Where is the shop? " * 200, unsafe=False, source="long", categories=[])
-    counts = [
+    fates, _ = [
         synthesize([*seeds(), long], config, tmp_path / f"{name}.parquet", seed=3, num_cpus=0.5, num_gpus=0)
         for name in "ab"
     ]
     records = read_records(tmp_path / "a.parquet")
-    kept, dropped = counts[0]
+    kept, dropped = totals(fates)
     assert kept == len(records) and kept + sum(dropped.values()) == 2 * 8 and dropped["prompt too long"] == 2
     known = {seed["id"]: seed for seed in seeds()}
     for record in records:

@@ -60,6 +60,22 @@ def test_the_shipped_seeds_and_a_part_of_a_public_set_are_inputs_too(tmp_path, c
     assert kinds == {(True, "hate"): 2, (True, "harassment"): 3, (False,): 3}
 
 
+def test_broken_rows_of_a_public_set_are_set_aside_unless_they_are_many(tmp_path, curated, capsys):
+    def attempt(broken):
+        labels = ["7" if number in broken else "2" for number in range(1, 41)]
+        lines = [f"{number},,,,,{label},how {number}\n" for number, label in enumerate(labels, 1)]
+        (tmp_path / "davidson.csv").write_text(",count,hate,offensive,neither,class,tweet\n" + "".join(lines))
+        return ended(["--input", "davidson", "--data-dir", str(tmp_path), "--output", str(tmp_path / "out")])
+
+    assert attempt({3, 17}) == 3
+    assert len(read_records(curated.paths[0])) == 38
+    aside = pq.read_table(tmp_path / "out" / "set_aside.parquet").to_pylist()
+    assert [(row["file"], row["row"]) for row in aside] == [("davidson", 3), ("davidson", 17)]
+    assert "2 rows set aside" in capsys.readouterr().err
+    assert attempt({3, 17, 20}) == 1
+    assert "row 3" in (said := capsys.readouterr().err) and "and 2 more of 40 rows" in said
+
+
 def test_what_is_neither_file_nor_set_is_refused_with_the_nearest_name(tmp_path, curated, capsys):
     assert ended(["--input", "embeded-texts", "--output", str(tmp_path / "out")]) == 1
     assert "did you mean 'embedded-texts'?" in capsys.readouterr().err and curated.paths is None

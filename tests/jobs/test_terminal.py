@@ -1,10 +1,13 @@
-"""What a person at a terminal sees: Ray Data's own lines are kept out of its way, and nobody else's."""
+"""What a person at a terminal sees: none of Ray Data's own lines, everybody else's, and how a job ended."""
 
 import logging
+import os
+import signal
 
+import pytest
 import ray.data  # noqa: F401 - it sets up its logger
 
-from jobs.terminal import terminal
+from jobs.terminal import orderly_end, terminal
 
 
 def test_only_rays_own_handler_is_made_quiet():
@@ -18,3 +21,20 @@ def test_only_rays_own_handler_is_made_quiet():
     finally:
         logger.removeHandler(of_another)
         console.setLevel(before)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_job_that_is_told_to_stop_says_how_to_go_on(tmp_path, capsys, number, status):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, orderly_end(tmp_path / "out"):
+        os.kill(os.getpid(), number)
+        signal.pause()
+    assert ended.value.code == status
+    assert f"interrupted; the same command goes on in {tmp_path / 'out'}\n" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_can_be_mended_is_a_message(capsys):
+    with pytest.raises(SystemExit, match="1"), orderly_end():
+        raise ValueError("no such set")
+    assert capsys.readouterr().err == "error: no such set\n"
