@@ -1,6 +1,6 @@
 """What curation finds of faults that were planted, and what a guard regains by it.
 
-python -m tests.benchmarks.curation_effect --data-dir DIR [--records 11000] [--seed 0] [--dir DIR] [--guards 2]
+python -m tests.benchmarks.curation_effect --data-dir DIR [--records 11000] [--seed 0] [--guards 2 [--by-stage]]
 
 The method's second experiment. Public training data is drawn and curated once, so that its own faults are gone; what is
 left is the clean set. Into that are planted: exact copies (10%, with other case and spacing), near copies (10%, a word
@@ -10,7 +10,8 @@ if one of the two is dropped as the other's; precision counts what a stage drops
 words are gibberish and a copy: dropped as either, they are found. Guards (`--guards` random seeds) are trained on the
 clean set, on what of it was not flipped (the most that can be had by dropping), on the faulty set and on the curated
 one, and measured on requests held back from the clean set; also, for the record, on the evaluation sets but for the
-texts that were planted. They read each id once: exact copies cost nothing.
+texts that were planted. They read each id once: exact copies cost nothing. With `--by-stage` guards are also trained on
+the curated set and what one stage dropped, for each stage that dropped any: what F1 loses is what the stage adds.
 """
 
 import argparse
@@ -202,6 +203,18 @@ def found(ledger: Sequence[dict[str, Any]], faults: dict[str, dict[str, str]]) -
     return result
 
 
+def without_a_stage(
+    kept: Sequence[Record], ledger: Sequence[dict[str, Any]], records: Sequence[Record]
+) -> dict[str, list[Record]]:
+    """Return, for each stage that dropped any, what is kept with the records that it dropped."""
+    by_label = {(record["id"], record["unsafe"]): record for record in records}
+    result: dict[str, list[Record]] = {}
+    for row in ledger:
+        name = f"without {row['stage']}"
+        result.setdefault(name, list(kept)).append(by_label[row["id"], row["unsafe"]])
+    return result
+
+
 def f1(guard: Guard, items: Sequence[tuple[str, bool]]) -> float:
     """Return a guard's F1 at its own threshold on (text, unsafe)."""
     texts, unsafe = zip(*items, strict=True)
@@ -216,6 +229,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--records", type=int, default=11_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guards", type=int, default=2, help="guards that are trained on each set")
+    parser.add_argument("--by-stage", action="store_true", help="also train guards without each stage")
     parser.add_argument("--dir", type=Path, default=cache_dir() / "benchmarks" / "curation_effect")
     options = parser.parse_args(arguments)
     random = np.random.default_rng(options.seed)
@@ -262,7 +276,10 @@ def main(arguments: Sequence[str]) -> None:
             }
             found_f1: dict[str, dict[str, float]] = {}
             unflipped = [record for record in clean if record["id"] not in faults["label_flip"]]
-            for name, records in (("clean", clean), ("unflipped", unflipped), ("faulty", faulty), ("curated", kept)):
+            data_sets = {"clean": clean, "unflipped": unflipped, "faulty": faulty, "curated": kept}
+            if options.by_stage:
+                data_sets |= without_a_stage(kept, ledger, faulty)
+            for name, records in data_sets.items():
                 data = digest(*(f"{record['id']} {record['unsafe']}" for record in records))  # other data, other guards
                 trained = [
                     Guard.from_pretrained(train(records, validation, directory / f"guard-{data}-{seed}", seed=seed))
