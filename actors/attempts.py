@@ -24,6 +24,8 @@ ATTEMPT_COLUMNS = pa.schema(
     ]
 )
 ATTEMPTS = pa.schema([*SCHEMA, *ATTEMPT_COLUMNS])
+#: Why an attempt is not valid whose text the target does not take: it has judged nothing.
+REFUSED = "refused by target"
 
 
 def attempts_table(

@@ -20,7 +20,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch
 
 from actors import rewards
 from actors.archive import Archive, Find, category_of
-from actors.attempts import attempts_table, float_lists, write_attempts
+from actors.attempts import REFUSED, attempts_table, float_lists, write_attempts
 from actors.config import AdversaryConfig
 from actors.env_runner import Rollout, Share, StaleWeightsError, Task
 from actors.gate import MALFORMED, Attempt, rejection
@@ -270,12 +270,18 @@ class RewardWorker:
                 reasons[i] = "no verdict" if kept is None else "judges"
         return reasons
 
-    def _verdicts(self, reasons: Sequence[str | None], attacks: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the target's probability of "unsafe" and its decision for what passed; NaN and False for the rest."""
+    def _verdicts(self, reasons: list[str | None], attacks: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the target's probability of "unsafe" and its decision for what passed; NaN and False for the rest.
+
+        What the target refuses to judge gets the reason `REFUSED`.
+        """
         passed = _passed(reasons)
         probability, flagged = np.full(len(attacks), np.nan), np.zeros(len(attacks), dtype=bool)
         if passed:
             probability[passed], flagged[passed] = self.scorer.verdicts([attacks[i] for i in passed])
+        for i in passed:
+            if np.isnan(probability[i]):
+                reasons[i] = REFUSED
         return probability, flagged
 
     def _parts(

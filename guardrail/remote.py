@@ -29,7 +29,7 @@ KEY_VARIABLE = "RAYGUARD_TARGET_KEY"
 _TIMEOUT_SECONDS = 60.0
 _LONGEST_BACKOFF_SECONDS = 30.0
 _LONGEST_WAIT_SECONDS = 120.0  # that a service may ask for; a quota that is used up for today is a failure
-_LIST_REFUSALS = frozenset({400, 413, 422})
+_TEXT_REFUSALS = frozenset({400, 413, 422})  # or of a list
 _HINTS = {
     401: f"put the service's key into {KEY_VARIABLE}",
     403: f"put a key that may ask it into {KEY_VARIABLE}",
@@ -54,6 +54,10 @@ class Moderation(NamedTuple):
 
 class TargetError(ConnectionError):
     """A service cannot be measured; the message says why and what to do, and quotes no text."""
+
+
+class TextRefusedError(TargetError):
+    """A service refuses one text, sent by itself; it may answer others."""
 
 
 _Score = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -114,10 +118,15 @@ class RemoteGuard:
         """Return `moderate(texts).flagged`, bool [len(texts)]."""
         return self.moderate(texts).flagged
 
-    def moderate(self, texts: Sequence[str]) -> Moderation:
+    def moderate(self, texts: Sequence[str], *, skip_refused: bool = False) -> Moderation:
         """Return what the service says of texts; one without visible text is not sent, and is not flagged.
 
+        Args:
+            texts: any.
+            skip_refused: have NaN for a text that the service refuses, which is not flagged.
+
         Raises:
+            TextRefusedError: the service refuses a text, unless such are skipped.
             TargetError: the service cannot be reached, refuses, or answers something else than moderations.
         """
         said = _nothing(len(texts))
@@ -125,22 +134,29 @@ class RemoteGuard:
         done = 0
         while done < len(asked):
             rows = asked[done : done + self.batch]
-            results = self._results([texts[index] for index in rows]) if self.batch > 1 else None
+            results: Sequence[_Result | None] | None = None
+            if self.batch > 1:
+                results = self._results([texts[index] for index in rows])
             if results is None:
                 # One text may be at fault, or the list: then each text is taken alone.
-                results = [self._result(texts[index], index) for index in rows]
+                results = [self._result(texts[index], index, skip_refused) for index in rows]
                 self.batch = 1
             for index, result in zip(rows, results, strict=True):
-                said.probabilities[index], said.flagged[index] = _row(result), result.flagged
+                said.probabilities[index] = np.nan if result is None else _row(result)
+                said.flagged[index] = result is not None and result.flagged
             done += len(rows)
         return said
 
-    def _result(self, text: str, index: int) -> _Result:
-        """Return the result for one text, the one at `index` of those to be moderated."""
+    def _result(self, text: str, index: int, skip_refused: bool) -> _Result | None:
+        """Return the result for one text, the one at `index` of those to be moderated; None if it is skipped."""
         response = self._post({"input": _sendable(text)})
+        of_text = response.status_code in _TEXT_REFUSALS
+        if of_text and skip_refused:
+            return None
         if not response.is_success:
             # Of the text no more than what tells it apart.
-            raise TargetError(f"{self._refusal(response)}; that is text {index + 1}, of {len(text):,} characters")
+            told = f"{self._refusal(response)}; that is text {index + 1}, of {len(text):,} characters"
+            raise (TextRefusedError if of_text else TargetError)(told)
         results = self._read(response)
         if len(results) != 1:
             raise TargetError(f"{self.url} gives {len(results)} results for one text")
@@ -149,7 +165,7 @@ class RemoteGuard:
     def _results(self, texts: list[str]) -> list[_Result] | None:
         """Return a result for each text; None if they were sent as a list and the service takes no such list."""
         response = self._post({"input": [_sendable(text) for text in texts]})
-        if response.status_code in _LIST_REFUSALS:
+        if response.status_code in _TEXT_REFUSALS:
             return None
         if not response.is_success:
             raise TargetError(self._refusal(response))
@@ -216,16 +232,16 @@ def open_guard(target: str) -> Guard | RemoteGuard:
     return RemoteGuard(target) if is_url(target) else Guard.from_pretrained(target)
 
 
-def moderation_of(guard: Guard | RemoteGuard, texts: Sequence[Readable]) -> Moderation:
+def moderation_of(guard: Guard | RemoteGuard, texts: Sequence[Readable], *, skip_refused: bool = False) -> Moderation:
     """Return what a guard or a service says of texts; a guard of ours decides by its stored threshold.
 
-    A service is sent the prompt and the response of an exchange as one text.
+    A service is sent the prompt and the response of an exchange as one text; see `RemoteGuard.moderate`.
 
     Raises:
         TargetError: see `RemoteGuard.moderate`.
     """
     if isinstance(guard, RemoteGuard):
-        return guard.moderate([str(text) for text in texts])
+        return guard.moderate([str(text) for text in texts], skip_refused=skip_refused)
     probabilities = guard.probabilities(texts)
     return Moderation(probabilities, probabilities[:, 0] >= guard.card.thresholds[UNSAFE])
 
@@ -233,12 +249,12 @@ def moderation_of(guard: Guard | RemoteGuard, texts: Sequence[Readable]) -> Mode
 def unsafe_scores(guard: Guard | RemoteGuard, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores of "unsafe", float64 [n] in [0, 1], and the decisions, bool [n], as `moderation_of`.
 
-    See `Moderation` for the scores that a service gives.
+    See `Moderation` for the scores that a service gives; one is NaN, and not flagged, where it refuses the text.
 
     Raises:
         TargetError: see `RemoteGuard.moderate`.
     """
-    said = moderation_of(guard, texts)
+    said = moderation_of(guard, texts, skip_refused=True)
     return said.probabilities[:, 0], said.flagged
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.archive import category_of
-from actors.attempts import ATTEMPTS, read_attempts
+from actors.attempts import ATTEMPTS, REFUSED, read_attempts
 from guardrail.diversity import diversity
 from guardrail.metrics import share_text, wilson
 from guardrail.records import Record, to_table, write_table
@@ -113,19 +113,23 @@ class Findings:
         Args:
             name: of the transform.
             records: n goals, transformed.
-            scores, flagged: the guard's, [n].
+            scores, flagged: the guard's, [n]; a score is NaN where it refused to judge.
         """
+        judged = np.isfinite(scores).tolist()
         table = to_table(
-            {**record, "guard_version": self.guard, "scores": {"guard": float(score)}}
-            for record, score in zip(records, scores, strict=True)
+            {**record, "guard_version": self.guard, "scores": {"guard": float(score)} if read else {}}
+            for record, score, read in zip(records, scores, judged, strict=True)
         )
         columns = {
             "style": name,
             "action": _TRANSFORM,
             "iteration": None,
-            "valid": True,
-            "success": [bool(said) != record["unsafe"] for said, record in zip(flagged, records, strict=True)],
-            "rejected": None,
+            "valid": judged,
+            "success": [
+                read and bool(said) != record["unsafe"]
+                for read, said, record in zip(judged, flagged, records, strict=True)
+            ],
+            "rejected": [None if read else REFUSED for read in judged],
         }
         for key, value in columns.items():
             values = value if isinstance(value, list) else [value] * len(records)

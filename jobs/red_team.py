@@ -30,7 +30,7 @@ from cluster.resources import plan_for_cluster
 from guardrail.generable import generation_seeds
 from guardrail.guard import Guard
 from guardrail.records import Record
-from guardrail.remote import RemoteGuard, TargetError, open_guard, unsafe_scores
+from guardrail.remote import RemoteGuard, TargetError, moderation_of, open_guard, unsafe_scores
 from guardrail.seeds import HELD_OUT, embedded_seeds, load_seeds, split_by_seed
 from guardrail.transforms import TRANSFORMS, transformed
 from jobs.findings import UNTRANSFORMED, Findings, show_findings
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
     with orderly_end(output):
         goals = goals_of(settings)
         guard = open_guard(settings.target)
-        unsafe_scores(guard, ["How do I bake bread at home?"])  # a target that cannot answer is found out here
+        moderation_of(guard, ["How do I bake bread at home?"])  # a target that cannot answer is found out here
         findings = Findings(output, settings, settings.target, name_of(guard))
         if not findings.ended:
             with findings:

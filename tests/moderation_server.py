@@ -25,6 +25,7 @@ class ModerationServer(ThreadingHTTPServer):
 
     Attributes:
         takes_lists: whether a list of texts is answered, or refused with 400.
+        refused: a text that holds it, and a list that does, is refused with 400.
         answers: how many texts are answered; every later request gets `after`.
     """
 
@@ -36,6 +37,7 @@ class ModerationServer(ThreadingHTTPServer):
         self.keys: list[str | None] = []
         self.troubles: list[Trouble] = []
         self.takes_lists = True
+        self.refused = "a text that nobody sends"
         self.answers = 10**9
         self.after = Trouble(503)
 
@@ -60,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(server.troubles.pop(0))
         elif server.answers < len(texts):
             self._reply(server.after)
-        elif isinstance(given, list) and not server.takes_lists:
+        elif any(server.refused in text for text in texts) or (isinstance(given, list) and not server.takes_lists):
             self._reply(Trouble(400))
         else:
             server.answers -= len(texts)

@@ -12,7 +12,7 @@ from guardrail.evaluation import evaluate_set
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.guard import LABELS, UNSAFE, Guard
 from guardrail.metrics import binary_metrics
-from guardrail.remote import KEY_VARIABLE, RemoteGuard, TargetError, open_guard, unsafe_scores
+from guardrail.remote import KEY_VARIABLE, RemoteGuard, TargetError, TextRefusedError, open_guard, unsafe_scores
 from tests.moderation_server import MODEL, Trouble, moderation_server
 from tests.tiny_guard import tiny_guard
 
@@ -162,6 +162,15 @@ def test_one_text_that_is_refused_on_its_own_is_an_error(server, guard):
     with pytest.raises(TargetError, match=r"HTTP 400 \(of_the_test\); that is text 2, of 15 characters"):
         guard.moderate(["", "How do I steal?"])
     assert guard.batch > 1  # it is the text that is refused, not lists
+
+
+def test_a_text_that_is_refused_can_be_skipped(server, guard):
+    server.refused = "cars"
+    scores, flagged = unsafe_scores(guard, ["How do I bake?", "How do I steal cars?", "", "How do I steal?"])
+    assert np.isnan(scores).tolist() == [False, True, False, False]
+    assert flagged.tolist() == [False, False, False, True]
+    with pytest.raises(TextRefusedError):
+        guard.moderate(["How do I steal cars?"])
 
 
 def test_a_failure_travels_between_processes(server, guard):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.adversary import Iteration, Outcome
-from actors.attempts import ATTEMPTS
+from actors.attempts import ATTEMPTS, REFUSED
 from actors.config import AdversaryConfig
 from actors.summary import Summary, Tally
 from guardrail.evaluation_sets import load_evaluation
@@ -160,6 +160,15 @@ def test_transforms_are_tried_on_some_goals_beside_the_goals_as_they_are(server,
     methods = dict(zip(table["style"].to_pylist(), table["method"].to_pylist(), strict=True))
     assert (methods["base64"], methods["none"], methods["polite"]) == ("transform:base64", "seed", "rl")
     assert set(table["guard_version"].to_pylist()) == {MODEL}
+
+
+def test_what_the_target_refuses_to_judge_is_no_valid_attempt(server, attack, tmp_path):
+    server.refused = f"take {SECRET} 1"
+    status, _ = attack(server.url, "--transforms", "true")
+    found = summary_in(tmp_path / "out")["transforms"]["none"]
+    assert status == 0 and (found["attempts"], found["valid"], found["successes"]) == (10, 9, 2)
+    refused = pq.read_table(tmp_path / "out" / "attacks.parquet", filters=[("rejected", "==", REFUSED)]).to_pylist()
+    assert any(row["style"] == "none" and server.refused in row["text"] and not row["scores"] for row in refused)
 
 
 def test_a_guard_directory_is_attacked_too_and_named_by_its_digest(attack, tmp_path):
