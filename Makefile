@@ -21,7 +21,7 @@ loop: setup  ## run the adversarial loop on the embedded default; ARGS="--dotted
 
 guard: setup  ## train guards/default on the shipped seeds and public sets; DATA=FOLDER of local copies of the sets
 	$(RUN) jobs/curate.py --config jobs/configs/guard/curate.yaml $(if $(DATA),--data-dir $(DATA))
-	$(RUN) jobs/train_guard.py --config jobs/configs/guard/train.yaml $(ARGS)
+	$(RUN) jobs/train_guard.py --config jobs/configs/guard/train.yaml $(if $(DATA),--data-dir $(DATA)) $(ARGS)
 
 serve: setup  ## serve the newest promoted guard; ARGS="--port 8001"
 	$(RUN) -m serve $(ARGS)

@@ -89,6 +89,8 @@ class Adversary:
         seed: decides every draw and sample.
     """
 
+    _kept: Path | None = None  # the checkpoint that holds what the attackers have learned so far
+
     def __init__(self, config: AdversaryConfig, plan: ResourcePlan, seed: int) -> None:
         self.config = config
         self.algorithm: GRPO = GRPOConfig.of(config, plan, seed).build_algo()
@@ -158,6 +160,8 @@ class Adversary:
                 if tries == _TRIES or not algorithm.replace_dead_learners():
                     raise
                 logger.warning("a learner died (%s); new ones run the iteration again", error)
+                if not (directory / _PROGRESS).exists() and self._kept:  # between two rounds
+                    self.algorithm.restore_from_path(str(self._kept))
                 iterations = None
                 continue
             tries = 0
@@ -185,12 +189,14 @@ class Adversary:
         partial = directory / f".{_PROGRESS}"
         partial.write_text(json.dumps({"checkpoint": name, "iterations": [each.as_json() for each in iterations]}))
         os.replace(partial, directory / _PROGRESS)
+        self._kept = directory / name
         forget_checkpoints(directory, but=name)
 
     def restore(self, directory: Path) -> list[Iteration]:
         """Go on from the last iteration that a round left in its directory; return its iterations."""
         progress = _progress(directory)
-        self.algorithm.restore_from_path(str((directory / progress["checkpoint"]).resolve()))
+        self._kept = (directory / progress["checkpoint"]).resolve()
+        self.algorithm.restore_from_path(str(self._kept))
         self.algorithm.weight_sync.send()
         return [Iteration.from_json(each) for each in progress["iterations"]]
 

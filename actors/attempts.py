@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from guardrail.deobfuscation import plain
+from guardrail.diversity import diversity
 from guardrail.records import SCHEMA, Record, from_table, write_table, write_tables
 
 #: What an attempt is beside a record. `scores` has "guard" and "fluency" only where the attempt came so far: the target
@@ -77,10 +79,17 @@ def read_attempts(directory: Path) -> pa.Table:
     return pa.concat_tables([*_shares(directory), ATTEMPTS.empty_table()])
 
 
-def read_successes(directory: Path) -> pa.Table:
-    """Return the successes among them, and never hold more of the others than a share."""
-    tables = (table.filter(table["success"]) for table in _shares(directory))
+def read_successes(directory: Path, iteration: int | None = None) -> pa.Table:
+    """Return the successes among them, or of one iteration, and never hold more of the others than a share."""
+    tables = (table.filter(table["success"]) for table in _shares(directory, iteration))
     return pa.concat_tables([*tables, ATTEMPTS.empty_table()])
+
+
+def diversity_of(successes: pa.Table) -> dict[str, Any]:
+    """Return how different attempts are from each other by what they say: a disguise makes no two of one."""
+    flat = successes["embedding"].combine_chunks().flatten().to_numpy()
+    embeddings = flat.reshape(len(successes), -1) if len(successes) else np.zeros((0, 1), np.float32)
+    return diversity([plain(text) for text in successes["text"].to_pylist()], embeddings)
 
 
 def merge_attempts(directory: Path, output: Path) -> None:
@@ -89,8 +98,9 @@ def merge_attempts(directory: Path, output: Path) -> None:
     write_tables((table.select(schema.names) for table in _shares(directory)), schema, output)
 
 
-def _shares(directory: Path) -> Iterator[pa.Table]:
-    for file in sorted(directory.glob("iteration-*.parquet")):
+def _shares(directory: Path, iteration: int | None = None) -> Iterator[pa.Table]:
+    of = "*" if iteration is None else f"{iteration:04d}-*"
+    for file in sorted(directory.glob(f"iteration-{of}.parquet")):
         yield pq.read_table(file, schema=ATTEMPTS)
 
 

@@ -27,6 +27,7 @@ from actors.config import AdversaryConfig
 from actors.curriculum import Curriculum
 from actors.engine import memory_share
 from actors.env_runner import SPACE, Task, VLLMEnvRunner
+from actors.errors import AdversaryError
 from actors.goals import Goals
 from actors.judges import Judge
 from actors.learner import GRPOLearner
@@ -233,6 +234,7 @@ class GRPO(Algorithm):
         self.sync, self.phase_seconds = {}, {}
         asked = self._ahead or self._ask()
         summary, batches = self._gather(asked)
+        diversity = self._workers[0].diversity.remote(self._setup, self._iteration_in_round)  # while learners update
         if self._learn:
             self._samples += summary.attempts
             for (category, style), (attempts, successes) in summary.cells.items():
@@ -242,8 +244,10 @@ class GRPO(Algorithm):
         self._ahead = self._ask() if more and self.config.adversary.generate_ahead else None
         if self._learn and summary.learnable:
             self._timed("update", lambda: self._update(batches))
+            if self._ahead:  # engines take weights between two calls
+                self._timed("generate", self._ahead.wait)
             self.sync = self._timed("sync", self.weight_sync.send)
-        self.summary = summary
+        self.summary = dataclasses.replace(summary, diversity=self._scorers_say(diversity))
 
     def _seed(self) -> int:
         # A function of configuration, round and iteration alone: a resumed run draws what the first one drew.
@@ -291,7 +295,7 @@ class GRPO(Algorithm):
         worker that dies is restarted by Ray, and scores again what it was at.
 
         Raises:
-            RuntimeError: engines or scorers do not answer in time, or actors die again and again.
+            AdversaryError: engines or scorers do not answer in time, or actors die again and again.
         """
         for again in range(_TRIES):
             if again:
@@ -307,7 +311,7 @@ class GRPO(Algorithm):
                 self.weight_sync.recover()
                 forget_attempts(self._directory, self._iteration_in_round)  # shares may be dealt out otherwise
                 self._archived = self._workers[0].archived.remote(self._setup, self._iteration_in_round)
-        raise RuntimeError(f"actors died {_TRIES} times in a row; see their logs in the dashboard")
+        raise AdversaryError(f"actors died {_TRIES} times in a row; see their logs in the dashboard")
 
     def _scored_as_they_come(self, asked: "_Asked") -> list[ray.ObjectRef]:
         """Return references of what reward workers make of rollouts, once an engine is there for the next iteration.
@@ -325,7 +329,7 @@ class GRPO(Algorithm):
             left = begun + _RUNNER_TIMEOUT_SECONDS - time.monotonic() if generating else _SCORER_TIMEOUT_SECONDS
             ready = _ready([*generating, *scoring], max(0.0, left))
             if not ready:
-                raise RuntimeError(
+                raise AdversaryError(
                     f"attackers took longer than {_RUNNER_TIMEOUT_SECONDS:.0f} s to generate; ask for less at once: "
                     "adversary.groups, adversary.group_size or adversary.max_new_tokens"
                     if generating
@@ -338,7 +342,7 @@ class GRPO(Algorithm):
                 else:
                     runners, worker, result = scoring.pop(ref)
                     free.append(worker)
-                    lost = ray.get(ref)
+                    lost = self._scorers_say(ref)
                     dead += [runners[i] for i in lost]
                     if len(lost) < len(runners):
                         scored.append(result)
@@ -376,7 +380,12 @@ class GRPO(Algorithm):
         try:
             return ray.get(refs, timeout=_SCORER_TIMEOUT_SECONDS)
         except GetTimeoutError:
-            raise RuntimeError(_silent_scorers()) from None
+            raise AdversaryError(_silent_scorers()) from None
+        except RayActorError as error:
+            why = str(error).strip().splitlines()[-1]
+            raise AdversaryError(
+                f"a scorer or judge died again and again ({why}); see its log in the dashboard"
+            ) from error
 
     def _update(self, batches: Sequence[ray.ObjectRef]) -> None:
         """Update the policy on a batch for each learner."""
@@ -434,6 +443,11 @@ class _Asked:
     tasks: list[Task]
     seed: int
     shares: dict[int, ray.ObjectRef]
+
+    def wait(self) -> None:
+        """Wait until the runners are done, or are to be taken for dead."""
+        refs = list(self.shares.values())
+        ray.wait(refs, num_returns=len(refs), timeout=_RUNNER_TIMEOUT_SECONDS, fetch_local=False)
 
 
 def dealt(waiting: Sequence[int], workers: int) -> list[list[int]]:

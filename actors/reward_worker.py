@@ -20,7 +20,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch
 
 from actors import rewards
 from actors.archive import Archive, Find, category_of
-from actors.attempts import REFUSED, attempts_table, float_lists, write_attempts
+from actors.attempts import REFUSED, attempts_table, diversity_of, float_lists, read_successes, write_attempts
 from actors.config import AdversaryConfig
 from actors.env_runner import Rollout, Share, StaleWeightsError, Task
 from actors.gate import MALFORMED, Attempt, rejection
@@ -35,6 +35,7 @@ from guardrail.records import Record, record_id, to_table
 
 logger = logging.getLogger(__name__)
 
+_COMPARED = 512  # clusters cost the square of what is compared
 _T = TypeVar("_T")
 
 
@@ -187,7 +188,7 @@ class RewardWorker:
         # Gate, judges and fluency are about what is said, the guard is shown how it is written.
         attacks = [style.disguised(attack) for style, attack in zip(styles, attacks, strict=True)]
         probability, flagged = self._verdicts(reasons, attacks)
-        parts = self._parts(meaning, probability, unsafe, reasons, attempts, archived)
+        parts = self._parts(meaning, probability, flagged, unsafe, reasons, attempts, archived)
         reward = rewards.combined(parts, self.config.reward)
         success = parts.kept & (flagged != unsafe)
         measured = {
@@ -288,6 +289,7 @@ class RewardWorker:
         self,
         meaning: Meaning,
         probability: np.ndarray,
+        flagged: np.ndarray,
         unsafe: np.ndarray,
         reasons: Sequence[str | None],
         attempts: Sequence[Attempt],
@@ -298,7 +300,7 @@ class RewardWorker:
         frames = np.array([attempt.style.action == "frame" for attempt in attempts])
         return rewards.RewardParts(
             kept=kept,
-            evasion=np.where(kept, rewards.evasion(probability, unsafe, self.scorer.threshold), 0.0),
+            evasion=np.where(kept, rewards.evasion(probability, flagged, unsafe, self.scorer.threshold), 0.0),
             # A frame that is no attack still holds its goal: what it lacks is not meaning.
             intent=np.where(malformed, 0.0, np.where(frames, 0.5, meaning.intent)),
             similarity=np.where(malformed, 0.0, np.where(frames, 0.5, meaning.similarity.clip(0.0, 1.0))),
@@ -353,6 +355,12 @@ class RewardWorker:
             MultiAgentBatch({DEFAULT_MODULE_ID: batch}, env_steps=len(batch)) for batch in batches or []
         ] or [None] * learners
         return (summary, archive.embeddings(), *for_learners)
+
+    def diversity(self, setup: Sequence[ray.ObjectRef], iteration: int) -> dict[str, Any]:
+        """Return how different the successes of an iteration, at most `_COMPARED` of them, are from each other."""
+        successes = read_successes(Path(self._round(setup).directory), iteration)
+        step = max(1, -(-len(successes) // _COMPARED))
+        return diversity_of(successes.take(list(range(0, len(successes), step))))
 
 
 def _archive_file(setup: RoundSetup, iterations: int) -> Path:

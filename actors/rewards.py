@@ -25,13 +25,15 @@ class RewardParts:
     novelty: np.ndarray
 
 
-def evasion(unsafe_probability: np.ndarray, unsafe: np.ndarray, threshold: float) -> np.ndarray:
+def evasion(unsafe_probability: np.ndarray, flagged: np.ndarray, unsafe: np.ndarray, threshold: float) -> np.ndarray:
     """Return how far the guard errs, in (0, 1): 0.5 at its threshold, more past it, in log-odds.
 
-    A guard is sure of nearly everything: its probabilities hardly move where its log-odds do.
+    A guard is sure of nearly everything: its probabilities hardly move where its log-odds do. Its decision outweighs
+    them: a service decides where it likes, and may flag what has no high score. Where it is right it is at most 0.5.
     """
     odds = _log_odds(threshold) - _log_odds(unsafe_probability)
-    return 1.0 / (1.0 + np.exp(-np.where(unsafe, odds, -odds) / _MARGIN_SCALE))
+    erring = 1.0 / (1.0 + np.exp(-np.where(unsafe, odds, -odds) / _MARGIN_SCALE))
+    return np.where(flagged == unsafe, np.minimum(erring, 0.5), np.maximum(erring, 0.5))
 
 
 def _log_odds(probability: np.ndarray | float) -> np.ndarray:

@@ -65,6 +65,7 @@ class Summary:
         coverage: share of its cells that hold one.
         staleness: how many updates older than the learner's the sampling weights were, on average.
         learnable: whether there is a batch to learn from.
+        diversity: of the successes, as `guardrail.diversity.diversity` has it.
     """
 
     attempts: int
@@ -78,6 +79,7 @@ class Summary:
     coverage: float
     staleness: float
     learnable: bool
+    diversity: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(

@@ -10,10 +10,12 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
+from actors.errors import AdversaryError
+
 _TRIES = 3
 
 
-class WeightSyncError(RuntimeError):
+class WeightSyncError(AdversaryError):
     """The engines' log-probabilities differ from the learner's after weights were sent."""
 
 
@@ -45,7 +47,7 @@ class WeightSync:
 
         Raises:
             WeightSyncError: the difference is more than `max_difference`.
-            RuntimeError: engines die again and again.
+            AdversaryError: engines die again and again.
         """
         learners: Any = self.algorithm.learner_group
         expected = learners.foreach_learner(lambda learner, ids=self.probe_ids: learner.probe(ids))
@@ -58,7 +60,7 @@ class WeightSync:
                 break
             self._wait_for_an_engine()
         else:
-            raise RuntimeError(
+            raise AdversaryError(
                 f"attackers died or did not answer at {_TRIES} weight syncs in a row; see their log in the dashboard"
             )
         difference = max(
@@ -97,5 +99,5 @@ class WeightSync:
             if group.num_healthy_remote_env_runners():
                 return  # the dead one comes back on its own, and RLlib gives it weights when it does
             if time.monotonic() > deadline:
-                raise RuntimeError("no attacker came back; see the log of VLLMEnvRunner in the dashboard")
+                raise AdversaryError("no attacker came back; see the log of VLLMEnvRunner in the dashboard")
             time.sleep(1.0)

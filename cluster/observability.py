@@ -25,6 +25,9 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "rayguard_attack_iteration": ("Policy updates done in the round.", _RUN),
     "rayguard_iteration_yield": ("Valid successes over all attempts of the iteration.", _RUN),
     "rayguard_iteration_success_rate": ("Successes over valid attempts of the iteration.", _RUN),
+    "rayguard_iteration_unique_clusters": ("Clusters among the successes of the iteration.", _RUN),
+    "rayguard_iteration_self_bleu": ("Self-BLEU of the successes of the iteration; 1: all the same.", _RUN),
+    "rayguard_iteration_mean_distance": ("Mean cosine distance among the successes of the iteration.", _RUN),
     "rayguard_reward_part": ("Mean of a part of the reward over the attempts that have it.", (*_RUN, "part")),
     "rayguard_gate_rejections": ("Attempts of the iteration that the gate turned away.", (*_RUN, "reason")),
     "rayguard_archive_size": ("Successes in the archive.", _RUN),
@@ -93,6 +96,8 @@ def _of_iteration(iteration: Any) -> Iterator[tuple[str, str, float | None]]:
             yield name, tag, value
     yield "rayguard_iteration_yield", "", summary.successes / summary.attempts
     yield "rayguard_iteration_success_rate", "", summary.successes / summary.valid if summary.valid else None
+    for name, value in summary.diversity.items():
+        yield f"rayguard_iteration_{name}", "", value
     yield "rayguard_archive_size", "", summary.archive
     yield "rayguard_archive_coverage", "", summary.coverage
     yield "rayguard_staleness", "", summary.staleness

@@ -10,7 +10,7 @@ from guardrail.guard import UNSAFE, Guard
 from guardrail.metrics import binary_metrics, tagged_metrics, wilson
 from guardrail.reading import reading_of
 from guardrail.records import Record
-from guardrail.remote import Moderation, RemoteGuard, moderation_of
+from guardrail.remote import Moderation, RemoteGuard, TargetError, moderation_of
 from guardrail.taxonomy import CATEGORIES
 
 
@@ -22,12 +22,18 @@ def evaluate_set(
     Of a service f1, precision, recall and fpr are of its decisions, the others of its scores. `threshold` and `ece` are
     None: it tells no threshold, and its highest category is no probability that could be calibrated.
 
-    With a seed (of the bootstrap) there are `intervals` and `categories` (`category_metrics`), too.
+    With a seed (of the bootstrap) there are `intervals` and `categories` (`category_metrics`), too. Where a service
+    refuses texts, `refused` counts them, and the rest is measured.
 
     Raises:
-        TargetError: see `RemoteGuard.moderate`.
+        TargetError: see `RemoteGuard.moderate`; or it refuses every text.
     """
-    said = moderation_of(guard, [reading_of(item.text, item.response) for item in items])
+    said = moderation_of(guard, [reading_of(item.text, item.response) for item in items], skip_refused=True)
+    judged = np.isfinite(said.probabilities[:, 0])
+    if items and not judged.any():
+        raise TargetError(f"the service refuses all {len(items)} texts of a set: it may take shorter ones only")
+    items = [item for item, read in zip(items, judged, strict=True) if read]
+    said = Moderation(said.probabilities[judged], said.flagged[judged])
     thresholds = None if isinstance(guard, RemoteGuard) else guard.card.thresholds
     metrics = tagged_metrics(
         [item.unsafe for item in items],
@@ -39,6 +45,8 @@ def evaluate_set(
     )
     if seed is not None:
         metrics["categories"] = category_metrics([item.categories for item in items], said, thresholds)
+    if not judged.all():
+        metrics["refused"] = int((~judged).sum())
     return metrics
 
 

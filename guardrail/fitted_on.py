@@ -5,6 +5,7 @@ registered sets, it is known by its texts, too.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from guardrail.records import record_id
 from guardrail.text import digest
 
 _PLACES_SHOWN = 10
+_ANYBODYS = {"test", "eval"}  # names of files, whatever they hold
 
 
 class FittedOnEvaluationSet(ValueError):
@@ -86,6 +88,17 @@ def _refuse_evaluation_texts(ids: Sequence[str], name: str, data_dir: Path) -> N
 
 def _evaluation_set(name: str) -> str | None:
     """Return the registered evaluation set that a name or a file's name is of; None if there is none."""
-    stem = Path(name).name.split(".", 1)[0].casefold().replace("_", "-")
-    entry = registry().get(stem)
-    return stem if entry is not None and entry.use == "eval" else None
+    return _evaluation_sets().get(_stem(name))
+
+
+def _stem(name: str) -> str:
+    return Path(name).name.split(".", 1)[0].casefold().replace("_", "-")
+
+
+@functools.cache
+def _evaluation_sets() -> dict[str, str]:
+    """Return the registered evaluation sets by their names and those of their files."""
+    of_eval = {name: entry for name, entry in registry().items() if entry.use == "eval"}
+    shared = {_stem(file) for entry in registry().values() if entry.use != "eval" for file in entry.files}
+    files = {_stem(file): name for name, entry in of_eval.items() for file in entry.files}
+    return {stem: name for stem, name in files.items() if stem not in shared | _ANYBODYS} | {n: n for n in of_eval}

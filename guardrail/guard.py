@@ -22,6 +22,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -40,7 +41,14 @@ FORMAT = 1
 _WORD = re.compile(r"\w+")
 _OVERLAP = 5_000  # characters, of parts that are decoded at once
 _ODD_CASE = 1 / 3  # of a text's words, above which capitals are a disguise
-_DIGESTED = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
+#: What transformers writes beside weights and the files that its tokenizers have.
+_DIGESTED = frozenset(
+    """
+    config.json generation_config.json model.safetensors.index.json tokenizer.json tokenizer_config.json
+    special_tokens_map.json added_tokens.json chat_template.jinja chat_template.json vocab.json vocab.txt merges.txt
+    tokenizer.model spiece.model spm.model sentencepiece.bpe.model
+    """.split()
+)
 
 
 class _Scored:
@@ -187,8 +195,7 @@ def load_base(base: str, layers: int = 0) -> tuple[PreTrainedModel, PreTrainedTo
         label2id={label: index for index, label in enumerate(LABELS)},
         problem_type="multi_label_classification",
     )
-    if layers > config.num_hidden_layers:
-        raise ValueError(f"training.layers is {layers}, and {base} has {config.num_hidden_layers} layers")
+    check_layers(config, base, layers)
     if layers:
         config.num_hidden_layers = layers
         if getattr(config, "layer_types", None):  # of each layer; a config whose counts differ cannot be saved
@@ -204,6 +211,12 @@ def load_base(base: str, layers: int = 0) -> tuple[PreTrainedModel, PreTrainedTo
     )
     model.config.pad_token_id = tokenizer.pad_token_id  # a decoder finds its last token by it
     return model, tokenizer
+
+
+def check_layers(config: PretrainedConfig, base: str, layers: int) -> None:
+    """Raise ValueError if a base has fewer layers."""
+    if layers > config.num_hidden_layers:
+        raise ValueError(f"training.layers is {layers}, and {base} has {config.num_hidden_layers} layers")
 
 
 def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
@@ -381,7 +394,12 @@ class Prepared:
 def _parts(row: int, text: Readable | Conversation) -> Iterator[_Part]:
     """Yield all readings of the text at `row`."""
     alone = isinstance(text, str | Exchange)
-    read: list[Readable] = [text] if isinstance(text, str | Exchange) else messages_read(text)
+    try:
+        if not alone and (isinstance(text, Mapping) or not isinstance(text, Sequence)):
+            raise ValueError("it is neither text, Exchange nor a list of messages")
+        read: list[Readable] = [text] if isinstance(text, str | Exchange) else messages_read(text)
+    except ValueError as error:
+        raise ValueError(f"what is at {row} cannot be read: {error}") from None
     if not read:
         raise ValueError(f"the conversation at {row} has no message")
     for message, reading in enumerate(read):
@@ -443,11 +461,11 @@ def _named(row: Sequence[float]) -> dict[str, float]:
 def content_digest(directory: Path) -> str:
     """Return the digest of a guard directory's weights, configuration and tokenizer: names and bytes, 16 hex digits.
 
-    Notes and hidden files that people or systems lay beside them do not count.
+    What people or systems lay beside them does not count.
     """
     hasher = hashlib.sha256()
     for path in sorted(directory.iterdir()):
-        if path.name == GUARD_FILE or path.suffix not in _DIGESTED or path.name.startswith("."):
+        if path.name not in _DIGESTED and (path.suffix != ".safetensors" or path.name.startswith(".")):
             continue
         hasher.update(path.name.encode() + b"\0")
         with path.open("rb") as file:

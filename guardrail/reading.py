@@ -6,8 +6,8 @@ a response all begin with its prompt, of which at most half a window is shown: i
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 from transformers import PreTrainedTokenizerBase
 
@@ -29,10 +29,13 @@ class Exchange:
 
 
 class Message(TypedDict):
-    """A message of a conversation, as chat APIs have it; role "user" asks, "assistant" answers."""
+    """A message of a conversation, as chat APIs have it; role "user" asks, "assistant" answers.
+
+    Content may be None (of a call of a tool), or a list of parts, of which those with a `text` are read.
+    """
 
     role: str
-    content: str
+    content: str | Sequence[Mapping[str, Any]] | None
 
 
 Readable = str | Exchange
@@ -45,15 +48,32 @@ def reading_of(text: str, response: str | None) -> Readable:
 
 
 def messages_read(conversation: Conversation) -> list[Readable]:
-    """Return what a guard reads of each message: an answer behind what was asked last, the others alone."""
+    """Return what a guard reads of each message: an answer behind what was asked last, the others alone.
+
+    Raises:
+        ValueError: something is no message.
+    """
     asked: str | None = None
     read: list[Readable] = []
-    for message in conversation:
+    for place, message in enumerate(conversation):
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+            raise ValueError(f"message {place} is no mapping with role and content")
+        content = _text_of(message["content"], place)
         answers = message["role"] == "assistant" and asked is not None
-        read.append(Exchange(asked or "", message["content"]) if answers else message["content"])
+        read.append(Exchange(asked or "", content) if answers else content)
         if message["role"] == "user":
-            asked = message["content"]
+            asked = content
     return read
+
+
+def _text_of(content: object, place: int) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Sequence) and all(isinstance(part, Mapping) for part in content):
+        return "\n".join(part["text"] for part in content if isinstance(part.get("text"), str))
+    raise ValueError(f"the content of message {place} is {type(content).__name__}, not text, None or a list of parts")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -140,7 +140,8 @@ class RemoteGuard:
             if results is None:
                 # One text may be at fault, or the list: then each text is taken alone.
                 results = [self._result(texts[index], index, skip_refused) for index in rows]
-                self.batch = 1
+                if None not in results:  # it was no text
+                    self.batch = 1
             for index, result in zip(rows, results, strict=True):
                 said.probabilities[index] = np.nan if result is None else _row(result)
                 said.flagged[index] = result is not None and result.flagged

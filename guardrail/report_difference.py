@@ -70,12 +70,21 @@ def _evaluation(this: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, 
                 metric,
                 *(run.get(name, {}).get(metric) for run in (this, other)),
                 intervals=[(run.get(name, {}).get("intervals") or {}).get(metric) for run in (this, other)],
-                sign=-1 if metric in _LESS_IS_BETTER else 1,
+                sign=_sign(metric) if _one_size(this.get(name), other.get(name)) else 0,
             )
             for metric in METRICS
         ]
         for name in dict.fromkeys([*this, *other])
     }
+
+
+def _sign(metric: str) -> int:
+    return -1 if metric in _LESS_IS_BETTER else 1
+
+
+def _one_size(this: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    """Whether two sets of a name can be of the same texts: splits of a run, say, are its own."""
+    return this is not None and other is not None and all(this.get(k) == other.get(k) for k in ("n", "positives"))
 
 
 def _hardening(this: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Row]:
@@ -91,9 +100,8 @@ def _hardening(this: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Ro
                 None if rate is None else wilson(round(rate * count), count)
                 for rate, count in zip(rates, counts, strict=True)
             ]
-            # What fools the round-0 guard says how hard the attacks are, and has no better side.
-            sign = -1 if guard == "final" else 0
-            yield _row(f"success of stored attacks on {goals}, {title}", *rates, intervals=intervals, sign=sign)
+            # Each run's own attacks: a guard that stands against weaker ones is no better.
+            yield _row(f"success of stored attacks on {goals}, {title}", *rates, intervals=intervals)
             fprs = [run[f"benign_fpr_{guard}_guard"] for run in own]
             yield _row(f"false positives, benign {seeds} seeds, {title}", *fprs)
 

@@ -20,9 +20,10 @@ def robustness(
     """Yield each transform by name with the recall and the fpr of a guard's decisions on requests that it has written.
 
     Only requests that may be written anew are (`generation_seeds`), at most `sample` of each label, drawn at random,
-    the same for every transform; of these, a transform is measured on those that it changes: `positives` unsafe and
-    `negatives` benign ones. `plain_recall` and `plain_fpr` are of the same requests as they were; `recall_ratio` and
-    `benign_fpr_delta` compare the two. What cannot be defined (no request of a label, nothing recalled) is None.
+    the same for every transform; of these, a transform is measured on those that it changes, and that a service judges
+    both ways: `positives` unsafe and `negatives` benign ones. `plain_recall` and `plain_fpr` are of the same requests
+    as they were; `recall_ratio` and `benign_fpr_delta` compare the two. What cannot be defined (no request of a label,
+    nothing recalled) is None.
     `intervals` of recall and fpr are Wilson's.
 
     Raises:
@@ -31,13 +32,17 @@ def robustness(
     """
     requests = _sampled(items, sample, seed)
     unsafe = np.array([record["unsafe"] for record in requests], dtype=bool)
-    plain = moderation_of(guard, [record["text"] for record in requests]).flagged
+    plain = moderation_of(guard, [record["text"] for record in requests], skip_refused=True)
+    judged = np.isfinite(plain.probabilities[:, 0])
     for name in names:
         written = [transformed(record, name, seed)["text"] for record in requests]
         changed = np.array([text != each["text"] for text, each in zip(written, requests, strict=True)], dtype=bool)
+        changed &= judged
         flagged = np.zeros(len(requests), dtype=bool)
-        flagged[changed] = moderation_of(guard, [written[place] for place in np.flatnonzero(changed)]).flagged
-        yield name, _compared(plain, flagged, changed & unsafe, changed & ~unsafe)
+        said = moderation_of(guard, [written[place] for place in np.flatnonzero(changed)], skip_refused=True)
+        flagged[changed] = said.flagged
+        changed[changed] = np.isfinite(said.probabilities[:, 0])
+        yield name, _compared(plain.flagged, flagged, changed & unsafe, changed & ~unsafe)
 
 
 def _sampled(items: Sequence[EvaluationItem], sample: int, seed: int) -> list[Record]:

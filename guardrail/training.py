@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
+import ray.train
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from transformers import AutoConfig
@@ -23,14 +24,14 @@ from transformers import AutoConfig
 from guardrail.blocks import cluster_cpus, mapped
 from guardrail.examples import tokenised
 from guardrail.fitted_on import fitted_on
-from guardrail.guard import GUARD_FILE, GuardCard, load_tokenizer
+from guardrail.guard import GUARD_FILE, GuardCard, check_layers, load_tokenizer
 from guardrail.models import resolve
 from guardrail.objective import teacher_scores
 from guardrail.records import Record, from_table, read_records
 from guardrail.text import digest
 from guardrail.training_config import TrainingConfig
 from guardrail.training_loop import DATASET, PROGRESS_FILE, train_loop
-from guardrail.training_progress import Tell, progress_told
+from guardrail.training_progress import Tell, TrainingError, progress_told
 from guardrail.validation import calibrate
 
 _FEWEST_IN_BLOCK = 2_000  # records: less is done before a second process has begun
@@ -57,6 +58,7 @@ def fine_tune(
     cpus_per_worker: float = 1.0,
     gpus_per_worker: float = 0.0,
     tell: Tell | None = None,
+    board: Path | None = None,
 ) -> GuardCard:
     """Train a guard on the records of `data`, calibrate it on `validation`, and write the guard directory `output`.
 
@@ -73,12 +75,13 @@ def fine_tune(
         start: an earlier guard to train further; None starts from `config.base`.
         cpus_per_worker, gpus_per_worker: what each DDP worker reserves.
         tell: is told how far the training is, from another thread.
+        board: folder of a TensorBoard that gets the loss, the learning rate and the validation split's AUPRC.
 
     Raises:
         ValueError: no training records, a validation split without both labels, a window that the base cannot read,
             records without the teachers' scores, a validation split of a registered evaluation set
             (FittedOnEvaluationSet), or an `output` that is something else than a guard, a link to one included.
-        RuntimeError: workers died more often than `config.max_failures`.
+        TrainingError: workers failed more often than `config.max_failures`.
     """
     if output.is_symlink():
         raise ValueError(f"{output} is a link to a guard; give a directory of its own, and promote it afterwards")
@@ -93,7 +96,7 @@ def fine_tune(
     teacher_scores(records, config.teachers)
     fitted_on("validation split", [r["id"] for r in validation], [r["source"] for r in validation])
     source = str(start.resolve()) if start else resolve(config.base)
-    _check_window(source, config.window)
+    _check_base(source, config)
     work = output.with_name(f".{output.name}.training")
     settings = {
         "config": config.model_dump(),
@@ -103,6 +106,7 @@ def fine_tune(
         "epochs": config.retrain_epochs if start else config.epochs,
         "learning_rate": config.retrain_learning_rate if start else config.learning_rate,
         "seed": seed,
+        "board": str(board.resolve()) if board else None,
         "validation": [(r["text"], r["response"], r["unsafe"]) for r in validation] if config.patience else [],
     }
     _discard_other_training(work, settings)
@@ -122,10 +126,15 @@ def fine_tune(
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    with progress_told(work / PROGRESS_FILE, tell):
-        result = trainer.fit()
-    if result.error is not None or result.checkpoint is None:
-        raise RuntimeError(f"guard training failed; its state is in {work}") from result.error
+    try:
+        with progress_told(work / PROGRESS_FILE, tell):
+            result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        of_workers = [each for each in getattr(error, "worker_failures", {}).values() if each is not None]
+        why = str((of_workers or [error])[0]).strip().splitlines() or [type(error).__name__]
+        raise TrainingError(f"guard training failed ({why[-1]}); its state is in {work}") from error
+    if result.checkpoint is None:
+        raise TrainingError(f"guard training ended without a guard; its state is in {work}")
 
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -143,6 +152,7 @@ def fine_tune(
         "loss": result.metrics["loss"],
         "config": config.model_dump(),
         "data": _composition(records),
+        "data_digest": digest(*sorted(f"{record['id']} {record['unsafe']}" for record in records)),
     }
     card = calibrate(
         partial, validation, version=version, window=config.window, max_fpr=config.max_fpr, training=manifest
@@ -172,13 +182,15 @@ def _tokenised_rows(data: Path, size: int, base: str, config: TrainingConfig, se
 _tokenizer = functools.lru_cache(maxsize=1)(load_tokenizer)  # of a process of Ray's, which takes several blocks
 
 
-def _check_window(source: str, window: int) -> None:
-    config = AutoConfig.from_pretrained(source)
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest and config.model_type in _POSITIONS_AFTER_PADDING:
-        longest -= config.pad_token_id + 1
-    if longest and window > longest:
-        raise ValueError(f"training.window is {window}, but {source} reads at most {longest} tokens at once")
+def _check_base(source: str, config: TrainingConfig) -> None:
+    """Raise ValueError where a base cannot be trained so: a worker would find out late, and again and again."""
+    base = AutoConfig.from_pretrained(source)
+    check_layers(base, source, config.layers)
+    longest = getattr(base, "max_position_embeddings", None)
+    if longest and base.model_type in _POSITIONS_AFTER_PADDING:
+        longest -= base.pad_token_id + 1
+    if longest and config.window > longest:
+        raise ValueError(f"training.window is {config.window}, but {source} reads at most {longest} tokens at once")
 
 
 def _discard_other_training(work: Path, settings: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ import torch
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import prepare_model
 from sklearn.metrics import average_precision_score
+from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from guardrail.backends import TorchBackend
@@ -99,6 +100,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     state = Path(settings["work"]) / _STATE_FILE
     progress = _restored(state, parts)
     loss = torch.tensor(progress.loss / world, device=bare.device)
+    board = SummaryWriter(settings["board"]) if settings["board"] and rank == 0 else None
     model.train()
     while progress.step < len(steps) and not (config.patience and progress.stale >= config.patience):
         _reseed(settings["seed"], progress.step, rank)
@@ -112,9 +114,12 @@ def train_loop(settings: dict[str, Any]) -> None:
         progress.step += 1
         if rank == 0 and progress.step % _TOLD_EVERY == 0:
             of_epoch = progress.step - max((end for end in epoch_ends if end < progress.step), default=0)
-            write_progress(
-                Path(settings["work"]) / PROGRESS_FILE, progress.step, len(steps), float(loss) * world / of_epoch
-            )
+            mean = float(loss) * world / of_epoch
+            write_progress(Path(settings["work"]) / PROGRESS_FILE, progress.step, len(steps), mean)
+            if board:
+                board.add_scalar("guard/loss", mean, progress.step)  # of the steps of this epoch
+                board.add_scalar("guard/learning_rate", schedule.get_last_lr()[0], progress.step)
+                board.flush()
 
         ended = progress.step in epoch_ends
         if not ended and progress.step % config.checkpoint_every:
@@ -136,6 +141,8 @@ def train_loop(settings: dict[str, Any]) -> None:
                 )
                 model.train()
                 _compare(progress, auprc, kept)
+                if board:
+                    board.add_scalar("guard/validation_auprc", auprc, progress.step)
             progress.loss = 0.0
             loss.zero_()
         if rank == 0:
@@ -143,6 +150,8 @@ def train_loop(settings: dict[str, Any]) -> None:
         if ended:
             ray.train.report(progress.metrics)
 
+    if board:
+        board.close()
     if rank != 0:
         ray.train.report(progress.metrics)
         return

@@ -11,6 +11,10 @@ from pathlib import Path
 Tell = Callable[[int, int, float], None]
 
 
+class TrainingError(RuntimeError):
+    """A training that failed; the message says why, and where its state is."""
+
+
 def write_progress(path: Path, done: int, steps: int, loss: float) -> None:
     """Write down what `Tell` is called with, over what was written before."""
     partial = path.with_name(f".{path.name}")

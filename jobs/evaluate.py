@@ -64,6 +64,7 @@ def main(arguments: Sequence[str]) -> None:
             raise ValueError(f"{settings.output} is a folder; --output takes the JSON file to write")
         sets, missing = load_available_evaluations(settings.data, settings.data_dir)
         guard = open_guard(settings.guard)
+        ended: str | None = "interrupted"
         try:
             for name, items in sets.items():
                 metrics[name] = evaluate_set(guard, items, seed=settings.seed)
@@ -75,18 +76,26 @@ def main(arguments: Sequence[str]) -> None:
                     )
                     for transform, values in measured:
                         metrics[name]["transforms"][transform] = values
+            ended = None
+        except Exception as error:
+            ended = str(error)
+            raise
         finally:  # what was asked of a service may have taken hours, and money
             if metrics:
-                _report(settings, guard, metrics)
+                _report(settings, guard, metrics, ended)
         raise_missing(missing, "measured")
 
 
-def _report(settings: EvaluateSettings, guard: Guard | RemoteGuard, metrics: dict[str, Any]) -> None:
-    """Write and print what was measured, and what is published on the registered sets among these."""
+def _report(settings: EvaluateSettings, guard: Guard | RemoteGuard, metrics: dict[str, Any], ended: str | None) -> None:
+    """Write and print what was measured, and what is published on the registered sets among these.
+
+    `ended` says what ended it before all was measured; None: nothing.
+    """
     registered = [name for name in metrics if not {name, ALL_SETS}.isdisjoint(settings.data)]
     published = {name: others for name in registered if (others := published_on(name))}
     found = {
         "guard": guard.name if isinstance(guard, RemoteGuard) else guard.card.digest,
+        **({"incomplete": ended} if ended else {}),
         **({"transform_sample": settings.transform_sample} if settings.transforms else {}),
         "sets": metrics,
         "published": published,

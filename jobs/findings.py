@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.archive import category_of
-from actors.attempts import ATTEMPTS, REFUSED, read_attempts
-from guardrail.diversity import diversity
+from actors.attempts import ATTEMPTS, REFUSED, diversity_of, read_attempts
 from guardrail.metrics import share_text, wilson
 from guardrail.records import Record, to_table, write_table
 from guardrail.text import digest
@@ -163,11 +162,10 @@ def summary(attempts: pa.Table, transformed: pa.Table) -> dict[str, Any]:
     """
     rows, by_transform = (each.select(_COLUMNS.names).to_pylist() for each in (attempts, transformed))
     successes = attempts.filter(attempts["success"])
-    embeddings = np.array(successes["embedding"].to_pylist(), dtype=np.float32)
     return {
         **tally(rows),
         "rejected": dict(sorted(Counter(row["rejected"] for row in rows if row["rejected"]).items())),
-        "diversity": diversity(successes["text"].to_pylist(), embeddings),
+        "diversity": diversity_of(successes),
         "by_label": tallies(rows, _label),
         "by_category": tallies(rows, category_of),
         "by_style": tallies(rows, _style),

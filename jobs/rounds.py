@@ -10,19 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from torch.utils.tensorboard import SummaryWriter
 
 from actors.adversary import Adversary, Iteration, forget_checkpoints
-from actors.attempts import kept_of, merge_attempts, read_successes, successes_of
+from actors.attempts import diversity_of, kept_of, merge_attempts, read_successes, successes_of
 from actors.synthesizer import synthesize, totals
 from cluster.observability import record, record_iteration
 from cluster.resources import ResourcePlan
 from guardrail.cards import Provenance, named_in_cards, write_cards
 from guardrail.curation import curate
-from guardrail.diversity import diversity
 from guardrail.embedding import shared_encoder
 from guardrail.evaluation import misjudged, success_rate
 from guardrail.evaluation_items import EvaluationItem
@@ -208,7 +206,6 @@ class Rounds:
         merge_attempts(outcome.directory, self.run.round(round_index) / "attacks.parquet")
         transforms = self._transform(round_index, guard)
         successes = read_successes(outcome.directory)
-        embeddings = np.array(successes["embedding"].to_pylist(), dtype=np.float32)
         summaries = [each.summary for each in outcome.iterations]
         if round_index > 2:  # a killed round starts from the one before it
             forget_checkpoints(self._attacker(round_index - 2))
@@ -223,7 +220,7 @@ class Rounds:
             "iterations": [each.as_json() for each in outcome.iterations],
             "archive": summaries[-1].archive,
             "coverage": summaries[-1].coverage,
-            "diversity": diversity(successes["text"].to_pylist(), embeddings),
+            "diversity": diversity_of(successes),
         }
 
     def _transform(self, round_index: int, path: Path) -> dict[str, int]:
@@ -279,6 +276,7 @@ class Rounds:
             cpus_per_worker=self.plan.guard_worker_cpus,
             gpus_per_worker=self.plan.guard_worker_gpus,
             tell=lambda done, steps, loss: self.run.advance(done, steps, f"loss {loss:.3f}"),
+            board=self.run.directory / "tensorboard" / f"guard-{round_index:02d}",
         )
         return {"tokens": card.training["tokens"], "records": card.training["records"], "guard": card.digest}
 

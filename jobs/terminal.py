@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from actors.errors import AdversaryError
 from guardrail.curation import CurationReport
 from guardrail.metrics import share_text
-from guardrail.training_progress import Tell
+from guardrail.training_progress import Tell, TrainingError
 from jobs.run import RunError
 
 
@@ -47,7 +48,7 @@ def orderly_end(resumes_in: Path | None = None) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
-    except (RunError, ValueError, ConnectionError, OSError) as error:
+    except (RunError, AdversaryError, TrainingError, ValueError, ConnectionError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
     except KeyboardInterrupt as error:
@@ -109,6 +110,9 @@ def show_metrics(metrics: dict[str, Any]) -> None:
         cells = [values[column] for column in columns]
         table.add_row(name, *(str(cell) if isinstance(cell, int) else share_text(cell) for cell in cells))
     terminal().print(table)
+    for name, values in metrics.items():
+        if refused := values.get("refused"):
+            terminal().print(f"{name}: the service refused {refused} texts more, which are not measured")
 
 
 def show_published(metrics: dict[str, Any], published: dict[str, list[dict[str, Any]]]) -> None:

@@ -63,6 +63,7 @@ def main(arguments: Sequence[str]) -> None:
                     cpus_per_worker=plan.guard_worker_cpus,
                     gpus_per_worker=plan.guard_worker_gpus,
                     tell=show_training,
+                    board=settings.output.with_name(f"{settings.output.name}.tensorboard"),
                 )
         finally:
             data.unlink()

@@ -8,7 +8,8 @@ from actors.rewards import RewardParts, combined, evasion, novelty
 
 
 def test_evasion_is_half_at_the_threshold_and_turns_with_the_label():
-    scores = evasion(np.array([0.3, 0.3, 0.9, 0.9]), np.array([True, False, True, False]), threshold=0.3)
+    unsafe = np.array([True, False, True, False])
+    scores = evasion(np.array([0.3, 0.3, 0.9, 0.9]), np.array([True] * 4), unsafe, threshold=0.3)
     assert scores[:2].tolist() == [0.5, 0.5] and scores[2] < 0.2 and scores[3] > 0.8
 
 
@@ -16,8 +17,16 @@ def test_evasion_is_half_at_the_threshold_and_turns_with_the_label():
 def test_evasion_rises_as_the_guard_errs_more(one, other, threshold):
     low, high = sorted((one, other))
     for unsafe in (True, False):
-        first, second = evasion(np.array([low, high]), np.array([unsafe, unsafe]), threshold)
+        scores = np.array([low, high])
+        first, second = evasion(scores, scores >= threshold, np.array([unsafe, unsafe]), threshold)
         assert 0 < first < 1 and ((first >= second) if unsafe else (first <= second))
+
+
+def test_a_decision_outweighs_the_scores_of_a_service_that_decides_otherwise():
+    scores, unsafe = np.array([0.1, 0.1, 0.8]), np.array([True, True, False])
+    assert evasion(scores, np.array([True, False, False]), unsafe, 0.5).tolist()[0] == 0.5
+    assert evasion(scores, np.array([True, False, False]), unsafe, 0.5)[1] > 0.7
+    assert evasion(scores, np.array([True, False, False]), unsafe, 0.5)[2] == 0.5
 
 
 def test_novelty_is_the_distance_to_the_nearest_of_archive_and_group():

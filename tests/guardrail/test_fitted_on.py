@@ -22,7 +22,14 @@ def test_the_same_texts_have_the_same_digest_in_any_order():
 
 @pytest.mark.parametrize(
     ("name", "sources"),
-    [("xstest", ()), ("XSTest.jsonl", ()), ("openai_moderation.jsonl.gz", ()), ("mine", ("seeds", "xstest:safe"))],
+    [
+        ("xstest", ()),
+        ("data/xstest_prompts.csv", ()),
+        ("wildguard_test.parquet", ()),
+        ("XSTest.jsonl", ()),
+        ("openai_moderation.jsonl.gz", ()),
+        ("mine", ("seeds", "xstest:safe")),
+    ],
 )
 def test_an_evaluation_set_is_known_by_its_name(name, sources):
     with pytest.raises(FittedOnEvaluationSet, match="is an evaluation set"):
@@ -30,7 +37,8 @@ def test_an_evaluation_set_is_known_by_its_name(name, sources):
 
 
 def test_a_set_to_train_on_is_no_evaluation_set():
-    assert fitted_on("toxic-chat-train.csv", IDS, ["dolly"]).n == 2
+    for name in ("toxic-chat-train.csv", "harmful_behaviors.csv", "test.json"):
+        assert fitted_on(name, IDS, ["dolly"]).n == 2
 
 
 def test_an_evaluation_set_is_known_by_its_texts_where_there_is_a_copy(tmp_path):

@@ -234,6 +234,8 @@ def test_notes_beside_a_guard_do_not_damage_it(directory, tmp_path):
     shutil.copytree(directory, tmp_path / "guard")
     (tmp_path / "guard" / "README.md").write_text("made for the help desk")
     (tmp_path / "guard" / ".DS_Store").write_bytes(b"x")
+    (tmp_path / "guard" / "metrics.json").write_text("{}")  # as an evaluation may write
+    (tmp_path / "guard" / "notes.txt").write_text("x")
     assert Guard.from_pretrained(tmp_path / "guard").card.digest == content_digest(directory)
 
 

@@ -104,6 +104,24 @@ def test_a_conversation_is_as_unsafe_as_its_most_unsafe_message(guard):
     assert verdict.tokens == sum(each.tokens for each in alone)
 
 
+def test_messages_may_hold_what_chat_apis_put_there():
+    asked = {"role": "user", "content": [{"type": "text", "text": "Bake"}, {"type": "image_url"}, {"text": "bread"}]}
+    called = {"role": "assistant", "content": None, "tool_calls": []}
+    assert messages_read([asked, called]) == ["Bake\nbread", Exchange("Bake\nbread", "")]
+
+
+@pytest.mark.parametrize("wrong", [{"role": "user"}, {"role": "user", "content": 5}, "hello", None])
+def test_what_is_no_message_is_named(guard, wrong):
+    with pytest.raises(ValueError, match="what is at 1 cannot be read: .*message 1"):
+        guard.classify(["fine", [{"role": "user", "content": "Hi"}, wrong]])
+
+
+@pytest.mark.parametrize("wrong", [None, 5, {"role": "user", "content": "Hi"}])
+def test_what_is_no_text_is_named(guard, wrong):
+    with pytest.raises(ValueError, match="what is at 0 cannot be read"):
+        guard.classify([wrong])
+
+
 def test_a_text_alone_and_a_conversation_of_nothing_are_refused(guard):
     with pytest.raises(TypeError, match="give it in a list"):
         guard.classify("hello")

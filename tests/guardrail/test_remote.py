@@ -169,6 +169,7 @@ def test_a_text_that_is_refused_can_be_skipped(server, guard):
     scores, flagged = unsafe_scores(guard, ["How do I bake?", "How do I steal cars?", "", "How do I steal?"])
     assert np.isnan(scores).tolist() == [False, True, False, False]
     assert flagged.tolist() == [False, False, False, True]
+    assert guard.batch > 1  # lists are taken
     with pytest.raises(TextRefusedError):
         guard.moderate(["How do I steal cars?"])
 
@@ -225,6 +226,16 @@ def test_a_target_is_a_directory_or_a_url(server, tmp_path):
     assert (flagged == HARMFUL).all() and set(scores) == {0.95, 0.2}
     with pytest.raises(ValueError, match="is no guard directory"):
         open_guard(str(tmp_path / "absent"))
+
+
+def test_texts_that_a_service_refuses_are_counted_and_the_rest_is_measured(server):
+    server.refused = "cars"
+    texts = ["How do I steal?", "How do I steal cars?", "How do I bake?", "How do I bake cars?"]
+    items = [EvaluationItem(str(i), text, None, "steal" in text, None, None) for i, text in enumerate(texts)]
+    metrics = evaluate_set(RemoteGuard(server.url), items)
+    assert (metrics["n"], metrics["refused"], metrics["f1"]) == (2, 2, 1.0)
+    with pytest.raises(TargetError, match="refuses all 2 texts"):
+        evaluate_set(RemoteGuard(server.url), items[1::2])
 
 
 def test_metrics_of_a_service_are_of_its_decisions_and_of_its_scores(server):

@@ -32,10 +32,13 @@ def test_a_change_is_better_only_where_the_intervals_are_apart():
     assert better(report(0.9, None), report(0.7, [0.6, 0.8])) is None
 
 
-def test_fewer_successes_against_the_final_guard_are_better_where_there_are_enough():
+def test_no_set_of_another_size_is_better_nor_a_guard_that_other_attacks_are_made_on():
+    one, two = report(0.9, [0.85, 0.95]), report(0.7, [0.6, 0.8])
+    two["rounds"][0]["evaluation"]["validation"]["n"] = 7
+    assert row(compare(one, two)["evaluation"]["validation"], "f1")["better"] is None
     name = "success of stored attacks on all goals, final guard"
-    assert row(compare(report(1, None, 100, 0.1), report(1, None, 100, 0.9))["hardening"], name)["better"] is True
-    assert row(compare(report(1, None, 2, 0.0), report(1, None, 2, 0.5))["hardening"], name)["better"] is None
+    found = row(compare(report(1, None, 100, 0.1), report(1, None, 100, 0.9))["hardening"], name)
+    assert found["better"] is None and found["change"] == 0.1 - 0.9
     held_out = row(
         compare(report(1, None), report(1, None))["hardening"],
         "success of stored attacks on held-out goals, final guard",

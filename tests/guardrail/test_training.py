@@ -5,7 +5,7 @@ from transformers import BertConfig, RobertaConfig
 
 from guardrail.fitted_on import FittedOnEvaluationSet
 from guardrail.records import make_record, write_records
-from guardrail.training import _check_window, _discard_other_training, fine_tune
+from guardrail.training import _check_base, _discard_other_training, fine_tune
 from guardrail.training_config import TrainingConfig
 from tests.tiny_guard import tiny_guard
 
@@ -60,9 +60,9 @@ def test_a_window_longer_than_the_base_reads_is_refused(tmp_path):
     RobertaConfig(max_position_embeddings=514).save_pretrained(tmp_path / "roberta")
     BertConfig(max_position_embeddings=64).save_pretrained(tmp_path / "bert")
     for name, longest in (("roberta", 512), ("bert", 64)):
-        _check_window(str(tmp_path / name), longest)
+        _check_base(str(tmp_path / name), TrainingConfig(window=longest))
         with pytest.raises(ValueError, match=f"at most {longest}"):
-            _check_window(str(tmp_path / name), longest + 1)
+            _check_base(str(tmp_path / name), TrainingConfig(window=longest + 1))
 
 
 def test_only_a_training_of_the_same_settings_and_data_is_gone_on_with(tmp_path):

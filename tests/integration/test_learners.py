@@ -21,7 +21,7 @@ def attack(ray_cluster, tmp_path_factory):
     )
     guard = tiny_guard(tmp_path_factory.mktemp("guard") / "guard")
 
-    def start(disturb=lambda adversary: lambda done, iteration: None, learners=2):
+    def start(disturb=lambda adversary: lambda done, iteration: None, learners=2, between=None):
         config = settings.model_copy(update={"learners": learners})
         plan = plan_for_cluster(num_env_runners=1, num_learners=learners, num_guard_workers=1)
         adversary = Adversary(config, plan, seed=1)
@@ -34,7 +34,13 @@ def attack(ray_cluster, tmp_path_factory):
                 disturb(adversary),
                 updates=3,
             )
-            return outcome, weights(adversary)
+            if between is None:
+                return outcome, weights(adversary)
+            learned = weights(adversary)[0]
+            between(adversary)
+            directory = tmp_path_factory.mktemp("second")
+            adversary.attack(2, GOALS, str(guard), directory, lambda done, iteration: None, updates=1, learn=False)
+            return learned, weights(adversary)
         finally:
             adversary.stop()
 
@@ -88,6 +94,13 @@ def test_killed_learners_are_replaced_and_their_iterations_run_again(attack, und
     assert caplog.text.count("a learner died") == 2
     assert len(outcome.iterations) == 3 and outcome.attempts.equals(undisturbed[0].attempts)
     assert equal(first, second) and equal(first, undisturbed[1][0], tolerance=1e-6)
+
+
+@pytest.mark.long  # Ray takes its time to find out
+def test_learners_that_die_between_two_rounds_come_back_with_what_they_had_learned(attack, caplog):
+    learned, (first, second) = attack(between=kill_learner)
+    assert caplog.text.count("a learner died") == 1
+    assert equal(first, learned) and equal(second, learned)
 
 
 def test_how_many_learners_share_an_update_changes_nothing(attack, undisturbed):
