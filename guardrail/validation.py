@@ -9,10 +9,11 @@ import numpy as np
 from guardrail.calibration import choose_threshold, fit_temperature, reliability
 from guardrail.fitted_on import fitted_on
 from guardrail.guard import UNSAFE, Guard, GuardCard, write_card
-from guardrail.metrics import binary_metrics, expected_calibration_error
+from guardrail.metrics import binary_metrics, expected_calibration_error, tagged_metrics
 from guardrail.reading import reading_of
 from guardrail.records import Record
 from guardrail.taxonomy import CATEGORIES
+from guardrail.text import digest
 
 _FEWEST_POSITIVES = 5  # of a category, for a threshold of its own
 
@@ -30,7 +31,7 @@ def calibrate(
 
     `training` gets an entry `validation`: the metrics of the "unsafe" decision; under `calibration` the expected
     calibration error and the reliability bins `before` (temperature 1) and `after`, both on the split that the
-    temperature was fitted on; under `categories` what `category_thresholds` says of each.
+    temperature was fitted on; under `categories` what `category_thresholds` says of each; `cross_fitted`.
 
     Args:
         directory: what `save_pretrained` wrote.
@@ -63,6 +64,7 @@ def calibrate(
             for name, divisor, scores in (("before", 1.0, before), ("after", temperature, after))
         },
         "categories": of_categories,
+        "cross_fitted": cross_fitted(validation, logits[:, 0], unsafe, threshold, max_fpr),
     }
     own = {key: each["threshold"] for key, each in of_categories.items() if each["threshold"] is not None}
     return write_card(
@@ -74,6 +76,34 @@ def calibrate(
         training={**training, "validation": told},
         fitted_on=source,
     )
+
+
+def cross_fitted(
+    records: Sequence[Record], logits: np.ndarray, unsafe: np.ndarray, threshold: float, max_fpr: float
+) -> dict[str, Any] | None:
+    """Return the metrics of each half of the split by the temperature and the threshold that the other half sets.
+
+    So no text is measured by what was fitted on it, or on another that grew from its seed. The tags are the sources.
+
+    Args:
+        records: n, of both labels.
+        logits: of "unsafe", [n].
+        unsafe: the labels, [n].
+        threshold: of the guard: what `threshold` tells, and nothing else.
+        max_fpr: as in `calibrate`.
+
+    Returns:
+        `tagged_metrics`; None where a half lacks a label.
+    """
+    first = np.array([int(digest(record["seed_id"]), 16) % 2 == 0 for record in records], dtype=bool)
+    if any(len(set(unsafe[half])) < 2 for half in (first, ~first)):
+        return None
+    scores, flagged = np.empty(len(records)), np.empty(len(records), dtype=bool)
+    for own in (first, ~first):
+        probability = 1.0 / (1.0 + np.exp(-logits / fit_temperature(logits[~own], unsafe[~own])))
+        scores[own] = probability[own]
+        flagged[own] = probability[own] >= choose_threshold(probability[~own], unsafe[~own], max_fpr)
+    return tagged_metrics(unsafe, scores, [[record["source"]] for record in records], threshold, flagged)
 
 
 def known_categories(record: Record) -> list[str] | None:

@@ -12,7 +12,8 @@ Intervals are 95%. What others have published of their guards on a set is shown 
 
 A service is sent the texts of the sets; its key, if it wants one, is in RAYGUARD_TARGET_KEY. The output names it by the
 model it says it is, where a guard of ours has its digest. It tells no threshold, and its scores (the highest of its
-categories) only rank texts: `threshold` and `ece` are null. If it fails, what was measured before is written.
+categories) only rank texts: `threshold` and `ece` are null. Texts that it refuses are counted (`refused`), and the rest
+is measured. If it fails, what was measured before is written, and why the rest was not (`incomplete`).
 """
 
 import json

@@ -109,6 +109,9 @@ def main(arguments: Sequence[str]) -> None:
             found = {name: list(measures[name]()) for name in options.signatures}
         write(directory / "failure_signatures.json", GuardCard.read(run.guards[run.in_use()]).digest, found)
         show(console, found)
+        console.print(
+            f"python jobs/report.py {options.run_dir} puts them into its page", highlight=False, soft_wrap=True
+        )
 
 
 def _resources(settings: LoopSettings) -> dict[str, float]:
@@ -127,7 +130,7 @@ def show(console: Console, found: Mapping[str, list[Row]]) -> None:
     """Print the rows, a table for each signature."""
     for signature, rows in found.items():
         if not rows:
-            console.print(f"{signature}: the run has no such text", highlight=False)
+            console.print(f"{signature}: the run has no such text that its guard was trained on", highlight=False)
             continue
         table = Table(title=signature)
         for column in ("", "texts", "metric", "n", "share (95%)", "beside", "n", "share (95%)", "note"):

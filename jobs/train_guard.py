@@ -79,10 +79,13 @@ def _provenance(settings: TrainGuardSettings, card: GuardCard, records: Sequence
     folder = settings.records.resolve().parent
     ledger, curation = folder / "ledger.parquet", folder.with_name(f"{folder.name}.config.yaml")
     is_curated = ledger.is_file() and curation.is_file()
-    figures = {key: value for key, value in card.training["validation"].items() if key != "categories"}
+    told = card.training["validation"]
+    measured = {VALIDATION: {key: told[key] for key in told if key != "categories"}}  # of the decision
+    if told["cross_fitted"]:
+        measured = {f"{VALIDATION}, each half by the threshold of the other": told["cross_fitted"]}
     return Provenance(
         records=records,
-        metrics={VALIDATION: figures},  # of the decision; those of categories are at thresholds of their own
+        metrics=measured,
         command=f"python jobs/train_guard.py --config {named_in_cards(settings.output)}.config.yaml",
         config_digest=digest(to_yaml(settings)),
         ledgers=[ledger] if is_curated else [],

@@ -15,7 +15,7 @@ from guardrail.records import make_record, record_id
 from guardrail.seeds import embedded_seeds
 from guardrail.taxonomy import CATEGORIES
 from guardrail.text import digest
-from guardrail.validation import calibrate, category_thresholds
+from guardrail.validation import calibrate, category_thresholds, cross_fitted
 from tests.tiny_guard import tiny_guard
 
 MAX_FPR = 0.1
@@ -50,6 +50,18 @@ def test_the_card_tells_what_was_set_and_on_what(directory, records):
     assert before["ece"] != after["ece"] == told["ece"]
     for each in (before, after):
         assert len(each["bins"]) == 15 and sum(entry["count"] for entry in each["bins"]) == len(records)
+
+
+def test_what_is_measured_of_one_half_was_fitted_on_the_other(directory, records):
+    told = GuardCard.read(directory).training["validation"]
+    crossed = told["cross_fitted"]
+    assert crossed["n"] == told["n"] and crossed["ece"] != told["ece"] and set(crossed["tags"]) >= {"mine"}
+    # A guard that tells labels in one half alone is worth nothing in the other.
+    half = np.array([int(digest(record["seed_id"]), 16) % 2 == 0 for record in records])
+    unsafe = np.array([record["unsafe"] for record in records])
+    logits = np.where(unsafe, 1.0, -1.0) * np.where(half, 5.0, -5.0)
+    assert cross_fitted(records, logits, unsafe, 0.5, MAX_FPR)["recall"] < 0.6
+    assert cross_fitted(records[:1], logits[:1], unsafe[:1], 0.5, MAX_FPR) is None
 
 
 def test_a_category_has_a_threshold_of_its_own_where_enough_records_tell_one(directory, records):
