@@ -127,6 +127,8 @@ class Adversary:
         wanted = updates or self.config.iterations
 
         def begin() -> list[Iteration]:
+            if replaced and not (directory / _PROGRESS).exists() and self._kept:  # they died between two rounds
+                algorithm.restore_from_path(str(self._kept))
             algorithm.start_round(
                 round_index,
                 goals,
@@ -147,7 +149,7 @@ class Adversary:
             return []
 
         iterations: list[Iteration] | None = None
-        tries = 0
+        tries, replaced = 0, False
         while iterations is None or len(iterations) < wanted:
             try:
                 if iterations is None:
@@ -160,9 +162,7 @@ class Adversary:
                 if tries == _TRIES or not algorithm.replace_dead_learners():
                     raise
                 logger.warning("a learner died (%s); new ones run the iteration again", error)
-                if not (directory / _PROGRESS).exists() and self._kept:  # between two rounds
-                    self.algorithm.restore_from_path(str(self._kept))
-                iterations = None
+                iterations, replaced = None, True
                 continue
             tries = 0
             iterations.append(iteration)

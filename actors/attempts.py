@@ -89,7 +89,7 @@ def diversity_of(successes: pa.Table) -> dict[str, Any]:
     """Return how different attempts are from each other by what they say: a disguise makes no two of one."""
     flat = successes["embedding"].combine_chunks().flatten().to_numpy()
     embeddings = flat.reshape(len(successes), -1) if len(successes) else np.zeros((0, 1), np.float32)
-    return diversity([plain(text) for text in successes["text"].to_pylist()], embeddings)
+    return diversity(successes["text"].to_pylist(), embeddings, said=plain)
 
 
 def merge_attempts(directory: Path, output: Path) -> None:

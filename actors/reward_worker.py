@@ -360,7 +360,7 @@ class RewardWorker:
         """Return how different the successes of an iteration, at most `_COMPARED` of them, are from each other."""
         successes = read_successes(Path(self._round(setup).directory), iteration)
         step = max(1, -(-len(successes) // _COMPARED))
-        return diversity_of(successes.take(list(range(0, len(successes), step))))
+        return diversity_of(successes.filter(np.arange(len(successes)) % step == 0))
 
 
 def _archive_file(setup: RoundSetup, iterations: int) -> Path:

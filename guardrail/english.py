@@ -24,6 +24,7 @@ LETTERS, _SPACE, _MARK, _DIGIT, _OTHER, _SYMBOLS = 26, 26, 27, 28, 29, 30
 # The seeds hold too few of these to tell: digits and marks in a row, characters of other scripts.
 _SELDOM, _FOREIGN = -5.0, -8.0
 _LOOKED_AT = 400  # characters that tell the language of a text
+_LONGEST_WORD = 40  # characters of what is remembered
 _UNKNOWN = -10.0  # log probability of a word that is not among the seeds', less two for each letter
 
 
@@ -123,7 +124,7 @@ def backwards(text: str) -> float:
 def _common_words(text: str, common: frozenset[str]) -> list[str]:
     listed = [""]
     for each in text.split():
-        word, ends = _bare(each)
+        word, ends = (_bare if len(each) <= _LONGEST_WORD else _bare.__wrapped__)(each)
         listed.append(word if word in common else "*")
         if ends:
             listed.append("")

@@ -41,12 +41,13 @@ FORMAT = 1
 _WORD = re.compile(r"\w+")
 _OVERLAP = 5_000  # characters, of parts that are decoded at once
 _ODD_CASE = 1 / 3  # of a text's words, above which capitals are a disguise
-#: What transformers writes beside weights and the files that its tokenizers have.
+#: What transformers reads beside weights: adapters, too, which it would apply unasked.
 _DIGESTED = frozenset(
     """
     config.json generation_config.json model.safetensors.index.json tokenizer.json tokenizer_config.json
     special_tokens_map.json added_tokens.json chat_template.jinja chat_template.json vocab.json vocab.txt merges.txt
-    tokenizer.model spiece.model spm.model sentencepiece.bpe.model
+    tokenizer.model spiece.model spm.model sentencepiece.bpe.model sentencepiece.model spm_char.model dict.txt
+    entity_vocab.json vocab-src.json emoji.json byte_maps.json adapter_config.json
     """.split()
 )
 

@@ -7,7 +7,7 @@ a response all begin with its prompt, of which at most half a window is shown: i
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from transformers import PreTrainedTokenizerBase
 
@@ -31,11 +31,11 @@ class Exchange:
 class Message(TypedDict):
     """A message of a conversation, as chat APIs have it; role "user" asks, "assistant" answers.
 
-    Content may be None (of a call of a tool), or a list of parts, of which those with a `text` are read.
+    Content may be absent or None (of a call of a tool), or a list of parts, of which those with a `text` are read.
     """
 
     role: str
-    content: str | Sequence[Mapping[str, Any]] | None
+    content: NotRequired[str | Sequence[Mapping[str, Any]] | None]
 
 
 Readable = str | Exchange
@@ -56,9 +56,9 @@ def messages_read(conversation: Conversation) -> list[Readable]:
     asked: str | None = None
     read: list[Readable] = []
     for place, message in enumerate(conversation):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            raise ValueError(f"message {place} is no mapping with role and content")
-        content = _text_of(message["content"], place)
+        if not isinstance(message, Mapping) or "role" not in message:
+            raise ValueError(f"message {place} is no mapping with a role")
+        content = _text_of(message.get("content"), place)
         answers = message["role"] == "assistant" and asked is not None
         read.append(Exchange(asked or "", content) if answers else content)
         if message["role"] == "user":

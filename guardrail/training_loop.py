@@ -100,7 +100,8 @@ def train_loop(settings: dict[str, Any]) -> None:
     state = Path(settings["work"]) / _STATE_FILE
     progress = _restored(state, parts)
     loss = torch.tensor(progress.loss / world, device=bare.device)
-    board = SummaryWriter(settings["board"]) if settings["board"] and rank == 0 else None
+    shown = settings["board"] and rank == 0
+    board = SummaryWriter(settings["board"], purge_step=progress.step + 1) if shown else None
     model.train()
     while progress.step < len(steps) and not (config.patience and progress.stale >= config.patience):
         _reseed(settings["seed"], progress.step, rank)

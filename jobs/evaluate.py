@@ -77,13 +77,12 @@ def main(arguments: Sequence[str]) -> None:
                     )
                     for transform, values in measured:
                         metrics[name]["transforms"][transform] = values
-            ended = None
+            ended = "; ".join(f"{name}: {why}" for name, why in missing.items()) or None
         except Exception as error:
-            ended = str(error)
+            ended = str(error) or type(error).__name__
             raise
         finally:  # what was asked of a service may have taken hours, and money
-            if metrics:
-                _report(settings, guard, metrics, ended)
+            _report(settings, guard, metrics, ended)
         raise_missing(missing, "measured")
 
 
@@ -104,6 +103,8 @@ def _report(settings: EvaluateSettings, guard: Guard | RemoteGuard, metrics: dic
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     write_text(settings.output, json.dumps(found, indent=2) + "\n")
     save_beside(settings, settings.output)
+    if not metrics:
+        return
     show_metrics(metrics)
     show_transforms(metrics, settings.transform_sample)
     show_published(metrics, published)

@@ -23,6 +23,7 @@ from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from actors.adversary import Adversary, Iteration
+from actors.attempts import REFUSED
 from actors.config import AdversaryConfig
 from cluster.connect import connect
 from cluster.observability import record_iteration
@@ -37,6 +38,8 @@ from jobs.findings import UNTRANSFORMED, Findings, show_findings
 from jobs.run import run_directory
 from jobs.settings import JobSettings, SplitConfig, load
 from jobs.terminal import orderly_end, terminal
+
+_REFUSES_ALL = "the target refuses every text that it is asked about: see whether its key, or its limits, have changed"
 
 
 class RedTeamSettings(JobSettings):
@@ -121,7 +124,10 @@ def try_transforms(
         if name != UNTRANSFORMED:
             pairs = [(goal, transformed(goal, name, settings.seed)) for goal in sample]
             records = [record for goal, record in pairs if record["text"] != goal["text"]]
-        findings.add_transform(name, records, *unsafe_scores(guard, [record["text"] for record in records]))
+        scores, flagged = unsafe_scores(guard, [record["text"] for record in records])
+        if records and not np.isfinite(scores).any():
+            raise TargetError(_REFUSES_ALL)
+        findings.add_transform(name, records, scores, flagged)
 
 
 def train_attackers(settings: RedTeamSettings, goals: Sequence[Record], findings: Findings, console: Console) -> None:
@@ -138,6 +144,8 @@ def train_attackers(settings: RedTeamSettings, goals: Sequence[Record], findings
         note = f"{summary.valid} of {summary.attempts} valid, {summary.successes} successes"
         console.print(f"  iteration {done} of {updates}: {note}", highlight=False)
         record_iteration(findings.directory.name, iteration, done, board)
+        if summary.rejected.get(REFUSED) and not summary.valid:
+            raise TargetError(_REFUSES_ALL)
 
     with (
         connect(address=settings.cluster.address),

@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 
@@ -11,6 +14,7 @@ from actors.attempts import (
     successes_of,
     write_attempts,
 )
+from actors.reward_worker import RewardWorker
 from guardrail.records import from_table, make_record, record_id, to_table
 
 GOALS = [
@@ -61,6 +65,17 @@ def test_attempts_have_what_is_their_goals_and_what_is_their_own(table):
     assert table["embedding"].to_pylist() == np.eye(3, 5).tolist()
     assert [(found["text"], found["style"]) for found in successes_of(table)] == [(TEXTS[0], "polite")]
     assert [(found["text"], found["style"]) for found in kept_of(table)] == [(TEXTS[0], "polite"), (TEXTS[2], "casual")]
+
+
+@pytest.mark.parametrize("successes", [0, 1, 3])
+def test_an_iteration_is_as_diverse_as_its_successes_few_or_none(table, tmp_path, successes):
+    worker = object.__new__(RewardWorker)
+    worker._round = Mock(return_value=SimpleNamespace(directory=str(tmp_path)))
+    own = table.set_column(table.schema.get_field_index("success"), "success", [[i < successes for i in range(3)]])
+    write_attempts(own.cast(ATTEMPTS), tmp_path, 4, 0)
+    write_attempts(table, tmp_path, 5, 0)  # another one's
+    found = worker.diversity([], 4)
+    assert found["unique_clusters"] == successes and (found["mean_distance"] is None) is (successes < 2)
 
 
 def test_what_an_iteration_that_never_ended_has_left_is_forgotten(table, tmp_path):

@@ -1,5 +1,7 @@
 """What an iteration and a round put on a TensorBoard; Ray's gauges get the same, where Ray runs."""
 
+import dataclasses
+
 import pytest
 
 from actors.adversary import Iteration
@@ -19,6 +21,7 @@ class Board(dict):
 
 def iteration(**counts):
     summary = Summary.of([Tally(**counts)], archive=2, coverage=0.5, weights_version=0, learnable=True)
+    summary = dataclasses.replace(summary, diversity={"unique_clusters": 2, "self_bleu": None, "mean_distance": 0.4})
     return Iteration(summary, {"kl": 0.1}, {"probe_max_abs_logprob_diff": 1e-5}, {"generate": 2.0, "update": 4.0})
 
 
@@ -26,9 +29,10 @@ def test_an_iteration_shows_shares_parts_and_speed_by_phase():
     board = Board()
     record_iteration("run", iteration(attempts=8, valid=4, successes=1, tokens=40), 3, board)
     expected = {"iteration_yield": 1 / 8, "iteration_success_rate": 1 / 4, "learner/kl": 0.1, "archive_coverage": 0.5}
+    expected |= {"iteration_unique_clusters": 2, "iteration_mean_distance": 0.4}
     expected |= {"tokens_per_second/generate": 20.0, "tokens_per_second/update": 10.0, "reward_part/fluency": 0.0}
     assert {name: board[name] for name in expected} == {name: (value, 3) for name, value in expected.items()}
-    assert board["probe_max_abs_logprob_diff"] == (1e-5, 3)
+    assert board["probe_max_abs_logprob_diff"] == (1e-5, 3) and "iteration_self_bleu" not in board
 
 
 def test_a_reason_that_is_no_more_is_none_and_a_rate_of_nothing_is_not_shown():

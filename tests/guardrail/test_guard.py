@@ -239,6 +239,13 @@ def test_notes_beside_a_guard_do_not_damage_it(directory, tmp_path):
     assert Guard.from_pretrained(tmp_path / "guard").card.digest == content_digest(directory)
 
 
+def test_an_adapter_beside_a_guard_is_no_note(directory, tmp_path):
+    shutil.copytree(directory, tmp_path / "guard")
+    (tmp_path / "guard" / "adapter_config.json").write_text("{}")  # transformers would apply it
+    with pytest.raises(ValueError, match="is damaged"):
+        Guard.from_pretrained(tmp_path / "guard")
+
+
 def test_the_digest_is_of_the_contents(directory):
     card = GuardCard.read(directory)
     assert card.digest == content_digest(directory) and len(card.digest) == 16

@@ -107,10 +107,11 @@ def test_a_conversation_is_as_unsafe_as_its_most_unsafe_message(guard):
 def test_messages_may_hold_what_chat_apis_put_there():
     asked = {"role": "user", "content": [{"type": "text", "text": "Bake"}, {"type": "image_url"}, {"text": "bread"}]}
     called = {"role": "assistant", "content": None, "tool_calls": []}
-    assert messages_read([asked, called]) == ["Bake\nbread", Exchange("Bake\nbread", "")]
+    answer = Exchange("Bake\nbread", "")
+    assert messages_read([asked, called, {"role": "assistant"}]) == ["Bake\nbread", answer, answer]
 
 
-@pytest.mark.parametrize("wrong", [{"role": "user"}, {"role": "user", "content": 5}, "hello", None])
+@pytest.mark.parametrize("wrong", [{"content": "a"}, {"role": "user", "content": 5}, "hello", None])
 def test_what_is_no_message_is_named(guard, wrong):
     with pytest.raises(ValueError, match="what is at 1 cannot be read: .*message 1"):
         guard.classify(["fine", [{"role": "user", "content": "Hi"}, wrong]])

@@ -171,6 +171,12 @@ def test_what_the_target_refuses_to_judge_is_no_valid_attempt(server, attack, tm
     assert any(row["style"] == "none" and server.refused in row["text"] and not row["scores"] for row in refused)
 
 
+def test_a_target_that_refuses_everything_is_a_failure(server, attack, tmp_path):
+    server.refused = SECRET
+    status, printed = attack(server.url, "--transforms", "true")
+    assert status == 1 and "refuses every text" in printed and not summary_in(tmp_path / "out")["complete"]
+
+
 def test_a_guard_directory_is_attacked_too_and_named_by_its_digest(attack, tmp_path):
     guard = tiny_guard(tmp_path / "guard")
     status, _ = attack(guard)
