@@ -12,6 +12,8 @@ from typing import Any
 import ray
 
 NAMESPACE = "rayguard"
+_TRIES = 3
+_TOO_LATE = "timed out during startup"  # in what Ray says then, of no type of its own
 SPIN_COUNT = "1000"  # turns of a waiting loop: microseconds, and no slower where cores are free
 
 
@@ -45,7 +47,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator
         else:
             start = {"address": address}
             _probe(address)
-        ray.init(**start, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        _init(**start)
     except (OSError, RuntimeError) as error:
         raise ConnectionError(
             f"cannot reach the Ray cluster at {address!r} ({error}): start it (ray start --head), correct the address, "
@@ -57,6 +59,20 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> Iterator
         yield
     finally:
         ray.shutdown()
+
+
+def _init(**start: Any) -> None:
+    """Call `ray.init`, again where a new cluster was not there within the half minute that Ray gives it."""
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            ray.init(**start, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except Exception as error:
+            if _TOO_LATE not in str(error):
+                raise
+            if not tries_left:
+                raise OSError("the machine is too busy to start one") from error
+            ray.shutdown()
 
 
 def _probe(address: str) -> None:
