@@ -169,7 +169,7 @@ def test_what_has_changed_starts_over_at_the_stage_it_bears_upon(tmp_path, recor
     assert stages_run(CONFIG.model_copy(update={"min_words": 3}), {}) == since("quality")
     write_records(records[0], paths[0])
     assert stages_run(CONFIG, EVALUATION) == STAGES
-    monkeypatch.setattr("guardrail.curation.pipeline._VERSION", "of an update")
+    monkeypatch.setattr("guardrail.curation.pipeline._CODE", "of an update")
     assert stages_run(CONFIG, EVALUATION) == STAGES
 
 

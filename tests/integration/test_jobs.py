@@ -46,7 +46,7 @@ def test_from_seeds_to_metrics_by_hand(tmp_path, tiny_model, capsys):
     training = ["--training.workers", "0", "--training.epochs", "1", "--version", "mine"]
     train_guard.main(["--records", str(curated / "kept.parquet"), "--output", str(guard), *training])
     assert GuardCard.read(guard).version == "mine"
-    assert sorted(path.name for path in guard.parent.iterdir()) == ["mine", "mine.config.yaml"]
+    assert sorted(path.name for path in guard.parent.iterdir()) == ["mine", "mine.config.yaml", "mine.tensorboard"]
 
     metrics = tmp_path / "metrics.json"
     evaluate.main(["--guard", str(guard), "--data", str(held), "--output", str(metrics)])
