@@ -80,7 +80,7 @@ class Scorer:
         return np.stack([again[t] if t in again else sentence_embedding(features[t]).numpy() for t in texts])
 
     def verdicts(self, attacks: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the target's probability of "unsafe" and its decision, each [n]."""
+        """Return the target's probability of "unsafe" and its decision, each [n]; see `unsafe_scores`."""
         return unsafe_scores(self.target, attacks)
 
     @torch.inference_mode()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from guardrail.dataset_registry import DatasetEntry, Hub, Row, first_filled, registry_entry
 from guardrail.evaluation_items import EvaluationItem
-from guardrail.records import Record, make_record
+from guardrail.records import make_record
 from guardrail.rows import SourceRow, read_rows, text_problem
 from guardrail.seeds import LabelledRows
 
@@ -21,47 +21,22 @@ LOCAL_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".jsonl.gz", ".parquet")  #
 HUB_TIMEOUT_S = 5.0
 
 
-def load_dataset_by_name(name: str, data_dir: Path | None = None) -> list[Record]:
-    """Return a registered set as records: from a local copy under `data_dir`, else from the hub.
+def read_registered(name: str, data_dir: Path | None = None) -> LabelledRows:
+    """Return a registered set as records, its broken rows beside them: of a local copy under `data_dir`, or the hub.
 
     Rows that their set leaves undecided, or that have no text, are dropped; duplicates stay, for curation to find. The
     caller decides what to do with `registry()[name].use`.
 
     Raises:
-        ValueError: the name is unknown, the set cannot be found or fetched, it is not what the registry describes, or
-            a row of it is broken.
-    """
-    return _records(name, registered_items(name, data_dir))
-
-
-def read_registered(name: str, data_dir: Path | None = None) -> LabelledRows:
-    """Return a registered set as `load_dataset_by_name` does, but with its broken rows beside it.
-
-    Raises:
-        ValueError: as `load_dataset_by_name`, but of broken rows only where many are.
+        ValueError: the name is unknown, the set cannot be found or fetched, or it is not what the registry describes:
+            many rows are broken.
     """
     origin, items, problems, places = _labelled(name, data_dir)
     if len(problems) > _MOST_BROKEN * len(places):
         raise _broken(name, origin, problems, places)
     told = {number: [problem] for number, problem in problems.items()}
-    return LabelledRows(_records(name, items.values()), list(items), told, places)
-
-
-def registered_items(name: str, data_dir: Path | None) -> list[EvaluationItem]:
-    """Return the labelled rows of a registered set; ids are the name and the number of the row in its source.
-
-    Raises:
-        ValueError: as `load_dataset_by_name`.
-    """
-    origin, items, problems, places = _labelled(name, data_dir)
-    if problems:  # what is measured on a part of a set is not what others measured on it
-        raise _broken(name, origin, problems, places)
-    return list(items.values())
-
-
-def _records(name: str, items: Iterable[EvaluationItem]) -> list[Record]:
     entry = registry_entry(name)
-    return [
+    records = [
         make_record(
             item.text,
             unsafe=item.unsafe,
@@ -71,8 +46,21 @@ def _records(name: str, items: Iterable[EvaluationItem]) -> list[Record]:
             licence=entry.licence,
             language=entry.language,
         )
-        for item in items
+        for item in items.values()
     ]
+    return LabelledRows(records, list(items), told, places)
+
+
+def registered_items(name: str, data_dir: Path | None) -> list[EvaluationItem]:
+    """Return the labelled rows of a registered set; ids are the name and the number of the row in its source.
+
+    Raises:
+        ValueError: as `read_registered`, and where a single row is broken.
+    """
+    origin, items, problems, places = _labelled(name, data_dir)
+    if problems:  # what is measured on a part of a set is not what others measured on it
+        raise _broken(name, origin, problems, places)
+    return list(items.values())
 
 
 def _labelled(name: str, data_dir: Path | None) -> tuple[str, dict[int, EvaluationItem], dict[int, str], list[str]]:

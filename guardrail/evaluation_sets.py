@@ -17,7 +17,7 @@ def load_evaluation(name_or_file: str | Path, data_dir: Path | None = None) -> l
     """Return the items of a registered set, or of a JSON-lines file in the evaluation format.
 
     Raises:
-        ValueError: as `load_dataset_by_name` or `read_evaluation_file`; or there is no such set or file.
+        ValueError: as `registered_items` or `read_evaluation_file`; or there is no such set or file.
     """
     name = str(name_or_file)
     if name in registry():

@@ -17,7 +17,8 @@ def compare(this: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]
 
     `evaluation` has, by set, a row for each of `METRICS` of the final guards. A row has its `name`, `this` and `other`
     (None where a run lacks it), `change` (this less the other), and `better`: whether that is for the better. That is
-    None where there is no better side, and where the 95% intervals of the two touch or are not known.
+    None where there is no better side, where the 95% intervals of the two touch or are not known, and where two sets
+    of a name differ in size.
     """
     return {
         "rounds": list(_rounds(this, other)),

@@ -14,7 +14,7 @@ from actors.errors import AdversaryError
 from actors.grpo import GRPO, GRPOConfig, _Asked, _died
 from actors.judges import Judge, JudgeConfig
 from actors.reward_worker import RewardWorker, Scored
-from actors.summary import Tally
+from actors.summary import Summary, Tally
 from cluster.resources import plan
 
 DEAD = RayActorError(error_msg="the scorer died 4 times\nOut of memory\n")
@@ -49,6 +49,20 @@ def algorithm(scorer, tmp_path):
     algorithm.phase_seconds, algorithm.weight_sync, algorithm.env_runner_group = {}, Mock(), Mock()
     algorithm._send_tasks = Mock(side_effect=lambda tasks, seed: _Asked(tasks, seed, {1: "rollouts"}))
     return algorithm
+
+
+def test_engines_that_generate_ahead_are_waited_for_before_weights_are_sent(algorithm, scorer, ray_says):
+    order = Mock()
+    ray_says(get=Mock(return_value={}), wait=order.wait)
+    algorithm.config = SimpleNamespace(adversary=AdversaryConfig(generate_ahead=True))
+    algorithm._learn, algorithm._iterations, algorithm._samples, algorithm._ahead = True, 2, 0, None
+    summary = Summary.of([Tally()], archive=0, coverage=0.0, weights_version=0, learnable=True)
+    algorithm._ask = Mock(return_value=_Asked(TASKS, 0, {1: "ahead"}))
+    algorithm._gather = Mock(return_value=(summary, []))
+    algorithm._update, algorithm.weight_sync.send = order.update, order.send
+    algorithm.training_step()
+    assert [call[0] for call in order.mock_calls] == ["update", "wait", "send"]
+    assert order.wait.call_args.args[0] == ["ahead"]
 
 
 def on_receipt(said):

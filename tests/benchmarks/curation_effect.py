@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from cluster.connect import connect
 from guardrail.curation import CurationConfig, curate
-from guardrail.datasets import load_dataset_by_name
+from guardrail.datasets import read_registered
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.evaluation_sets import evaluation_texts, load_evaluations
 from guardrail.guard import UNSAFE, Guard
@@ -66,7 +66,7 @@ def public_records(data_dir: Path, count: int, random: np.random.Generator) -> l
         for name in names:
             found = [
                 record
-                for record in load_dataset_by_name(name, data_dir)
+                for record in read_registered(name, data_dir).records
                 if record["unsafe"] is label and not record["response"] and len(record["text"].split()) <= _LONGEST
             ]
             pools.append([found[i] for i in random.permutation(len(found))])

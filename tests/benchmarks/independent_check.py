@@ -8,7 +8,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline, make_union
 
-from guardrail.datasets import load_dataset_by_name
+from guardrail.datasets import read_registered
 from guardrail.embedding import Embedder
 from guardrail.models import resolve
 from guardrail.records import Record
@@ -31,7 +31,9 @@ class IndependentCheck:
         records: list[Record] = []
         for name in (*UNSAFE, *BENIGN):
             for label in (True, False):
-                found = [r for r in load_dataset_by_name(name, data_dir) if r["unsafe"] is label and not r["response"]]
+                found = [
+                    r for r in read_registered(name, data_dir).records if r["unsafe"] is label and not r["response"]
+                ]
                 chosen = random.permutation(len(found))[: _OF_EACH * (2 if name == "alpaca" else 1)]
                 records += [found[i] for i in chosen]
         self.embedder = Embedder(resolve("bundled:all-minilm-l6-v2"))
