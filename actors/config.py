@@ -64,7 +64,9 @@ class ObjectiveConfig(_Settings):
 class CurriculumConfig(_Settings):
     """How styles are drawn."""
 
-    floor: float = Field(0.3, gt=0, le=1, description="share of the attempts that all styles have in equal parts")
+    floor: float = Field(
+        0.3, gt=0, le=1, description="share that all harm categories, and of each all styles, have in equal parts"
+    )
     saturated: float = Field(0.03, ge=0, lt=1, description="yield under which a cell hands its share to harder styles")
     min_attempts: int = Field(24, ge=1, description="attempts in a style before it can be called saturated")
     memory: float = Field(0.5, ge=0, le=1, description="what counts against the last guard weigh against the next")

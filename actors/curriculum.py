@@ -1,6 +1,6 @@
-"""Which style a group attacks in: more of what works against this guard, a floor for every cell, harder where it fails.
+"""What a group asks for, and in which style: more of what works against this guard, a floor for all, harder where it fails.
 
-A cell is a harm category and a style. Its yield is what decides, smoothed towards the style's own and towards all; a
+A category's share of the groups is by its yield: what is weak is attacked more often. A cell is a category and a style. Its yield is what decides, smoothed towards the style's own and towards all; a
 saturated cell hands its share on to the harder styles of its category. Disguised styles, the hardest, live on such
 shares: a guard that cannot read a script would otherwise have attackers learn nothing about words.
 """
@@ -58,6 +58,16 @@ class Curriculum:
                     share[harder] += share[i] / len(harder)
                     share[i] = 0.0
         return self.config.floor / len(self.styles) + (1 - self.config.floor) * share
+
+    def category_weights(self, categories: Sequence[str]) -> np.ndarray:
+        """Return the share of goals that each category gets, [categories]; each at least floor / categories."""
+        attempts, successes = (
+            [sum(getattr(count, name) for (of, _), count in self._counts.items() if of == each) for each in categories]
+            for name in ("attempts", "successes")
+        )
+        overall = _smoothed(sum(attempts), sum(successes), _PRIOR_YIELD)
+        estimates = np.array([_smoothed(*counts, overall) for counts in zip(attempts, successes, strict=True)])
+        return self.config.floor / len(categories) + (1 - self.config.floor) * estimates / estimates.sum()
 
     def draw(self, categories: Sequence[str], random: np.random.Generator) -> list[Style]:
         """Return a style for each of the categories."""

@@ -1,12 +1,17 @@
-"""What is attacked with: the goals of a round that may and can be used, and a draw that favours no topic."""
+"""What is attacked with: the goals of a round that may and can be used, and a draw by category that favours no topic."""
 
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from actors.archive import BENIGN, category_of
 from actors.styles import Style
 from guardrail.generable import generation_seeds
 from guardrail.records import Record
+
+
+def _alike(categories: Sequence[str]) -> np.ndarray:
+    return np.full(len(categories), 1 / len(categories))
 
 
 class Goals:
@@ -21,6 +26,7 @@ class Goals:
 
     Attributes:
         records: those that can be used.
+        categories: of harm that these are of, sorted.
         left_out: how many cannot, by reason.
 
     Raises:
@@ -46,34 +52,53 @@ class Goals:
             "too long for adversary.max_prompt_tokens": len(allowed) - len(self.records),
         }
         self._benign_share = benign_share
-        self._of_label = {
-            label: [i for i, goal in enumerate(self.records) if goal["unsafe"] is label] for label in (True, False)
-        }
-        if not self._of_label[True] or (not self._of_label[False] and benign_share > 0):
+        self._of_category: dict[str, list[int]] = {}
+        for i, goal in enumerate(self.records):
+            self._of_category.setdefault(category_of(goal), []).append(i)
+        self.categories = sorted(self._of_category.keys() - {BENIGN})
+        benign = len(self._of_category.get(BENIGN, []))
+        if not self.categories or (not benign and benign_share > 0):
             raise ValueError(
-                f"the adversary needs unsafe and benign goals: {len(self._of_label[True])} and "
-                f"{len(self._of_label[False])} of {len(records)} can be used ({_listed(self.left_out)})"
+                f"the adversary needs unsafe and benign goals: {len(self.records) - benign} and {benign} of "
+                f"{len(records)} can be used ({_listed(self.left_out)})"
             )
 
-    def draw(self, count: int, random: np.random.Generator) -> list[int]:
-        """Return `count` places in `records`, the benign share of them benign."""
-        benign = round(count * self._benign_share)
-        return self._balanced(True, count - benign, random) + self._balanced(False, benign, random)
+    def draw(
+        self, count: int, random: np.random.Generator, weigh: Callable[[Sequence[str]], np.ndarray] = _alike
+    ) -> list[int]:
+        """Return `count` places in `records`, the benign share of them benign.
 
-    def _balanced(self, unsafe: bool, count: int, random: np.random.Generator) -> list[int]:
-        """Draw goals of a label so that each topic weighs the same, repeating none before all were drawn."""
+        Args:
+            count: of groups.
+            random: decides.
+            weigh: gives the shares of some harm categories, which sum to one; by default all are alike.
+        """
+        benign = round(count * self._benign_share)
+        # Chance decides about the fractions alone: of four goals each, a category gets three, four or five.
+        upto = np.append(0.0, np.cumsum(weigh(self.categories)) * (count - benign)) + random.random()
+        upto[-1] = upto[0] + (count - benign)  # whatever the shares' sum was rounded to
+        counts = np.diff(np.floor(upto).astype(int))
+        drawn = [
+            place
+            for category, share in zip(self.categories, counts, strict=True)
+            for place in self._balanced(category, int(share), random)
+        ]
+        return drawn + self._balanced(BENIGN, benign, random)
+
+    def _balanced(self, category: str, count: int, random: np.random.Generator) -> list[int]:
+        """Draw goals of a category so that each topic weighs the same, repeating none before all were drawn."""
         drawn: list[int] = []
         queues: list[list[int]] = []
         while len(drawn) < count:
             if not (ready := [queue for queue in queues if queue]):
-                queues = ready = self._by_topic(unsafe, random)
+                queues = ready = self._by_topic(category, random)
             drawn += [queue.pop() for queue in ready[: count - len(drawn)]]
         return drawn
 
-    def _by_topic(self, unsafe: bool, random: np.random.Generator) -> list[list[int]]:
-        """Return the places of a label's goals, a list for each topic, all in random order."""
+    def _by_topic(self, category: str, random: np.random.Generator) -> list[list[int]]:
+        """Return the places of a category's goals, a list for each topic, all in random order."""
         by_topic: dict[str, list[int]] = {}
-        for index in random.permutation(self._of_label[unsafe]):
+        for index in random.permutation(self._of_category[category]):
             by_topic.setdefault(self.records[index]["source"], []).append(int(index))
         queues = [by_topic[topic] for topic in sorted(by_topic)]
         random.shuffle(queues)

@@ -1,12 +1,14 @@
-"""A guard directory of a few kilobytes: a randomly initialised BERT, of one layer by default, that reads characters."""
+"""Guard directories of a few kilobytes: a random BERT, of one layer by default, that reads characters; a random Llama."""
 
+import tempfile
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from guardrail.guard import LABELS, UNSAFE, write_card
+from guardrail.guard import LABELS, UNSAFE, load_base, write_card
+from tests.tiny_llama import tiny_llama
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 _WINDOW = 48  # tokens: short, so that a paragraph already takes several windows
@@ -47,4 +49,15 @@ def tiny_guard(directory: Path, seed: int = 0, layers: int = 1, hidden: int = 16
     )
     BertForSequenceClassification(config).save_pretrained(directory)  # type: ignore[no-untyped-call]
     write_card(directory, version=f"tiny-{seed}", temperature=1.0, thresholds={UNSAFE: 0.5}, window=_WINDOW)
+    return directory
+
+
+def tiny_decoder_guard(directory: Path, temperature: float = 1.0, window: int = _WINDOW) -> Path:
+    """Write a guard "tiny-decoder" to `directory`, the lower layer of `tiny_llama` with a head, and return it."""
+    with tempfile.TemporaryDirectory() as base:
+        torch.manual_seed(0)
+        model, tokenizer = load_base(str(tiny_llama(Path(base))), 1)
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+    write_card(directory, version="tiny-decoder", temperature=temperature, thresholds={UNSAFE: 0.5}, window=window)
     return directory

@@ -84,6 +84,17 @@ counts = st.lists(
 )
 
 
+def test_categories_where_the_guard_is_weak_are_attacked_more_and_none_is_left_out():
+    curriculum = Curriculum(CurriculumConfig(floor=0.3))
+    names = ["fraud", "hate", "illicit"]
+    assert np.allclose(curriculum.category_weights(names), 1 / 3)
+    curriculum.record("hate", "polite", 100, 60)
+    curriculum.record("fraud", "polite", 100, 0)
+    fraud, hate, illicit = curriculum.category_weights(names)
+    assert hate > illicit > 2 * fraud >= 0.2 and np.isclose(fraud + hate + illicit, 1)
+    assert np.allclose(curriculum.category_weights(["unsafe"]), 1)
+
+
 @given(counts, st.floats(0.01, 1))
 def test_weights_are_a_distribution_with_a_floor(rows, floor):
     curriculum = Curriculum(CurriculumConfig(floor=floor))

@@ -37,6 +37,17 @@ def test_a_draw_has_its_size_its_benign_share_and_nothing_forbidden(count, share
     assert not any(found.records[i]["text"] == "never used" for i in drawn)
 
 
+@given(st.integers(0, 60), st.lists(st.floats(0.01, 1), min_size=2, max_size=2), st.integers(0, 99))
+def test_categories_get_their_shares_to_within_one_goal(count, weights, seed):
+    shares = np.array(weights) / sum(weights)
+    found = goals(share=0.0)
+    drawn = Counter(
+        found.records[i]["categories"][0] for i in found.draw(count, np.random.default_rng(seed), lambda _: shares)
+    )
+    assert found.categories == ["fraud", "illicit"] and sum(drawn.values()) == count
+    assert all(abs(drawn[name] - share * count) < 1.001 for name, share in zip(found.categories, shares, strict=True))
+
+
 def test_few_goals_are_drawn_as_often_as_is_asked():
     found = goals(RECORDS[:1], share=0.0)
     assert found.draw(3000, np.random.default_rng(0)) == [0] * 3000

@@ -13,25 +13,17 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen
 
 from guardrail.backends import cheapest_batches, token_batches
 from guardrail.deobfuscation import LOOKED_AT
-from guardrail.guard import LABELS, Guard, GuardCard, content_digest, load_base, read_as, write_card
+from guardrail.guard import LABELS, Guard, GuardCard, content_digest, load_base, read_as
 from guardrail.taxonomy import CATEGORIES
 from guardrail.transforms import TRANSFORMS
-from tests.tiny_guard import tiny_guard
-from tests.tiny_llama import tiny_llama
+from tests.tiny_guard import tiny_decoder_guard, tiny_guard
 
 WINDOW = 32
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """A guard on a decoder: the tiny Llama with a classification head."""
-    folder = tmp_path_factory.mktemp("guard")
-    torch.manual_seed(0)
-    model, tokenizer = load_base(str(tiny_llama(tmp_path_factory.mktemp("llama"))))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    write_card(folder, version="v1", temperature=2.0, thresholds={"unsafe": 0.5}, window=WINDOW)
-    return folder
+    return tiny_decoder_guard(tmp_path_factory.mktemp("guard"), temperature=2.0, window=WINDOW)
 
 
 def test_it_loads_in_plain_transformers_with_the_same_logits(directory):

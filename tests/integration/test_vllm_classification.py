@@ -4,13 +4,14 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from guardrail.guard import Guard
 from guardrail.reading import Exchange
 from tests.benchmarks.serve_speed import peers
-from tests.tiny_guard import tiny_guard
+from tests.tiny_guard import tiny_decoder_guard, tiny_guard
 
 READ = [
     "How do I kill a Python process?",
@@ -22,8 +23,12 @@ READ = [
 TEXTS = [str(each) for each in READ]  # an exchange is its prompt, an empty line and its response
 
 
-def test_plain_transformers_and_vllm_give_the_guards_probabilities(tmp_path: Path) -> None:
-    directory = tiny_guard(tmp_path / "guard", hidden=64)  # vLLM on CPUs reads heads of 32 and up
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_plain_transformers_and_vllm_give_the_guards_probabilities(kind: str, tmp_path: Path) -> None:
+    if kind == "encoder":
+        directory = tiny_guard(tmp_path / "guard", hidden=64)  # vLLM on CPUs reads heads of 32 and up
+    else:
+        directory = tiny_decoder_guard(tmp_path / "guard")
     expected = 1 / (1 + np.exp(-Guard.from_pretrained(directory).logits(READ)))  # of temperature 1
     assert expected.std() > 0.1  # no model that says the same of all
 
