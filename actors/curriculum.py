@@ -1,8 +1,9 @@
-"""What a group asks for, and in which style: more of what works against this guard, a floor for all, harder where it fails.
+"""What a group asks for and in which style: what works against this guard, a floor for all, harder where it fails.
 
-A category's share of the groups is by its yield: what is weak is attacked more often. A cell is a category and a style. Its yield is what decides, smoothed towards the style's own and towards all; a
-saturated cell hands its share on to the harder styles of its category. Disguised styles, the hardest, live on such
-shares: a guard that cannot read a script would otherwise have attackers learn nothing about words.
+A category's share of the groups goes by its yield: what is weak is attacked more often. So does a style's share of a
+category. A cell is a category and a style; its yield is smoothed towards the style's own and towards all. A saturated
+cell hands its share on to the harder styles of its category. Disguised styles, the hardest, live on such shares: a guard
+that cannot read a script would otherwise have attackers learn nothing about words.
 """
 
 import dataclasses

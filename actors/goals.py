@@ -1,4 +1,4 @@
-"""What is attacked with: the goals of a round that may and can be used, and a draw by category that favours no topic."""
+"""What is attacked with: the goals of a round that may and can be used, drawn by category without favouring a topic."""
 
 from collections.abc import Callable, Mapping, Sequence
 

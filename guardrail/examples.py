@@ -9,8 +9,9 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from guardrail.backends import token_batches
+from guardrail.disguise import read_as
 from guardrail.generable import generation_seeds
-from guardrail.guard import LABELS, read_as
+from guardrail.guard import LABELS
 from guardrail.objective import balanced, distilled, smoothed, teacher_scores
 from guardrail.reading import reading_of, windows
 from guardrail.records import Record, from_table, to_table
@@ -96,7 +97,7 @@ def augmented(records: Sequence[Record], share: float, seed: int) -> list[Record
 
     Two of three draws are typing errors and sentences about nothing around a text: what a guard has to bear by itself.
 
-    What a guard can decode it reads in plain letters as well (`guardrail.guard.read_as`). As it is written it shall
+    What a guard can decode it reads in plain letters as well (`guardrail.disguise.read_as`). As it is written it shall
     then say nothing, so of these only benign records are written: a disguise alone is no reason to flag a text.
     """
     written = list[Record]()

@@ -3,7 +3,7 @@
 A guard directory is what `save_pretrained` writes (safetensors, tokenizer, `id2label`) plus `guard.json`. The first
 logit is "unsafe", the others are the categories, each a sigmoid of its own. A text, a response behind its prompt or a
 conversation is read in windows (`guardrail.reading`); what is disguised is read twice, as it is written and as what it
-says (`guardrail.deobfuscation`). What computes the logits is a backend (`guardrail.backends`).
+says (`guardrail.disguise`). What computes the logits is a backend (`guardrail.backends`).
 Knows nothing of training or of serving.
 """
 
@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,19 +27,16 @@ from transformers import (
 )
 
 from guardrail.backends import Backend, BackendName, TorchBackend, cheapest_batches, load_backend
-from guardrail.deobfuscation import LOOKED_AT, deciphered
+from guardrail.deobfuscation import LOOKED_AT
+from guardrail.disguise import read_as, said_otherwise
 from guardrail.fitted_on import FittedOn, FittedOnEvaluationSet
 from guardrail.reading import Conversation, Exchange, Readable, Window, messages_read, windows
-from guardrail.spelling import mended
 from guardrail.taxonomy import CATEGORIES, UNSAFE
 
 LABELS: tuple[str, ...] = (UNSAFE, *CATEGORIES)
 GUARD_FILE = "guard.json"
 FORMAT = 1
 
-_WORD = re.compile(r"\w+")
-_OVERLAP = 5_000  # characters, of parts that are decoded at once
-_ODD_CASE = 1 / 3  # of a text's words, above which capitals are a disguise
 #: What transformers reads beside weights: adapters, too, which it would apply unasked.
 _DIGESTED = frozenset(
     """
@@ -407,12 +403,12 @@ def _parts(row: int, text: Readable | Conversation) -> Iterator[_Part]:
         part = _Part(None if alone else message, reading)
         yield part
         if isinstance(reading, str):
-            for said, steps in _said(reading):
+            for said, steps in said_otherwise(reading):
                 yield dataclasses.replace(part, reading=said, said=said, decoded=steps)
             continue
         # Of a prompt that long, all but head and tail is cut.
         prompt = read_as(reading.prompt)[-1] if len(reading.prompt) <= LOOKED_AT else reading.prompt
-        others = _said(reading.response)
+        others = said_otherwise(reading.response)
         for said, steps in others:
             yield dataclasses.replace(part, reading=Exchange(prompt, said), said=said, decoded=steps)
         if not others and prompt != reading.prompt:
@@ -424,35 +420,6 @@ def _highest(prepared: Sequence[Prepared], logits: np.ndarray) -> np.ndarray:
     result = np.full((len(prepared), len(LABELS)), -np.inf)
     np.maximum.at(result, [row for row, each in enumerate(prepared) for _ in each.read], logits)
     return result
-
-
-def read_as(text: str) -> list[str]:
-    """Return what a guard reads of a text: the text, and what it says in plain letters where these are other words.
-
-    Punctuation, spacing and what belongs to an emoji disguise nothing. Capitals all over do: to a model that knows them
-    apart, words in them are others. Where many words are misspelt it is read with these mended, too.
-    """
-    return [text, *(said for said, _ in _said(text))]
-
-
-def _said(text: str) -> list[tuple[str, tuple[str, ...]]]:
-    """Return what a text says where these are other words than are written, each with the steps that lead there.
-
-    A text longer than can be decoded at once is decoded in parts that overlap, of which each says something by itself.
-    """
-    starts = range(0, max(1, len(text) - _OVERLAP), LOOKED_AT - _OVERLAP)
-    return [each for start in starts for each in _said_at_once(text[start : start + LOOKED_AT])]
-
-
-def _said_at_once(text: str) -> list[tuple[str, tuple[str, ...]]]:
-    said, steps = deciphered(text)
-    found = _WORD.findall(text)
-    odd = sum(word[1:] != word[1:].lower() for word in found)
-    same = odd <= max(1, len(found) * _ODD_CASE) and (
-        said == text.lower() or _WORD.findall(said) == _WORD.findall(text.casefold())
-    )
-    right = mended(said)
-    return [*([] if same else [(said, steps)]), *([(right, (*steps, "misspelt"))] if right else [])]
 
 
 def _named(row: Sequence[float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Guard directories of a few kilobytes: a random BERT, of one layer by default, that reads characters; a random Llama."""
+"""Guard directories of a few kilobytes: a random BERT, of one layer by default, that reads characters, and a Llama."""
 
 import tempfile
 from pathlib import Path

@@ -11,7 +11,8 @@ from guardrail.evaluation_sets import load_evaluation
 from guardrail.generable import generation_seeds
 
 NAMED = """toxic-chat wildguardmix openai-moderation harmbench xstest aegis beavertails strongreject or-bench
-simple-safety-tests hatecheck wildjailbreak ailuminate advbench aart do-not-answer harmfulqa catqa alpaca dolly toxigen davidson""".split()
+simple-safety-tests hatecheck wildjailbreak ailuminate
+advbench aart do-not-answer harmfulqa catqa alpaca dolly toxigen davidson""".split()
 
 
 def test_the_sets_people_use_are_registered_with_where_and_under_which_licence():

@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from guardrail.disguise import read_as
 from guardrail.examples import augmented, epoch_batches, examples_of, tokenised
 from guardrail.generable import generation_seeds
-from guardrail.guard import LABELS, read_as
+from guardrail.guard import LABELS
 from guardrail.records import make_record
 from guardrail.seeds import embedded_seeds
 from guardrail.text import canonical

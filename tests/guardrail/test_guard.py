@@ -13,7 +13,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen
 
 from guardrail.backends import cheapest_batches, token_batches
 from guardrail.deobfuscation import LOOKED_AT
-from guardrail.guard import LABELS, Guard, GuardCard, content_digest, load_base, read_as
+from guardrail.disguise import read_as
+from guardrail.guard import LABELS, Guard, GuardCard, content_digest, load_base
 from guardrail.taxonomy import CATEGORIES
 from guardrail.transforms import TRANSFORMS
 from tests.tiny_guard import tiny_decoder_guard, tiny_guard
@@ -132,7 +133,7 @@ def test_what_is_shown_of_several_readings_is_the_most_unsafe(directory, monkeyp
     said = [("what it says", ("leet",)), ("what it says when mended", ("leet", "misspelt"))]
     said = said[::order]
     scores = [max(alone(guard, text)) for text, _ in said]
-    monkeypatch.setattr("guardrail.guard._said", lambda text: said)
+    monkeypatch.setattr("guardrail.guard.said_otherwise", lambda text: said)
     guard.card = dataclasses.replace(guard.card, thresholds={"unsafe": 0.0})
     (verdict,) = guard.classify(["what is written"])
     worst = scores.index(max(scores))

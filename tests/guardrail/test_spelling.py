@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from guardrail import spelling
-from guardrail.guard import read_as
+from guardrail.disguise import read_as
 from guardrail.seeds import embedded_seeds
 from guardrail.spelling import mended
 from guardrail.text import canonical
