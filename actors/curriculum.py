@@ -2,8 +2,8 @@
 
 A category's share of the groups goes by its yield: what is weak is attacked more often. So does a style's share of a
 category. A cell is a category and a style; its yield is smoothed towards the style's own and towards all. A saturated
-cell hands its share on to the harder styles of its category. Disguised styles, the hardest, live on such shares: a guard
-that cannot read a script would otherwise have attackers learn nothing about words.
+cell hands its share on to the harder styles of its category. Disguised styles, the hardest, live on such shares: a
+guard that cannot read a script would otherwise have attackers learn nothing about words.
 """
 
 import dataclasses
