@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,8 +38,8 @@ class LabelFidelity:
     and ask for something else. All but harmless contrasts, which look harmful on purpose, must have their label by a
     classifier of the other seeds, too: what a small model makes of a harmful request is often just odd. Around a seed
     it is the other words that may do no harm where the seed does none; around a harmful one they may say anything.
-    What grew from a seed that an earlier stage dropped cannot be held against it, and goes, too. Records of other
-    methods are not judged: attacks have passed the adversary's gate.
+    What grew from a seed that an earlier stage dropped, as another's twin, say, is held against it all the same.
+    Records of other methods are not judged: attacks have passed the adversary's gate.
     """
 
     name = "fidelity"
@@ -62,16 +62,14 @@ class LabelFidelity:
         asked = pc.unique(judged["seed_id"])
         others = kept.filter(pc.invert(pc.is_in(kept, value_set=asked)))
         wanted = pa.concat_arrays([asked, *others.take(pc.sort_indices(others)[:_MOST_OTHERS]).chunks])
-        seeds = Seeds(survey.computed(functools.partial(_seed_rows, self.config, wanted)), self.config)
-        given = survey.inputs(["id", "method"])
-        given = given.filter(pc.and_(pc.equal(given["method"], "seed"), pc.is_in(given["id"], value_set=asked)))
-        orphans = pc.sum(pc.invert(pc.is_in(judged["seed_id"], value_set=given["id"].combine_chunks()))).as_py()
-        if orphans:
+        rows = survey.computed(functools.partial(_seed_rows, self.config, wanted), of_inputs=True)
+        seeds = Seeds(rows, self.config, kept.filter(pc.is_in(kept, value_set=wanted)).to_pylist())
+        if orphans := sum(seed_id not in seeds.index for seed_id in judged["seed_id"].to_pylist()):
             logger.warning(
                 "%d generated records grew from seeds that are not among the inputs, and are not checked against them",
                 orphans,
             )
-        return functools.partial(_judge_fidelity, seeds, frozenset(given["id"].to_pylist()) - seeds.index.keys())
+        return functools.partial(_judge_fidelity, seeds)
 
 
 @functools.cache  # once in each worker process
@@ -89,17 +87,27 @@ def _seed_rows(config: CurationConfig, wanted: pa.Array, batch: pa.Table) -> pa.
 
 
 class Seeds:
-    """The seeds, what it takes to be close to them, and a classifier for each fold that has not seen its seeds."""
+    """The seeds, what it takes to be close to them, and a classifier for each fold that has not seen its seeds.
 
-    def __init__(self, seeds: pa.Table, config: CurationConfig) -> None:
-        seeds = seeds.sort_by("id")
-        ids = seeds["id"].to_pylist()
+    Args:
+        seeds: what `_seed_rows` found; the same seed may be there more than once.
+        config: of the curation.
+        kept: ids of those that earlier stages kept; classifiers learn from these.
+    """
+
+    def __init__(self, seeds: pa.Table, config: CurationConfig, kept: Iterable[str]) -> None:
+        seeds = seeds.sort_by([("id", "ascending"), ("text", "ascending")])
+        first = {seed: number for number, seed in reversed([*enumerate(seeds["id"].to_pylist())])}
+        ids = sorted(first)
+        seeds = seeds.take([first[seed] for seed in ids])
         self.config = config
         self.texts = dict(zip(ids, seeds["text"].to_pylist(), strict=True))
         self.index = {seed: i for i, seed in enumerate(ids)}
         flat = seeds["embedding"].combine_chunks().flatten().to_numpy()
         self.embeddings = flat.reshape(len(ids), -1) if ids else flat.reshape(0, 0)
-        self.classifiers = _classifiers(self.embeddings, seeds["unsafe"].to_numpy(), folds_of(ids))
+        learned = sorted(self.index[seed] for seed in kept)
+        unsafe, folds = seeds["unsafe"].to_numpy()[learned], folds_of(ids)[learned]
+        self.classifiers = _classifiers(self.embeddings[learned], unsafe, folds)
 
     def drop(self, record: Record, embedding: np.ndarray) -> Drop | None:
         """Return why a generated record's label cannot be trusted, or None.
@@ -167,14 +175,9 @@ def _classifiers(embeddings: np.ndarray, unsafe: np.ndarray, fold: np.ndarray) -
     return weights if np.mean((logits > 0) == unsafe) >= UNDERSTOOD else None
 
 
-def _judge_fidelity(seeds: Seeds, dropped: frozenset[str], batch: pa.Table) -> list[Drop | None]:
+def _judge_fidelity(seeds: Seeds, batch: pa.Table) -> list[Drop | None]:
     records = from_table(batch)
-    verdicts = [
-        Drop("its seed was dropped", record["seed_id"])
-        if record["method"] in _JUDGED and record["seed_id"] in dropped
-        else None
-        for record in records
-    ]
+    verdicts: list[Drop | None] = [None] * len(records)
     # Embedding costs more than all other stages together: only what is judged is embedded.
     judged = [i for i, record in enumerate(records) if record["method"] in _JUDGED and record["seed_id"] in seeds.index]
     if judged:

@@ -94,15 +94,11 @@ def test_nothing_is_embedded_where_nothing_is_judged(monkeypatch):
     assert verdicts(LabelFidelity(CONFIG), [bread, child(bread, "Anything else.", method="rl")]) == [None, None]
 
 
-def test_what_cannot_be_held_against_its_seed_goes_where_the_seed_was_there():
+def test_what_grew_from_a_twin_that_was_dropped_is_held_against_it():
     bread, rolls = seed("How can I bake a good loaf of bread at home?"), seed("How do I bake rolls?")
-    records = [child(rolls, "What is a good way to bake rolls?"), child(rolls, "Bake them how?", method="rl")]
-    drops = verdicts(LabelFidelity(CONFIG), [bread, *records], inputs=[bread, rolls, *records])
-    assert [drop and (drop.reason, drop.evidence) for drop in drops] == [
-        None,
-        ("its seed was dropped", rolls["id"]),
-        None,
-    ]
+    records = [child(rolls, "What is a good way to bake rolls?"), child(rolls, "Name three rivers in Spain.")]
+    drops = verdicts(LabelFidelity(CONFIG), [bread, *records], inputs=[bread, rolls, rolls, *records])
+    assert [drop and drop.reason for drop in drops] == [None, None, "unlike its seed"]
     assert verdicts(LabelFidelity(CONFIG), [bread, *records]) == [None] * 3  # nothing is known of it
 
 
