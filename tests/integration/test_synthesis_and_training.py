@@ -13,6 +13,7 @@ from guardrail.guard import Guard
 from guardrail.records import make_record, read_records, write_records
 from guardrail.synthesis import SynthesisConfig
 from guardrail.training import TrainingConfig, fine_tune
+from guardrail.training_progress import TrainingError
 from tests.tiny_guard import tiny_guard
 from tests.tiny_llama import tiny_llama
 from tests.tiny_loop import title
@@ -107,6 +108,20 @@ def test_a_worker_that_is_killed_goes_on_at_its_step(ray_cluster, tmp_path, monk
     killer.join()
     assert len(kept) == 1 and kept[0]["step"] > 0 and kept[0]["metrics"].get("epoch", 0) < config.epochs
     assert card.digest == whole.digest and card.training["loss"] == whole.training["loss"]
+
+
+def test_what_workers_fail_of_is_said(ray_cluster, tmp_path):
+    records = seeds(8)
+    write_records(records, tmp_path / "data.parquet")
+    weights = tiny_guard(tmp_path / "base") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])  # which the driver does not read
+    config = TrainingConfig(base=str(tmp_path / "base"), window=48, workers=1, max_failures=0)
+    with pytest.raises(TrainingError, match=r"guard training failed \(.*deserializ.*\); its state is in"):
+        fine_tune(
+            config, data=tmp_path / "data.parquet", validation=records, output=tmp_path / "guard", version="v", seed=1,
+            cpus_per_worker=0.5,
+        )  # fmt: skip
+    assert not (tmp_path / "guard").exists()
 
 
 def test_a_decoder_is_a_base_too_and_an_earlier_guard_a_start(ray_cluster, tmp_path):
