@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.config import GateConfig
 from actors.gate import Attempt, rejection
+from actors.module import check_built_as_llama
 from actors.styles import STYLE, Style
 from guardrail.intent import IntentModel, sentence_embedding
 from guardrail.intent_pairs import WRITTEN_FILES, embedded_pairs
@@ -118,8 +119,7 @@ def teach(
     source = resolve(config.model)
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    if not hasattr(getattr(model, "model", None), "layers"):
-        raise ValueError(f"cannot teach {config.model}: a {type(model).__name__} is not built as Llama is")
+    check_built_as_llama(model, config.model)
     model.requires_grad_(False)
     for part in (*model.model.layers[-config.trainable_layers :], model.model.norm):
         part.requires_grad_(True)

@@ -24,6 +24,15 @@ OLD_LOGPROBS = "old_logprobs"
 ADVANTAGES = "advantages"
 
 
+def check_built_as_llama(model: torch.nn.Module, name: str) -> None:
+    """Raise ValueError if a model has not the parts that are trained."""
+    if not all(hasattr(getattr(model, "model", None), part) for part in ("layers", "norm", "embed_tokens")):
+        raise ValueError(
+            f"cannot train {name}: a {type(model).__name__} is not built as Llama is (model.embed_tokens, "
+            "model.layers, model.norm); Llama, Mistral, Qwen2, Qwen3 and SmolLM are"
+        )
+
+
 class CausalLMModule(TorchRLModule):
     """Log-probabilities of completions under the policy and under the frozen reference.
 
@@ -35,13 +44,7 @@ class CausalLMModule(TorchRLModule):
         """Load the reference and copy its top layers and final norm as the trainable policy."""
         name = self.model_config["model"]
         self.reference = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=torch.float32)
-        if not all(
-            hasattr(getattr(self.reference, "model", None), part) for part in ("layers", "norm", "embed_tokens")
-        ):
-            raise ValueError(
-                f"cannot train {name}: a {type(self.reference).__name__} is not built as Llama is (model.embed_tokens, "
-                "model.layers, model.norm); Llama, Mistral, Qwen2, Qwen3 and SmolLM are"
-            )
+        check_built_as_llama(self.reference, name)
         self.reference.requires_grad_(False)
         layers = self.reference.model.layers
         self.frozen_layers = max(0, len(layers) - self.model_config["trainable_layers"])

@@ -205,7 +205,7 @@ class RewardWorker:
             "id": ids,
             "text": attacks,
             "parent_id": [goal["id"] for goal in goals],
-            "method": [f"transform:{style.name}" if style.transforms else "rl" for style in styles],
+            "method": [f"rl:{style.name}" if style.transforms else "rl" for style in styles],
             "round": round_.index,
             "attacker_version": round_.attacker_version,
             "guard_version": round_.target_version,

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from guardrail.cards import FEW
 from guardrail.evaluation import misjudged
 from guardrail.guard import GUARD_FILE, Guard
-from guardrail.languages import detected
+from guardrail.languages import declared_language, detected
 from guardrail.metrics import wilson
 from guardrail.records import Record, write_records
 from guardrail.training import fine_tune
@@ -103,7 +103,8 @@ def left_out_styles(run: FinishedRun, most: int, resources: Mapping[str, Any]) -
     style_of = {attack["id"]: attack["style"] for attacks in run.attacks for attack in attacks}
 
     def styles(record: Record) -> list[str]:
-        return [style_of[record["id"]]] if record["method"] == "rl" and record["id"] in style_of else []
+        made = record["method"].split(":", 1)[0] == "rl"
+        return [style_of[record["id"]]] if made and record["id"] in style_of else []
 
     return _left_out(run, "style", styles, most, resources)
 
@@ -247,8 +248,7 @@ def languages(run: FinishedRun, further: Sequence[Record]) -> list[Row]:
 
 def _language(record: Record) -> str:
     """Return the language of a record as ISO 639 code, without a region."""
-    told = record["language"] or detected(record["text"]) or _NOT_TOLD
-    return re.split("[-_]", told.lower())[0]
+    return declared_language(record["language"]) or detected(record["text"]) or _NOT_TOLD
 
 
 def drift(run: FinishedRun) -> Iterator[Row]:

@@ -64,8 +64,10 @@ def train_intent(
         progress: called with a line after each epoch.
 
     Raises:
-        ValueError: the pairs have one label only.
+        ValueError: the pairs have one label only, or `output` holds something that is no intent model.
     """
+    if output.exists() and not (output / CARD_FILE).is_file() and not (output.is_dir() and not any(output.iterdir())):
+        raise ValueError(f"{output} exists and is no intent model; give another path, or remove it")
     if len({pair.kept for pair in pairs}) < 2:
         raise ValueError("the intent model needs pairs that are kept and pairs that are not")
     training, validation = _split(pairs, config.validation, seed)

@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
         pa.field("licence", pa.string()),
         pa.field("parent_id", pa.string()),  # the record it was made from
         pa.field("seed_id", pa.string(), nullable=False),  # the first ancestor; its own id for a seed
-        pa.field("method", pa.string(), nullable=False),  # seed, a synthesis strategy, transform:<name>, rl
+        pa.field("method", pa.string(), nullable=False),  # seed, a synthesis strategy, transform:<name>, rl, rl:<style>
         pa.field("round", pa.int32(), nullable=False),
         pa.field("attacker_version", pa.string()),
         pa.field("guard_version", pa.string()),
@@ -37,6 +37,8 @@ SCHEMA = pa.schema(
     ]
 )
 _SCORES = SCHEMA.field("scores")
+#: Starts of the methods whose texts a transform has written, of attackers' disguised styles, too.
+WRITTEN_BY_TRANSFORMS = ("transform:", "rl:")
 
 
 def record_id(text: str, response: str | None = None) -> str:

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> None:
                 if settings.transforms:
                     try_transforms(settings, goals, guard, findings)
                 train_attackers(settings, goals, findings, console)
-            shutil.rmtree(findings.attackers)  # checkpoints; the attempts are in attacks.parquet
+        shutil.rmtree(findings.attackers, ignore_errors=True)  # checkpoints; the attempts are in attacks.parquet
         show_findings(console, findings.summary)
         console.print(f"attacks: {output}", highlight=False, soft_wrap=True)
 

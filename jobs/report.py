@@ -23,6 +23,7 @@ from guardrail.report_difference import compare, differing, final_round, flat
 from guardrail.report_scores import read_scores
 from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION
 from jobs.run import Manifest, round_directory, write_text
+from jobs.terminal import orderly_end
 
 NO_DIVERSITY = {"self_bleu": None, "unique_clusters": 0, "mean_distance": None}
 MOST_TEXTS = 200  # of attacks in a page
@@ -248,10 +249,8 @@ def main(arguments: Sequence[str]) -> None:
         "--texts", action="store_true", help=f"write texts of attacks into the page, at most {MOST_TEXTS}, folded up"
     )
     given = parser.parse_args(arguments)
-    try:
+    with orderly_end():
         report = write_report(given.run_dir, against=given.against, texts=given.texts)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
     print(summary(report), given.run_dir / "report.html", sep="\n\n")
 
 

@@ -67,8 +67,8 @@ def main(arguments: Sequence[str]) -> None:
                 )
         finally:
             data.unlink()
-    save_beside(settings, settings.output)
-    write_cards(settings.output, _provenance(settings, card, parts[TRAIN]))
+        save_beside(settings, settings.output)
+        write_cards(settings.output, _provenance(settings, card, parts[TRAIN]))
     if truncated := card.training["truncated"]:
         print(f"{truncated} texts are longer than a window, and of these the first was trained on", file=sys.stderr)
     print(f"guard {card.version} (digest {card.digest}, threshold {card.thresholds['unsafe']:.3f}): {settings.output}")

@@ -75,9 +75,9 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
     if args.get("policies") and (problems := lint([args["policies"]])):
         raise ValueError("\n".join(problems))
     directory = guard()
+    in_use = _state(directory)  # what is promoted from here on is another
     # A replica would refuse it, too, but only once a cluster is up, and at length.
     checked = _checked(directory, args)
-    in_use = _state(directory)
     os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever else runs here keeps the service waiting
     stop = threading.Event()
     with connect():
@@ -116,6 +116,7 @@ class _Checked(NamedTuple):
 
 
 def _checked(directory: Path, args: dict[str, Any]) -> _Checked:
+    directory = directory.resolve()  # a link may soon lead to another guard
     guard = load_checked(directory, args.get("backend", "auto"))
     return _Checked(directory, guard.card, guard.backend.name)
 
@@ -144,14 +145,15 @@ def _state(directory: Path) -> tuple[Any, ...]:
 def _follow(guard: Callable[[], Path], args: dict[str, Any], seen: tuple[Any, ...]) -> tuple[Any, ...]:
     """Serve the guard that is promoted now if it is another than was seen last and is sound; return what was seen."""
     try:
-        state = _state(guard())
+        directory = guard()
+        state = _state(directory)
     except (ValueError, OSError):
         return seen  # there is none at this moment
     if state == seen:
         return seen
     try:
         # Serve would have the replica refuse it, too, but would start the next replica with it.
-        checked = _checked(guard(), args)
+        checked = _checked(directory, args)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the one that is served stays
         print(f"A promoted guard is not taken: {error}", file=sys.stderr, flush=True)
         return state

@@ -9,6 +9,7 @@ import pyarrow as pa
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.stage import Drop, Judge, Survey, keep_all
 from guardrail.languages import declared_language, detectable, detected
+from guardrail.records import WRITTEN_BY_TRANSFORMS
 from guardrail.rows import did_you_mean
 
 
@@ -50,7 +51,7 @@ def language_drop(wanted: frozenset[str], text: str, declared: str | None, metho
         declared: the record's language, as `declared_language` reads it.
         method: of the record.
     """
-    found = None if method.startswith("transform:") else detected(text)
+    found = None if method.startswith(WRITTEN_BY_TRANSFORMS) else detected(text)
     language = found or declared_language(declared)
     if language is None or language in wanted:
         return None

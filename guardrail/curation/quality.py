@@ -12,6 +12,7 @@ from guardrail.curation.stage import Drop, Judge, Survey
 from guardrail.deobfuscation import plain
 from guardrail.gibberish import may_be_disordered, spelling
 from guardrail.languages import declared_language, detected
+from guardrail.records import WRITTEN_BY_TRANSFORMS
 from guardrail.refusals import has_meta_text, is_refusal
 from guardrail.text import UNSPACED, canonical, words
 
@@ -54,7 +55,7 @@ def _judge_quality(config: CurationConfig, batch: pa.Table) -> list[Drop | None]
     in_doubt: list[int] = []
     for row, (text, language, method) in enumerate(zip(*columns, strict=True)):
         drop = None
-        if not method.startswith("transform:"):
+        if not method.startswith(WRITTEN_BY_TRANSFORMS):
             drop = (None if method == "seed" else quality_drop(text, config)) or repetition_drop(text)
             if drop is None and declared_language(language) in (None, "en"):
                 drop = spelling_drop(text)

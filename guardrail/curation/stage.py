@@ -101,7 +101,7 @@ def folds_of(seed_ids: Sequence[str]) -> NDArray[np.int64]:
 
 def are_attacks(records: pa.Table) -> NDArray[np.bool_]:
     """Return which records (method) an adversary made, or a transform: to look like another text, on purpose."""
-    return np.asarray(pc.match_substring_regex(records["method"], "^(rl$|transform:)"))
+    return np.asarray(pc.match_substring_regex(records["method"], "^(rl$|rl:|transform:)"))
 
 
 def are_contrasts(records: pa.Table) -> NDArray[np.bool_]:

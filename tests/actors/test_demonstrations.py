@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from actors.config import GateConfig
 from actors.demonstrations import Demonstration, TeachingConfig, demonstrations, passing, teach
@@ -46,6 +46,14 @@ def test_an_attacker_that_is_there_is_not_written_over(tmp_path):
     (tmp_path / "config.json").touch()
     with pytest.raises(ValueError, match="is not empty"):
         teach(demonstrations()[:1], TeachingConfig(), tmp_path, 0, lambda *_: None)
+
+
+def test_a_model_that_is_not_built_as_llama_is_refused(tmp_path):
+    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_llama(tmp_path / "llama")).save_pretrained(tmp_path / "model")
+    config = TeachingConfig(model=str(tmp_path / "model"))
+    with pytest.raises(ValueError, match="a GPT2LMHeadModel is not built as Llama is"):
+        teach(demonstrations()[:1], config, tmp_path / "taught", 0, lambda *_: None)
 
 
 def test_nothing_to_show_is_refused(tmp_path):

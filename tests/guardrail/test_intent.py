@@ -96,6 +96,13 @@ def test_a_directory_without_a_model_is_refused(tmp_path):
         IntentModel.from_pretrained(str(tmp_path))
 
 
+def test_what_is_no_intent_model_is_not_written_over(config, tmp_path):
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(ValueError, match="exists and is no intent model"):
+        train_intent(config, PAIRS, tmp_path, seed=0, progress=print)
+    assert (tmp_path / "thesis.txt").exists()
+
+
 def test_pairs_of_one_label_are_refused(config, tmp_path):
     with pytest.raises(ValueError, match="kept and pairs that are not"):
         train_intent(config, PAIRS[:4], tmp_path / "model", seed=0, progress=print)

@@ -62,6 +62,7 @@ def test_nothing_is_asked_where_all_languages_are_wanted(monkeypatch):
         ("ok", "", "seed", None),
         ("ok", None, "seed", None),
         (GERMAN, None, "transform:rot13", None),
+        (GERMAN, None, "rl:polite_spaced", None),
         (GERMAN, "de", "transform:rot13", Drop("language", "de, as its record says")),
     ],
 )

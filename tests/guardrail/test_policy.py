@@ -25,7 +25,7 @@ def record(text, method="paraphrase", categories=None, response=None):
 # --- minors -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["paraphrase", "rl", "transform:base64", "augment"])
+@pytest.mark.parametrize("method", ["paraphrase", "rl", "rl:novel_wrapped", "transform:base64", "augment"])
 def test_nothing_generated_that_may_sexualise_minors_is_kept(method):
     drop = Drop("may sexualise minors", "")
     by_category = record("Anything", method, ["sexual", "sexual/minors"])

@@ -102,7 +102,7 @@ def test_attempts_are_records_that_lead_back_to_their_seed(outcome):
     for row in outcome.attempts.to_pylist():
         seed = seeds[row["seed_id"]]
         assert (row["unsafe"], row["parent_id"]) == (seed["unsafe"], seed["id"])
-        assert row["method"] == (f"transform:{row['style']}" if STYLE[row["style"]].transforms else "rl")
+        assert row["method"] == (f"rl:{row['style']}" if STYLE[row["style"]].transforms else "rl")
         assert row["guard_version"] == "tiny@1" and row["attacker_version"].endswith("/round-01")
         assert row["valid"] is (row["rejected"] is None) and (row["valid"] or not row["success"])
     assert all(record["style"] for record in successes_of(outcome.attempts))
@@ -120,7 +120,7 @@ def test_a_disguised_attack_reaches_the_guard_and_the_records_as_it_is_written(a
     shown = [row for row in outcome.attempts.to_pylist() if row["valid"]]
     scores = Guard.from_pretrained(guard).probabilities([row["text"] for row in shown])[:, 0]
     assert np.allclose(scores, [dict(row["scores"])["guard"] for row in shown], atol=1e-4)
-    assert any(row["method"].startswith("transform:") for row in shown)
+    assert any(row["method"].startswith("rl:") for row in shown)
 
 
 def test_actors_have_names_that_say_what_they_are(adversary):

@@ -139,14 +139,20 @@ def test_a_run_without_one_valid_attempt_and_without_promotion_has_a_page_too(tm
     assert "it is the final guard, too" in page
 
 
-def test_a_run_that_has_not_ended_has_no_report(run, tmp_path):
-    with pytest.raises(SystemExit, match="holds no run"):
-        main([str(tmp_path)])
-    with pytest.raises(SystemExit, match="holds no run"):
-        main([str(run), "--against", str(tmp_path)])
-    (tmp_path / "manifest.json").write_text('{"config_digest": "d", "phases": {"00/seed": {"seconds": 1}}}')
-    with pytest.raises(SystemExit, match="has not ended; the command that began it"):
-        main([str(tmp_path)])
+def test_a_run_that_has_not_ended_or_lacks_files_has_no_report(run, tmp_path, capsys):
+    def refusal(*arguments: str) -> str:
+        with pytest.raises(SystemExit, match="^1$"):
+            main([*arguments])
+        return capsys.readouterr().err
+
+    part = tmp_path / "part"
+    part.mkdir()
+    assert "holds no run" in refusal(str(part)) and "holds no run" in refusal(str(run), "--against", str(part))
+    (part / "manifest.json").write_text('{"config_digest": "d", "phases": {"00/seed": {"seconds": 1}}}')
+    assert "has not ended; the command that began it" in refusal(str(part))
+    shutil.copytree(run, tmp_path / "copy", symlinks=True)
+    next((tmp_path / "copy").rglob("metrics.json")).unlink()
+    assert "metrics.json" in refusal(str(tmp_path / "copy"))
 
 
 def test_the_summary_sets_the_two_guards_side_by_side(run):
