@@ -19,7 +19,7 @@ setup:  ## create .venv and install the lock into it
 loop: setup  ## run the adversarial loop on the embedded default; ARGS="--dotted.key value" overrides settings
 	$(RUN) jobs/adversarial_loop.py --config jobs/configs/laptop.yaml $(ARGS)
 
-guard: setup  ## train guards/default on the shipped seeds and public sets; DATA=FOLDER of local copies of the sets
+guard: setup  ## train guards/default on the shipped seeds and public sets: DATA=FOLDER of copies of the sets
 	$(RUN) jobs/curate.py --config jobs/configs/guard/curate.yaml $(if $(DATA),--data-dir $(DATA)) || [ $$? -eq 3 ]  # rows set aside
 	$(RUN) jobs/train_guard.py --config jobs/configs/guard/train.yaml $(if $(DATA),--data-dir $(DATA)) $(ARGS)
 

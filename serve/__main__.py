@@ -28,8 +28,8 @@ from guardrail.text import digest
 from serve.app import ModeratorState, moderator
 from serve.config import ModeratorArgs
 from serve.degraded import OnFailure
-from serve.keys import Keys
-from serve.policies import lint, read_policies
+from serve.keys import read_keys
+from serve.policies import GUARDS_OWN, lint, read_policies
 
 APPLICATION = "moderation"
 _VERSION = uuid4().hex  # of the deployment, as long as this process serves it
@@ -46,7 +46,10 @@ def newest_guard(runs: Path) -> Path:
     """
     cards = [card for card in runs.glob(f"*/guard/{GUARD_FILE}") if card.is_file()]
     if not cards:
-        raise ValueError(f"no promoted guard under {runs}/: run make loop first, or name one with --guard")
+        raise ValueError(
+            f"no promoted guard under {runs}/: run make loop first, or name one with --guard (that of make guard is "
+            "guards/default)"
+        )
     # A link is made anew by each promotion, that of an earlier guard included.
     return max((card.parent for card in cards), key=_when_written)
 
@@ -69,9 +72,13 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
     """
     if "RAY_ADDRESS" not in os.environ:
         _check_free(host, port)
-    if args.get("keys"):
-        Keys(args["keys"])
-    read_policies(args.get("policies"), args.get("policy"))
+    policies = read_policies(args.get("policies"), args.get("policy"))
+    for key in read_keys(args["keys"]).values() if args.get("keys") else ():
+        if key.policy not in (None, GUARDS_OWN) and (policies is None or policies.get(key.policy) is None):
+            raise ValueError(
+                f"{args['keys']}: the key {key.name!r} has policy {key.policy!r}, which is not in "
+                f"{args.get('policies') or 'any folder: name one (--policies)'}"
+            )
     if args.get("policies") and (problems := lint([args["policies"]])):
         raise ValueError("\n".join(problems))
     directory = guard()

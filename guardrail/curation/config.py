@@ -38,7 +38,7 @@ class CurationConfig(BaseModel):
     )
     trusted_sources: tuple[str, ...] = Field(
         ("rayguard-seeds:", "rayguard-texts:"),
-        description="starts of sources labelled by hand: seeds of these are no semantic duplicates",
+        description="starts of sources labelled by hand: their labels are no noise, their seeds no semantic duplicates",
     )
     balance: float = Field(
         4.0, ge=1, description="most generated records of one label, category and method, over the median of these"
