@@ -21,6 +21,7 @@ from actors.config import AdversaryConfig
 from actors.grpo import GRPO, GRPOConfig
 from actors.summary import Summary
 from cluster.resources import ResourcePlan
+from guardrail.files import write_text
 from guardrail.records import Record
 
 logger = logging.getLogger(__name__)
@@ -186,9 +187,8 @@ class Adversary:
         self.algorithm.save_to_path(str(partial))
         shutil.rmtree(directory / name, ignore_errors=True)
         os.replace(partial, directory / name)
-        partial = directory / f".{_PROGRESS}"
-        partial.write_text(json.dumps({"checkpoint": name, "iterations": [each.as_json() for each in iterations]}))
-        os.replace(partial, directory / _PROGRESS)
+        progress = {"checkpoint": name, "iterations": [each.as_json() for each in iterations]}
+        write_text(directory / _PROGRESS, json.dumps(progress))
         self._kept = directory / name
         forget_checkpoints(directory, but=name)
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from guardrail.dataset_registry import registry
+from guardrail.files import write_text
 from guardrail.guard import UNSAFE, GuardCard
 from guardrail.metrics import wilson
 from guardrail.models import BUNDLED_PREFIX
@@ -95,9 +96,7 @@ def write_cards(directory: Path, provenance: Provenance) -> None:
         (DATA_CARD, "data_card.md.j2", _data_facts(provenance)),
     ):
         source = files("guardrail").joinpath(template).read_text("utf-8")
-        partial = directory / f".{name}"
-        partial.write_text(environment.from_string(source).render(**facts, **more) + "\n", "utf-8")
-        partial.replace(directory / name)
+        write_text(directory / name, environment.from_string(source).render(**facts, **more) + "\n")
 
 
 def plain_text(value: object) -> str:

@@ -10,7 +10,6 @@ Knows nothing of training or of serving.
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from transformers import (
 from guardrail.backends import Backend, BackendName, TorchBackend, cheapest_batches, load_backend
 from guardrail.deobfuscation import LOOKED_AT
 from guardrail.disguise import read_as, said_otherwise
+from guardrail.files import write_text
 from guardrail.fitted_on import FittedOn, FittedOnEvaluationSet
 from guardrail.reading import Conversation, Exchange, Readable, Window, messages_read, windows
 from guardrail.taxonomy import CATEGORIES, UNSAFE
@@ -170,9 +170,7 @@ class GuardCard:
 
     def write(self, directory: Path) -> None:
         """Write `directory/guard.json`, whole or not at all."""
-        partial = directory / f".{GUARD_FILE}"
-        partial.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
-        os.replace(partial, directory / GUARD_FILE)
+        write_text(directory / GUARD_FILE, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
 def load_base(base: str, layers: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

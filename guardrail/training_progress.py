@@ -1,11 +1,12 @@
 """How far a training is: written down by its first worker, told by whoever started it and waits."""
 
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from guardrail.files import write_text
 
 #: Called with the steps that are done, those of the whole training, and the mean loss of a step of this epoch so far.
 Tell = Callable[[int, int, float], None]
@@ -17,9 +18,7 @@ class TrainingError(RuntimeError):
 
 def write_progress(path: Path, done: int, steps: int, loss: float) -> None:
     """Write down what `Tell` is called with, over what was written before."""
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(json.dumps([done, steps, loss]))
-    os.replace(partial, path)
+    write_text(path, json.dumps([done, steps, loss]))
 
 
 @contextmanager

@@ -26,12 +26,12 @@ from pydantic import Field, field_validator
 
 from guardrail.evaluation import evaluate_set
 from guardrail.evaluation_sets import ALL_SETS, load_available_evaluations, raise_missing
+from guardrail.files import write_text
 from guardrail.guard import Guard
 from guardrail.published import published_on
 from guardrail.remote import RemoteGuard, open_guard
 from guardrail.robustness import robustness
 from guardrail.transforms import transform_names
-from jobs.run import write_text
 from jobs.settings import JobSettings, load, save_beside
 from jobs.terminal import orderly_end, show_metrics, show_published, show_transforms
 

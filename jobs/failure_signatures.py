@@ -37,11 +37,12 @@ from guardrail.failure_signatures import (
     left_out_styles,
     origin,
 )
+from guardrail.files import write_text
 from guardrail.guard import GuardCard
 from guardrail.metrics import share_text
 from guardrail.records import Record, make_record, read_records
 from guardrail.seeds import HELD_OUT, VALIDATION
-from jobs.run import Manifest, round_directory, run_directory, write_text
+from jobs.run import Manifest, round_directory, run_directory
 from jobs.settings import LoopSettings
 from jobs.terminal import orderly_end, terminal
 

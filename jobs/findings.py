@@ -19,10 +19,11 @@ from rich.table import Table
 
 from actors.archive import category_of
 from actors.attempts import ATTEMPTS, REFUSED, diversity_of, read_attempts
+from guardrail.files import write_text
 from guardrail.metrics import share_text, wilson
 from guardrail.records import Record, to_table, write_table
 from guardrail.text import digest
-from jobs.run import RunError, write_text
+from jobs.run import RunError
 from jobs.settings import to_yaml
 
 UNTRANSFORMED = "none"  # in the place of a transform: the goals as they are

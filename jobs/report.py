@@ -16,13 +16,14 @@ import pyarrow.parquet as pq
 import yaml
 
 from actors.attempts import successes_of
+from guardrail.files import write_text
 from guardrail.metrics import share_text, wilson
 from guardrail.records import Record
 from guardrail.report import Material, comparison, render
 from guardrail.report_difference import compare, differing, final_round, flat
 from guardrail.report_scores import read_scores
 from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION
-from jobs.run import Manifest, round_directory, write_text
+from jobs.run import Manifest, round_directory
 from jobs.terminal import orderly_end
 
 NO_DIVERSITY = {"self_bleu": None, "unique_clusters": 0, "mean_distance": None}

@@ -25,6 +25,7 @@ from guardrail.embedding import shared_encoder
 from guardrail.evaluation import misjudged, success_rate
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.evaluation_sets import evaluation_texts, load_evaluations
+from guardrail.files import write_text
 from guardrail.fitted_on import fitted_on
 from guardrail.generable import generation_seeds
 from guardrail.guard import Guard, GuardCard
@@ -37,7 +38,7 @@ from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, embedded_texts, load_or
 from guardrail.text import joined
 from guardrail.training import fine_tune
 from guardrail.transforms import drawn
-from jobs.run import Run, write_text
+from jobs.run import Run
 from jobs.settings import LoopSettings
 
 _SHORT_TEXT = 110  # characters

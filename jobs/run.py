@@ -7,7 +7,6 @@ never run again. Knows nothing of what the phases do.
 import contextlib
 import dataclasses
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from guardrail.files import write_text
 from guardrail.models import cache_dir
 from guardrail.text import digest
 from jobs.settings import LoopSettings, to_yaml
@@ -188,13 +188,6 @@ class Run:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     total += process.memory_info().rss  # an upper bound: pages that processes share count in each
             self.manifest.peak_rss_gib = max(self.manifest.peak_rss_gib, total / 2**30)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is either the old one or the whole new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def _shown(key: str, value: Any) -> str:

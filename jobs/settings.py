@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSetti
 
 from actors.config import AdversaryConfig
 from guardrail.curation import CurationConfig
+from guardrail.files import write_text
 from guardrail.synthesis import SynthesisConfig
 from guardrail.training import TrainingConfig
 
@@ -142,7 +143,7 @@ def to_yaml(settings: BaseModel) -> str:
 
 def save_beside(settings: BaseModel, output: Path) -> None:
     """Save resolved settings beside what a job wrote, as OUTPUT.config.yaml."""
-    output.with_name(f"{output.name}.config.yaml").write_text(to_yaml(settings))
+    write_text(output.with_name(f"{output.name}.config.yaml"), to_yaml(settings))
 
 
 def _underscored(argument: str) -> str:

@@ -23,6 +23,7 @@ import numpy as np
 import yaml
 
 from guardrail.calibration import choose_threshold
+from guardrail.files import write_text
 from guardrail.fitted_on import FittedOn, fitted_on
 from guardrail.guard import Guard
 from guardrail.policy import GUARDS_OWN, Policy, read_policy
@@ -263,7 +264,7 @@ def _propose(options: argparse.Namespace) -> None:
     policy = propose(benign, unsafe, options.flag_fpr, options.block_fpr, description)
     policy = policy.model_copy(update={"fitted_on": fitted})
     print(trade_off(benign, unsafe))
-    options.output.write_text(yaml.safe_dump(policy.model_dump(exclude_none=True), sort_keys=False), encoding="utf-8")
+    write_text(options.output, yaml.safe_dump(policy.model_dump(exclude_none=True), sort_keys=False))
     print(f"Wrote {options.output}")
     if options.picture:
         draw_trade_off(benign, unsafe, policy, options.picture)

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.facts import facts
 from guardrail.curation.stage import Judge
+from guardrail.files import write_text
 from guardrail.records import SCHEMA
 
 ROWS_IN_MEMORY, _BYTES_IN_MEMORY = 50_000, 2**28  # of the sorted output
@@ -152,6 +153,4 @@ def merge(paths: Sequence[Path], target: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that `path` is either the old file or the whole new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps(value, indent=2) + "\n")

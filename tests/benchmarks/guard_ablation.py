@@ -13,7 +13,6 @@ again, and a killed training goes on at its step.
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ import numpy as np
 from guardrail.evaluation import evaluate_set
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.evaluation_sets import load_evaluations
+from guardrail.files import write_text
 from guardrail.guard import Guard
 from guardrail.models import cache_dir
 from guardrail.records import Record, read_records, write_records
@@ -81,9 +81,7 @@ def measured(
         fine_tune(config, data=data, validation=parts[VALIDATION], output=output, version="ablation", seed=seed)
         guard = Guard.from_pretrained(output)
         metrics = [evaluate_set(guard, items) for items in sets.values()]
-        partial = found.with_suffix(".partial")
-        partial.write_text(json.dumps({name: float(np.mean([each[name] for each in metrics])) for name in MEASURED}))
-        os.replace(partial, found)
+        write_text(found, json.dumps({name: float(np.mean([each[name] for each in metrics])) for name in MEASURED}))
         shutil.rmtree(output)
         data.unlink()
     return dict(json.loads(found.read_text()))
