@@ -55,7 +55,7 @@ class Curriculum:
             above = [style.level for style in self.styles if style.level > level]
             harder = [i for i, style in enumerate(self.styles) if above and style.level == min(above)]
             for i, style in enumerate(self.styles):
-                if harder and style.level == level and self._saturated(category, style.name, estimates[i]):
+                if harder and style.level == level and self._saturated(style.name, estimates[i]):
                     share[harder] += share[i] / len(harder)
                     share[i] = 0.0
         return self.config.floor / len(self.styles) + (1 - self.config.floor) * share
@@ -84,7 +84,7 @@ class Curriculum:
         cell = self._counts.get((category, style), _Count())
         return _smoothed(cell.attempts, cell.successes, of_style)
 
-    def _saturated(self, category: str, style: str, estimate: float) -> bool:
+    def _saturated(self, style: str, estimate: float) -> bool:
         seen = sum(count.attempts for (_, name), count in self._counts.items() if name == style)
         return seen >= self.config.min_attempts and estimate < self.config.saturated
 

@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from guardrail.backends import token_batches
 from guardrail.embedding import Embedder
 from guardrail.guard import UNSAFE, Guard
 from guardrail.intent import IntentModel, sentence_embedding
+from guardrail.likelihood import LanguageModel
 from guardrail.models import resolve
 from guardrail.remote import open_guard, unsafe_scores
 
-_TOKENS_PER_BATCH = 1024
 _LEAST_LIKELY = 5  # the least likely one in so many tokens counts
 
 
@@ -46,10 +44,7 @@ class Scorer:
     def __init__(self, embedder: str, reference: str, intent_model: str) -> None:
         torch.set_num_threads(os.cpu_count() or 1)  # scoring, generation and update take turns on a machine
         self.embedder = Embedder(resolve(embedder))
-        reference = resolve(reference)
-        self.tokenizer = AutoTokenizer.from_pretrained(reference)
-        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
-        self.reference = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32).eval()
+        self.reference = LanguageModel(reference)
         self.intent = IntentModel.from_pretrained(intent_model)
         self._one_encoder = resolve(embedder) == self.intent.encoder.source
 
@@ -83,27 +78,15 @@ class Scorer:
         """Return the target's probability of "unsafe" and its decision, each [n]; see `unsafe_scores`."""
         return unsafe_scores(self.target, attacks)
 
-    @torch.inference_mode()
     def fluency(self, texts: Sequence[str]) -> np.ndarray:
-        """Return Min-K: the mean log-probability of each text's least likely fifth of tokens, [n].
+        """Return Min-K: the mean log-probability of each text's least likely fifth of tokens, [n]; of no text, -inf.
 
         Source: Shi et al., "Detecting Pretraining Data from Large Language Models", arXiv 2310.16789, used here as a
         floor on fluency: gibberish has tokens that nothing before them led to.
         """
-        result = np.full(len(texts), -np.inf)
-        # What a document starts with, or after: it gives the first word a probability as well.
-        start = self.tokenizer.bos_token_id
-        start = self.tokenizer.eos_token_id if start is None else start
-        ids = [[start, *self.tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts]
-        lengths = [len(row) for row in ids]
-        order = sorted((i for i in range(len(ids)) if lengths[i] > 1), key=lambda i: lengths[i])
-        for batch in token_batches(order, lengths, _TOKENS_PER_BATCH):
-            padded = self.tokenizer.pad(
-                {"input_ids": [ids[i] for i in batch]}, padding_side="right", return_tensors="pt"
-            )
-            logits = self.reference(**padded).logits[:, :-1]
-            chosen = torch.log_softmax(logits, dim=-1).gather(-1, padded["input_ids"][:, 1:, None]).squeeze(-1)
-            for row, index in enumerate(batch):
-                values = chosen[row, : lengths[index] - 1].sort().values
-                result[index] = values[: max(1, len(values) // _LEAST_LIKELY)].mean().item()
-        return result
+        # What a document starts with, or after.
+        start = self.reference.tokenizer.bos_token_id
+        start = self.reference.tokenizer.eos_token_id if start is None else start
+        found = self.reference.log_probabilities(texts, start)
+        least = (np.sort(values)[: max(1, len(values) // _LEAST_LIKELY)] for values in found)
+        return np.array([values.mean() if len(values) else -np.inf for values in least], dtype=float)

@@ -4,15 +4,11 @@ import random
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from guardrail.backends import token_batches
 from guardrail.gibberish import LOOKED_AT, without_addresses
-from guardrail.models import resolve
+from guardrail.likelihood import LanguageModel
 
-_TOKENS_PER_BATCH = 1024
 _CLEAR = 3.0  # nats a token: of 300 texts, two orders of the words of 99% differed by less than 2.7
 
 
@@ -26,10 +22,7 @@ class WordOrder:
     """
 
     def __init__(self, model: str) -> None:
-        source = resolve(model)
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
-        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
-        self.model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+        self.model = LanguageModel(model)
 
     def gains(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Return by how much each text is likelier than its words, shuffled in two ways, in nats a token [texts].
@@ -50,22 +43,11 @@ class WordOrder:
             in_doubt = np.flatnonzero(gains < _CLEAR)
         return gains
 
-    @torch.inference_mode()
     def _log_probabilities(self, texts: Sequence[Sequence[str]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Return the log probability and number of tokens of each text, given as its words, [texts] both."""
-        # The end-of-text token is what a document starts after: it gives the first word a probability as well.
-        start = self.tokenizer.eos_token_id
-        ids = [[start, *self.tokenizer(" ".join(words), add_special_tokens=False)["input_ids"]] for words in texts]
-        lengths = [len(row) for row in ids]
-        result = np.zeros(len(texts))
-        for batch in token_batches(sorted(range(len(ids)), key=lambda i: lengths[i]), lengths, _TOKENS_PER_BATCH):
-            padded = self.tokenizer.pad(
-                {"input_ids": [ids[i] for i in batch]}, padding_side="right", return_tensors="pt"
-            )
-            logits = self.model(**padded).logits[:, :-1]
-            chosen = torch.log_softmax(logits, dim=-1).gather(-1, padded["input_ids"][:, 1:, None]).squeeze(-1)
-            result[batch] = (chosen * padded["attention_mask"][:, 1:]).sum(dim=1).numpy()
-        return result, np.array(lengths, dtype=np.int64) - 1
+        start = self.model.tokenizer.eos_token_id  # what a document starts after
+        found = self.model.log_probabilities([" ".join(words) for words in texts], start)
+        return np.array([values.sum() for values in found], dtype=float), np.array([len(values) for values in found])
 
 
 def _shuffled(words: Sequence[str], seed: int) -> list[str]:
