@@ -23,7 +23,7 @@ from actors.archive import Archive, Find, category_of
 from actors.attempts import REFUSED, attempts_table, diversity_of, float_lists, read_successes, write_attempts
 from actors.config import AdversaryConfig
 from actors.env_runner import Rollout, Share, StaleWeightsError, Task
-from actors.gate import MALFORMED, Attempt, rejection
+from actors.gate import MALFORMED, Attempt, limits, rejection
 from actors.judges import Vote, label_kept
 from actors.loss import Row, group_advantages, imitation_advantages, train_batches
 from actors.scorer import Meaning, Scorer
@@ -241,11 +241,9 @@ class RewardWorker:
         return Scored(rows, finds, _tally(tasks, goals, rollouts, reasons, parts, fluency, reward, success))
 
     def _gated(self, attempts: Sequence[Attempt], withheld: Sequence[bool]) -> list[str | None]:
-        gate, model = self.config.gate, self.scorer.intent
-        min_intent = model.threshold if gate.min_intent is None else gate.min_intent
-        min_similarity = model.min_similarity if gate.min_similarity is None else gate.min_similarity
+        least = limits(self.config.gate, self.scorer.intent)
         return [
-            "withheld" if hidden else rejection(attempt, gate, min_intent, min_similarity)
+            "withheld" if hidden else rejection(attempt, self.config.gate, *least)
             for attempt, hidden in zip(attempts, withheld, strict=True)
         ]
 
