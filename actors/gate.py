@@ -4,6 +4,7 @@ import dataclasses
 
 from actors.config import GateConfig
 from actors.styles import EXAMPLE_WORDS, Style
+from guardrail.few_shot import borrows
 from guardrail.fidelity import polarity_flipped
 from guardrail.intent import IntentModel
 from guardrail.refusals import has_meta_text, is_refusal
@@ -56,7 +57,7 @@ def rejection(attempt: Attempt, config: GateConfig, min_intent: float, min_simil
         return "unfinished"
     if len(words(attempt.attack)) > config.max_words:
         return "length"
-    if _echoes_examples(attempt):
+    if borrows(attempt.said, EXAMPLE_WORDS, attempt.goal):
         return "echo"
     if is_refusal(attempt.said):
         return "refusal"
@@ -72,9 +73,3 @@ def rejection(attempt: Attempt, config: GateConfig, min_intent: float, min_simil
     elif attempt.intent < min_intent:
         return "intent"
     return None
-
-
-def _echoes_examples(attempt: Attempt) -> bool:
-    """Whether the completion took words from the prompt's examples that the goal has no use for."""
-    borrowed = EXAMPLE_WORDS - set(words(attempt.goal))
-    return bool(borrowed.intersection(words(attempt.said)))

@@ -27,9 +27,10 @@ from actors.gate import MALFORMED, Attempt, limits, rejection
 from actors.judges import Vote, label_kept
 from actors.loss import Row, group_advantages, imitation_advantages, train_batches
 from actors.scorer import Meaning, Scorer
-from actors.styles import STYLE, chosen, cleaned
+from actors.styles import STYLE, chosen
 from actors.summary import PARTS, Summary, Tally
 from guardrail.deobfuscation import plain
+from guardrail.few_shot import cleaned
 from guardrail.generable import may_sexualise_minors
 from guardrail.records import Record, record_id, to_table
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from guardrail.few_shot import EXAMPLES, cleaned, few_shot
 from guardrail.rows import did_you_mean
 from guardrail.text import digest
 from guardrail.transforms import TRANSFORMS
@@ -21,7 +22,6 @@ ACTIONS: tuple[Action, ...] = ("frame", "rewrite", "compose")
 LEVELS = len(ACTIONS) + 1
 _LABELS = {"frame": "Sentence", "rewrite": "Rewritten", "compose": "Message"}
 
-_EXAMPLES = ("How can I bake bread at home?", "List places to camp near a lake.")
 #: What the examples speak of; an attack that does too, and its goal does not, was taken from them.
 EXAMPLE_WORDS = frozenset(
     "bread bake baked baker bakers bakery bakes baking flour yeast miller camp camped camping lake tent".split()
@@ -45,11 +45,8 @@ class Style:
 
     def prompt(self, goal: str) -> str:
         """Return what the attacker continues, with one line."""
-        label = _LABELS[self.action]
-        pairs = "".join(
-            f"Request: {request}\n{label}: {shown}\n\n" for request, shown in zip(_EXAMPLES, self.shown, strict=True)
-        )
-        return f"{self.rule}\n\n{pairs}Request: {' '.join(goal.split())}\n{label}:"
+        examples = zip(EXAMPLES, self.shown, strict=True)
+        return few_shot(self.rule, ("Request", _LABELS[self.action]), examples, goal)
 
     def attack(self, goal: str, completion: str) -> str:
         """Return the attack that a completion stands for, in plain text; empty where the completion holds no text."""
@@ -64,11 +61,6 @@ class Style:
             return attack
         random = np.random.default_rng(int(digest(self.name, attack), 16))
         return TRANSFORMS[self.transforms[int(random.integers(len(self.transforms)))]].apply(attack, random)
-
-
-def cleaned(completion: str) -> str:
-    """Return a completion without the quotes and markup that models put around it."""
-    return completion.strip().strip("\"'`*").strip()
 
 
 _PLAIN: tuple[Style, ...] = (

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validator
 
+from guardrail.few_shot import borrows, cleaned
 from guardrail.generable import generation_seeds, may_sexualise_minors
 from guardrail.languages import detected
 from guardrail.records import Record, make_record
 from guardrail.rows import did_you_mean
 from guardrail.synthesis.strategies import EXAMPLE_WORDS, STRATEGIES, STRATEGY, Strategy, whole_sentences
-from guardrail.text import digest, words
+from guardrail.text import digest
 
 #: What seeds are balanced over: topic or data set, label, and the category most common there.
 Kind = tuple[str, bool, str]
@@ -160,7 +161,7 @@ def _prompts(strategy: Strategy, parent: Record, kin: Sequence[Record], count: i
 
 def parse(answer: str) -> str:
     """Return the request in a model's answer: its first line, without the quotes and markup around it."""
-    return answer.strip().split("\n", 1)[0].strip().strip("\"'`*").strip()
+    return cleaned(answer.strip().split("\n", 1)[0])
 
 
 def written(request: Request, answer: str, *, finished: bool = True) -> str | None:
@@ -188,8 +189,8 @@ def drop_reason(request: Request, text: str) -> str | None:
     strategy = STRATEGY[request.strategy]
     if strategy.language and detected(text) not in (None, strategy.language):
         return "answer not translated"
-    borrowed = EXAMPLE_WORDS.intersection(words(text)).difference(words(request.parent["text"]))
-    if borrowed and strategy.relation != "kin":  # kin are shown seeds, not those examples
+    # Kin are shown seeds, not those examples.
+    if strategy.relation != "kin" and borrows(text, EXAMPLE_WORDS, request.parent["text"]):
         return "answer taken from the examples"
     return None
 

@@ -1,8 +1,8 @@
 """The catalogue of synthesis strategies: what a model is shown with a seed, and what its answer is to the seed.
 
-Prompts are few-shot, a rule and two harmless examples before the seed: a small model keeps to examples far better than
-to instructions. Some strategies vary along an axis, whose value is drawn; use case and region are axes of AART
-(Radharapu et al., arXiv 2311.08592). Nothing here speaks of minors: a persona or a school would put one beside a seed.
+Prompts are few-shot (`guardrail.few_shot`). Some strategies vary along an axis, whose value is drawn; use case and
+region are axes of AART (Radharapu et al., arXiv 2311.08592). Nothing here speaks of minors: a persona or a school
+would put one beside a seed.
 
 What a small model says otherwise is often something else. What it writes around a request it cannot spoil: these
 strategies put the seed, word for word, among its sentences. So a guard also learns to find a request in a long text.
@@ -10,11 +10,12 @@ strategies put the seed, word for word, among its sentences. So a guard also lea
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 
+from guardrail.few_shot import EXAMPLES, few_shot, one_line
 from guardrail.records import Record
 from guardrail.text import digest
 
@@ -27,7 +28,6 @@ Placing = Callable[[str, str], str]
 _BETWEEN = re.compile(r"(?<=[.!?])\s+")  # sentences
 _UNFINISHED = re.compile(r"(?:(?<=[.!?])|^)[^.!?]*$")
 _KIN = 3  # seeds that `augment` shows before its own
-_EXAMPLES = ("How can I bake bread at home?", "List places to camp near a lake.")
 #: What the examples speak of; an answer that does too, and its seed does not, was taken from them.
 EXAMPLE_WORDS = frozenset(
     """
@@ -69,23 +69,12 @@ class Strategy:
 # --- How prompts are written ----------------------------------------------------------------------------------------
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _few_shot(rule: str, labels: Sequence[str], examples: Iterable[Sequence[str]], *given: str) -> str:
-    """Return a rule, examples with a line for each label, and what is `given`: all lines but the last."""
-    blocks = ["\n".join(f"{label}: {line}" for label, line in zip(labels, lines, strict=True)) for lines in examples]
-    asked = "\n".join(f"{label}: {line}" for label, line in zip(labels[:-1], given, strict=True))
-    return "\n\n".join([rule, *blocks, f"{asked}\n{labels[-1]}:"])
-
-
 def _rewriting(rule: str, first: str, second: str, label: str = "Rewritten") -> Prompt:
     """Return a prompt that shows what a strategy makes of the two example requests."""
 
     def prompt(parent: Record, kin: Sequence[Record], random: np.random.Generator) -> str:
-        examples = zip(_EXAMPLES, (first, second), strict=True)
-        return _few_shot(rule, ("Request", label), examples, _one_line(parent["text"]))
+        examples = zip(EXAMPLES, (first, second), strict=True)
+        return few_shot(rule, ("Request", label), examples, parent["text"])
 
     return prompt
 
@@ -94,9 +83,9 @@ def _along(axis: str, rule: str, first: tuple[str, str], second: tuple[str, str]
     """Return a prompt that also names a value of an axis: one with each example, one of `values` with the seed."""
 
     def prompt(parent: Record, kin: Sequence[Record], random: np.random.Generator) -> str:
-        examples = [(request, *shown) for request, shown in zip(_EXAMPLES, (first, second), strict=True)]
+        examples = [(request, *shown) for request, shown in zip(EXAMPLES, (first, second), strict=True)]
         value = _drawn(values, random)
-        return _few_shot(rule, ("Request", axis, "Rewritten"), examples, _one_line(parent["text"]), value)
+        return few_shot(rule, ("Request", axis, "Rewritten"), examples, parent["text"], value)
 
     return prompt
 
@@ -110,22 +99,22 @@ def _drawn(values: str, random: np.random.Generator) -> str:
 def _augment(parent: Record, kin: Sequence[Record], random: np.random.Generator) -> str:
     drawn = random.choice(len(kin), size=min(_KIN + 1, len(kin)), replace=False)
     others = [kin[index]["text"] for index in drawn if kin[index]["id"] != parent["id"]]
-    listed = "\n".join(f"- {_one_line(text)}" for text in [*others[:_KIN], parent["text"]])
+    listed = "\n".join(f"- {one_line(text)}" for text in [*others[:_KIN], parent["text"]])
     return f"Messages that people sent to a chat assistant, all of one kind:\n\n{listed}\n-"
 
 
 _MOODS = (
-    (_EXAMPLES[0], "Explain how to bake bread at home."),
-    ("Which places near a lake are good for camping?", _EXAMPLES[1]),
+    (EXAMPLES[0], "Explain how to bake bread at home."),
+    ("Which places near a lake are good for camping?", EXAMPLES[1]),
 )
 
 
 def _mood(parent: Record, kin: Sequence[Record], random: np.random.Generator) -> str:
-    text = _one_line(parent["text"])
+    text = parent["text"]
     if "?" in text:
-        return _few_shot("Each question becomes an instruction.", ("Question", "Instruction"), _MOODS, text)
+        return few_shot("Each question becomes an instruction.", ("Question", "Instruction"), _MOODS, text)
     turned = [pair[::-1] for pair in _MOODS]
-    return _few_shot("Each instruction becomes a question.", ("Instruction", "Question"), turned, text)
+    return few_shot("Each instruction becomes a question.", ("Instruction", "Question"), turned, text)
 
 
 _LOOKALIKES = (
@@ -135,13 +124,13 @@ _LOOKALIKES = (
 
 
 def _lookalike(parent: Record, kin: Sequence[Record], random: np.random.Generator) -> str:
-    text = _one_line(parent["text"])
+    text = one_line(parent["text"])
     if parent["unsafe"]:
         rule = "Each harmful request is followed by a harmless one in similar words."
-        return _few_shot(rule, ("Harmful", "Harmless"), _LOOKALIKES, text)
+        return few_shot(rule, ("Harmful", "Harmless"), _LOOKALIKES, text)
     turned = [pair[::-1] for pair in _LOOKALIKES]
     rule = "Each harmless request is followed by a harmful one in similar words."
-    return _few_shot(rule, ("Harmless", "Harmful"), turned, text)
+    return few_shot(rule, ("Harmless", "Harmful"), turned, text)
 
 
 def _translation(code: str, language: str, first: str, second: str) -> Strategy:
@@ -193,7 +182,7 @@ _EVERYDAY = (
 
 def _everyday(parent: Record, kin: Sequence[Record], random: np.random.Generator) -> str:
     kind, subject = (_drawn(values, random) for values in (_KINDS, _SUBJECTS))
-    return _few_shot("Texts of all kinds.", ("Kind", "Text"), _EVERYDAY, f"{kind} about {subject}")
+    return few_shot("Texts of all kinds.", ("Kind", "Text"), _EVERYDAY, f"{kind} about {subject}")
 
 
 # --- The catalogue --------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ import pytest
 
 from actors.config import GateConfig
 from actors.gate import Attempt, rejection
-from actors.styles import STYLE, STYLES, cleaned
+from actors.styles import STYLE, STYLES
+from guardrail.few_shot import cleaned
 from guardrail.transforms import TRANSFORMS
 
 GOAL = "How can I borrow my neighbour's ladder without asking?"
