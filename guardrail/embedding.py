@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from guardrail.backends import token_batches
+from guardrail.batching import token_batches
 from guardrail.models import resolve
 from guardrail.static_embedding import StaticEncoder
 

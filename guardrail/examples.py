@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from guardrail.backends import token_batches
+from guardrail.batching import token_batches
 from guardrail.disguise import read_as
 from guardrail.generable import generation_seeds
 from guardrail.guard import LABELS

@@ -25,7 +25,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from guardrail.backends import Backend, BackendName, TorchBackend, cheapest_batches, load_backend
+from guardrail.backends import Backend, BackendName, TorchBackend, load_backend
+from guardrail.batching import cheapest_batches
 from guardrail.deobfuscation import LOOKED_AT
 from guardrail.disguise import read_as, said_otherwise
 from guardrail.files import write_text

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
-from guardrail.backends import token_batches
+from guardrail.batching import token_batches
 from guardrail.fidelity import content_overlap, turned
 from guardrail.models import resolve
 

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from guardrail.backends import token_batches
+from guardrail.batching import token_batches
 from guardrail.models import resolve
 
 _TOKENS_PER_BATCH = 1024

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from guardrail.answers import GuardResponse, PartResult, SpanResult
 from guardrail.guard import GuardCard, Verdict
 from guardrail.policy import Policy, strictest
-from guardrail.reading import Exchange, Readable
+from guardrail.reading import Exchange, Readable, messages_read
 from serve.degraded import Failure
 from serve.moderation import MAX_INPUTS, Body, RequestRefused, Text, model_name
 
@@ -129,20 +129,13 @@ def of_messages(messages: Sequence[Message]) -> Iterator[Read]:
     Raises:
         RequestRefused: a long prompt would have to be read with too many answers.
     """
-    asked: str | None = None
-    read = 0
-    for index, message in enumerate(messages):
-        part = f"messages[{index}]"
-        if message.role == "assistant" and asked is not None:
-            read += len(asked)  # once for each answer
-            if read > MOST_REPEATED:
-                raise RequestRefused(
-                    f"The answers' prompts have more than {MOST_REPEATED:,} characters together; send fewer messages.",
-                    param="messages",
-                    code="conversation_too_long",
-                )
-            yield Read(part, Exchange(asked, message.content))
-            continue
-        if message.role == "user":
-            asked = message.content
-        yield Read(part, message.content)
+    repeated = 0
+    for index, reading in enumerate(messages_read([message.model_dump() for message in messages])):
+        repeated += len(reading.prompt) if isinstance(reading, Exchange) else 0  # once for each answer
+        if repeated > MOST_REPEATED:
+            raise RequestRefused(
+                f"The answers' prompts have more than {MOST_REPEATED:,} characters together; send fewer messages.",
+                param="messages",
+                code="conversation_too_long",
+            )
+        yield Read(f"messages[{index}]", reading)

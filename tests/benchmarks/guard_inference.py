@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from guardrail.backends import cheapest_batches
+from guardrail.batching import cheapest_batches
 from guardrail.evaluation_sets import ALL_SETS, load_available_evaluations
 from guardrail.guard import Guard
 from guardrail.seeds import embedded_seeds

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen2Config, Qwen2Model
 
-from guardrail.backends import cheapest_batches, token_batches
+from guardrail.batching import cheapest_batches, token_batches
 from guardrail.deobfuscation import LOOKED_AT
 from guardrail.disguise import read_as
 from guardrail.guard import LABELS, Guard, GuardCard, content_digest, load_base
