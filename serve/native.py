@@ -130,7 +130,7 @@ def of_messages(messages: Sequence[Message]) -> Iterator[Read]:
         RequestRefused: a long prompt would have to be read with too many answers.
     """
     repeated = 0
-    for index, reading in enumerate(messages_read([message.model_dump() for message in messages])):
+    for index, reading in enumerate(messages_read([{"role": each.role, "content": each.content} for each in messages])):
         repeated += len(reading.prompt) if isinstance(reading, Exchange) else 0  # once for each answer
         if repeated > MOST_REPEATED:
             raise RequestRefused(
