@@ -1,6 +1,6 @@
 """Attempts on disk: every attack that was tried, as a record with what came of it; one file for each runner's share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,15 @@ def forget_attempts(directory: Path, first: int) -> None:
 def successes_of(attempts: pa.Table) -> list[Record]:
     """Return the successes among attempts, as records with a `style`, each text once."""
     return _records(attempts.filter(attempts["success"]))
+
+
+def stored_attacks(rounds: Iterable[pa.Table]) -> list[Record]:
+    """Return the successes among the attempts of some rounds, each text once, as `successes_of` has them."""
+    found: dict[str, Record] = {}
+    for attempts in rounds:
+        for attack in successes_of(attempts):
+            found.setdefault(attack["id"], attack)
+    return list(found.values())
 
 
 def kept_of(attempts: pa.Table) -> list[Record]:

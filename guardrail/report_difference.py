@@ -36,17 +36,6 @@ def differing(this: Mapping[str, Any], other: Mapping[str, Any]) -> list[Row]:
     ]
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by dotted key."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
 def final_round(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the round whose guard is in use at the end of a run: the last one promoted."""
     last: dict[str, Any] = [entry for entry in report["rounds"] if entry["promoted"]][-1]

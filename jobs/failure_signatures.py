@@ -57,8 +57,7 @@ def read_run(directory: Path, settings: LoopSettings) -> FinishedRun:
         ValueError: the directory holds no run, or one that has not ended.
     """
     manifest = Manifest.read(directory)
-    if not any(key.endswith("/harden") for key in manifest.phases):
-        raise ValueError(f"the run in {directory} has not ended; the command that began it goes on with it")
+    manifest.harden(directory)
     folders = [round_directory(directory, index) for index in range(settings.rounds + 1)]
     return FinishedRun(
         config=settings.training,

@@ -8,28 +8,27 @@ import dataclasses
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import yaml
 
-from actors.attempts import successes_of
+from actors.attempts import stored_attacks
 from guardrail.files import write_text
 from guardrail.metrics import share_text, wilson
 from guardrail.records import Record
 from guardrail.report import Material, comparison, render
-from guardrail.report_difference import compare, differing, final_round, flat
+from guardrail.report_difference import compare, differing, final_round
 from guardrail.report_scores import read_scores
 from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION
 from jobs.run import Manifest, round_directory
+from jobs.settings import deciding
 from jobs.terminal import orderly_end
 
 NO_DIVERSITY = {"self_bleu": None, "unique_clusters": 0, "mean_distance": None}
 MOST_TEXTS = 200  # of attacks in a page
-
-_UNDECIDING = ("run_dir", "cluster.address")  # where a run lies and runs
 
 
 def round_entry(directory: Path, index: int) -> dict[str, Any]:
@@ -93,7 +92,7 @@ def build_report(directory: Path) -> dict[str, Any]:
         ValueError: the directory holds no run, or one that has not ended.
     """
     manifest = Manifest.read(directory)
-    harden = _harden_phase(directory, manifest)
+    harden = manifest.harden(directory)
     count = sum(key.endswith("/evaluate") for key in manifest.phases)
     ran_with = harden.get("environment", {}).get("versions")
     return {
@@ -101,14 +100,6 @@ def build_report(directory: Path) -> dict[str, Any]:
         "rounds": [round_entry(directory, index) for index in range(count)],
         "hardening": harden["hardening"],
     }
-
-
-def _harden_phase(directory: Path, manifest: Manifest) -> dict[str, Any]:
-    """Return what the last phase of a run found."""
-    harden = next((phase for key, phase in manifest.phases.items() if key.endswith("/harden")), None)
-    if harden is None:
-        raise ValueError(f"the run in {directory} has not ended; the command that began it goes on with it")
-    return harden
 
 
 def write_report(directory: Path, *, against: Path | None = None, texts: bool = False) -> dict[str, Any]:
@@ -139,7 +130,8 @@ def _material(directory: Path, report: dict[str, Any], texts: bool) -> Material:
     manifest = Manifest.read(directory)
     folders = {entry["round"]: round_directory(directory, entry["round"]) for entry in report["rounds"]}
     guards = {index: _json(folder / "guard" / "guard.json") for index, folder in folders.items()}
-    stored = _stored_attacks(folders) if texts else []
+    tables = (pq.read_table(path) for folder in folders.values() if (path := folder / "attacks.parquet").exists())
+    stored = stored_attacks(tables) if texts else []
     return Material(
         name=_name(directory),
         config=_config(directory),
@@ -162,7 +154,7 @@ def _signatures(directory: Path, guard: str) -> dict[str, Any]:
 def _environment(directory: Path, manifest: Manifest) -> dict[str, str]:
     """Return what was run with what, as far as it was kept, by what people call it."""
     config = _config(directory)
-    told = _harden_phase(directory, manifest).get("environment", {})
+    told = manifest.harden(directory).get("environment", {})
     seeds = manifest.of_round(0).get("seed", {})
     splits = [f"{name} {seeds[name]}" for name in (TRAIN, VALIDATION, HELD_OUT) if name in seeds]
     facts = {
@@ -184,18 +176,7 @@ def _environment(directory: Path, manifest: Manifest) -> dict[str, str]:
 def _config(directory: Path) -> dict[str, Any]:
     """Return the settings that decide what a run finds, by dotted key; none where they were not kept."""
     path = directory / "config.yaml"
-    values = flat(yaml.safe_load(path.read_text())) if path.exists() else {}
-    return {key: value for key, value in values.items() if key not in _UNDECIDING}
-
-
-def _stored_attacks(folders: Mapping[int, Path]) -> list[Record]:
-    """Return the valid successes of all rounds, each text once."""
-    found: dict[str, Record] = {}
-    for folder in folders.values():
-        if (path := folder / "attacks.parquet").exists():
-            for attack in successes_of(pq.read_table(path)):
-                found.setdefault(attack["id"], attack)
-    return list(found.values())
+    return deciding(yaml.safe_load(path.read_text())) if path.exists() else {}
 
 
 def _in_turn(attacks: Sequence[Record]) -> list[Record]:

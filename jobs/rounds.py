@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from torch.utils.tensorboard import SummaryWriter
 
 from actors.adversary import Adversary, Iteration, forget_checkpoints
-from actors.attempts import diversity_of, kept_of, merge_attempts, read_successes, successes_of
+from actors.attempts import diversity_of, kept_of, merge_attempts, read_successes, stored_attacks
 from actors.synthesizer import synthesize, totals
 from cluster.observability import record, record_iteration
 from cluster.resources import ResourcePlan
@@ -84,11 +84,7 @@ class Rounds:
 
     def stored_attacks(self, rounds: Iterable[int]) -> list[Record]:
         """Return the valid successes of rounds, each text once."""
-        found: dict[str, Record] = {}
-        for index in rounds:
-            for attack in successes_of(self.attacks(index)):
-                found.setdefault(attack["id"], attack)
-        return list(found.values())
+        return stored_attacks(self.attacks(index) for index in rounds)
 
     # --- the steps ------------------------------------------------------------------------------------------------
 

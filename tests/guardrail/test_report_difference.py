@@ -1,6 +1,6 @@
 """The difference of two runs: what changed, and when that is called better."""
 
-from guardrail.report_difference import compare, differing, flat
+from guardrail.report_difference import compare, differing
 
 
 def report(f1, interval, stored=10, rate=0.5):
@@ -58,7 +58,7 @@ def test_rounds_that_only_one_run_has_are_shown():
 
 
 def test_settings_that_differ_are_named_by_dotted_key():
-    one, two = flat({"a": {"b": 1, "c": [2]}, "d": None}), flat({"a": {"b": 1, "c": [3]}, "e": 4})
+    one, two = {"a.b": 1, "a.c": [2], "d": None}, {"a.b": 1, "a.c": [3], "e": 4}
     assert [(each["name"], each["this"], each["other"]) for each in differing(one, two)] == [
         ("a.c", [2], [3]),
         ("e", None, 4),
