@@ -19,9 +19,9 @@ setup:  ## create .venv and install the lock into it
 loop: setup  ## run the adversarial loop on the embedded default; ARGS="--dotted.key value" overrides settings
 	$(RUN) jobs/adversarial_loop.py --config jobs/configs/laptop.yaml $(ARGS)
 
-guard: setup  ## train guards/default on the shipped seeds and public sets: DATA=FOLDER of copies of the sets
+guard: setup  ## train guards/default on the shipped seeds and public sets: DATA=FOLDER of copies of the sets, RECIPE=train_mpnet
 	$(RUN) jobs/curate.py --config jobs/configs/guard/curate.yaml $(if $(DATA),--data-dir $(DATA)) || [ $$? -eq 3 ]  # rows set aside
-	$(RUN) jobs/train_guard.py --config jobs/configs/guard/train.yaml $(if $(DATA),--data-dir $(DATA)) $(ARGS)
+	$(RUN) jobs/train_guard.py --config jobs/configs/guard/$(or $(RECIPE),train).yaml $(if $(DATA),--data-dir $(DATA)) $(ARGS)
 
 serve: setup  ## serve the newest promoted guard; ARGS="--port 8001"
 	$(RUN) -m serve $(ARGS)

