@@ -16,14 +16,14 @@ from actors.attempts import float_lists
 from guardrail.records import Record, write_table
 
 Cell = tuple[str, str]
-BENIGN = "benign"
+BENIGN, UNKNOWN = "benign", "unsafe"
 
 
 def category_of(goal: Record) -> str:
-    """Return the cell's category of a goal: its most specific harm category; "benign", or "unsafe" where unknown."""
+    """Return the cell's category of a goal: its most specific harm category; `BENIGN`, or `UNKNOWN`."""
     if not goal["unsafe"]:
         return BENIGN
-    return goal["categories"][-1] if goal["categories"] else "unsafe"
+    return goal["categories"][-1] if goal["categories"] else UNKNOWN
 
 
 @dataclasses.dataclass(frozen=True)

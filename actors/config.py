@@ -62,7 +62,7 @@ class ObjectiveConfig(_Settings):
 
 
 class CurriculumConfig(_Settings):
-    """How styles are drawn."""
+    """How harm categories and styles are drawn."""
 
     floor: float = Field(
         0.3, gt=0, le=1, description="share that all harm categories, and of each all styles, have in equal parts"

@@ -1,6 +1,6 @@
 """What a group asks for and in which style: what works against this guard, a floor for all, harder where it fails.
 
-A category's share of the groups goes by its yield: what is weak is attacked more often. So does a style's share of a
+A category's share of the groups goes by its yield, successes of all attempts. So does a style's share of a
 category. A cell is a category and a style; its yield is smoothed towards the style's own and towards all. A saturated
 cell hands its share on to the harder styles of its category. Disguised styles, the hardest, live on such shares: a
 guard that cannot read a script would otherwise have attackers learn nothing about words.

@@ -6,7 +6,6 @@ from actors.config import GateConfig
 from actors.styles import EXAMPLE_WORDS, Style
 from guardrail.few_shot import borrows
 from guardrail.fidelity import polarity_flipped
-from guardrail.intent import IntentModel
 from guardrail.refusals import has_meta_text, is_refusal
 from guardrail.text import canonical, words
 
@@ -35,14 +34,6 @@ class Attempt:
 
 #: What is wrong with an attempt whatever it means: it is no attack at all.
 MALFORMED = frozenset({"empty", "unfinished", "echo", "refusal", "meta", "withheld"})
-
-
-def limits(config: GateConfig, model: IntentModel) -> tuple[float, float]:
-    """Return the least intent and the least similarity of rewrites: the settings', or else the model's own."""
-    return (
-        model.threshold if config.min_intent is None else config.min_intent,
-        model.min_similarity if config.min_similarity is None else config.min_similarity,
-    )
 
 
 def rejection(attempt: Attempt, config: GateConfig, min_intent: float, min_similarity: float) -> str | None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from actors.archive import BENIGN, category_of
+from actors.archive import BENIGN, UNKNOWN, category_of
 from actors.styles import Style
 from guardrail.generable import generation_seeds
 from guardrail.records import Record
@@ -12,6 +12,16 @@ from guardrail.records import Record
 
 def _alike(categories: Sequence[str]) -> np.ndarray:
     return np.full(len(categories), 1 / len(categories))
+
+
+def _dealt(count: int, random: np.random.Generator, shares: np.ndarray) -> np.ndarray:
+    """Return whole numbers that sum to `count`, each within one of its share; chance decides about fractions alone."""
+    order = random.permutation(len(shares))  # else neighbours would hardly ever both be dealt one
+    upto = np.append(0.0, np.cumsum(shares[order]) * count) + random.random()
+    upto[-1] = upto[0] + count  # whatever the shares' sum was rounded to
+    result = np.empty(len(shares), dtype=int)
+    result[order] = np.diff(np.floor(upto).astype(int))
+    return result
 
 
 class Goals:
@@ -74,16 +84,31 @@ class Goals:
             weigh: gives the shares of some harm categories, which sum to one; by default all are alike.
         """
         benign = round(count * self._benign_share)
-        # Chance decides about the fractions alone: of four goals each, a category gets three, four or five.
-        upto = np.append(0.0, np.cumsum(weigh(self.categories)) * (count - benign)) + random.random()
-        upto[-1] = upto[0] + (count - benign)  # whatever the shares' sum was rounded to
-        counts = np.diff(np.floor(upto).astype(int))
+        counts = self._counts(count - benign, random, weigh(self.categories))
         drawn = [
             place
             for category, share in zip(self.categories, counts, strict=True)
             for place in self._balanced(category, int(share), random)
         ]
         return drawn + self._balanced(BENIGN, benign, random)
+
+    def _counts(self, count: int, random: np.random.Generator, weights: np.ndarray) -> np.ndarray:
+        """Return how many goals of each category are drawn; none is repeated before all of all were drawn."""
+        sizes = np.array([len(self._of_category[category]) for category in self.categories])
+        if UNKNOWN in self.categories:  # no category, but of any: it has as much as it is of the goals
+            unknown = np.array(self.categories) == UNKNOWN
+            share = float(sizes[unknown].sum() / sizes.sum())
+            known = np.where(unknown, 0.0, weights)
+            weights = np.where(unknown, share, known * (1 - share) / max(float(known.sum()), 1e-9))
+        counts, most = np.zeros_like(sizes), sizes
+        while (left := count - int(counts.sum())) > 0:
+            room = most - counts
+            if not room.any():
+                most = most + sizes
+                continue
+            shares = np.where(room > 0, weights, 0.0)
+            counts = counts + np.minimum(_dealt(left, random, shares / shares.sum()), room)
+        return counts
 
     def _balanced(self, category: str, count: int, random: np.random.Generator) -> list[int]:
         """Draw goals of a category so that each topic weighs the same, repeating none before all were drawn."""

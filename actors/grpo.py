@@ -266,7 +266,9 @@ class GRPO(Algorithm):
         """Draw this iteration's tasks and have the runners generate, each its share."""
         adversary, seed = self.config.adversary, self._seed()
         random = np.random.default_rng(seed)
-        goals = self._goals.draw(adversary.groups, random, self.curriculum.category_weights)
+        # Guards that are measured are to be measured on the same mix.
+        weigh = {"weigh": self.curriculum.category_weights} if self._learn else {}
+        goals = self._goals.draw(adversary.groups, random, **weigh)
         records = [self._goals.records[i] for i in goals]
         styles = self.curriculum.draw([category_of(record) for record in records], random)
         tasks = [

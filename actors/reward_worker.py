@@ -23,7 +23,7 @@ from actors.archive import Archive, Find, category_of
 from actors.attempts import REFUSED, attempts_table, diversity_of, float_lists, read_successes, write_attempts
 from actors.config import AdversaryConfig
 from actors.env_runner import Rollout, Share, StaleWeightsError, Task
-from actors.gate import MALFORMED, Attempt, limits, rejection
+from actors.gate import MALFORMED, Attempt, rejection
 from actors.judges import Vote, label_kept
 from actors.loss import Row, group_advantages, imitation_advantages, train_batches
 from actors.scorer import Meaning, Scorer
@@ -242,9 +242,10 @@ class RewardWorker:
         return Scored(rows, finds, _tally(tasks, goals, rollouts, reasons, parts, fluency, reward, success))
 
     def _gated(self, attempts: Sequence[Attempt], withheld: Sequence[bool]) -> list[str | None]:
-        least = limits(self.config.gate, self.scorer.intent)
+        gate = self.config.gate
+        least = self.scorer.intent.limits(gate.min_intent, gate.min_similarity)
         return [
-            "withheld" if hidden else rejection(attempt, self.config.gate, *least)
+            "withheld" if hidden else rejection(attempt, gate, *least)
             for attempt, hidden in zip(attempts, withheld, strict=True)
         ]
 

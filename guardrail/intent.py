@@ -204,6 +204,13 @@ class IntentModel:
         """
         return self.judged(goals, attacks, self.encoder.encode([*goals, *attacks]), floored=floored)
 
+    def limits(self, min_intent: float | None, min_similarity: float | None) -> tuple[float, float]:
+        """Return the least intent and the least similarity of rewrites: those given, or else its own."""
+        return (
+            self.threshold if min_intent is None else min_intent,
+            self.min_similarity if min_similarity is None else min_similarity,
+        )
+
     @torch.inference_mode()
     def judged(
         self, goals: Sequence[str], attacks: Sequence[str], features: dict[str, torch.Tensor], *, floored: bool = False

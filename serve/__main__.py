@@ -67,11 +67,13 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
         host, port: to listen on.
 
     Raises:
-        ValueError: the directory is no guard, or a damaged one; or the keys cannot be read.
+        ValueError: the directory is no guard, or a damaged one; or keys or policies cannot be read.
         OSError: the port is taken, RAY_ADDRESS names a cluster that does not answer, or Serve does not start.
     """
     if "RAY_ADDRESS" not in os.environ:
         _check_free(host, port)
+    if args.get("policies") and (problems := lint([args["policies"]])):
+        raise ValueError("\n".join(problems))
     policies = read_policies(args.get("policies"), args.get("policy"))
     for key in read_keys(args["keys"]).values() if args.get("keys") else ():
         if key.policy not in (None, GUARDS_OWN) and (policies is None or policies.get(key.policy) is None):
@@ -79,9 +81,8 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
                 f"{args['keys']}: the key {key.name!r} has policy {key.policy!r}, which is not in "
                 f"{args.get('policies') or 'any folder: name one (--policies)'}"
             )
-    if args.get("policies") and (problems := lint([args["policies"]])):
-        raise ValueError("\n".join(problems))
     directory = guard()
+    GuardCard.read(directory)
     in_use = _state(directory)  # what is promoted from here on is another
     # A replica would refuse it, too, but only once a cluster is up, and at length.
     checked = _checked(directory, args)
@@ -145,7 +146,8 @@ def _state(directory: Path) -> tuple[Any, ...]:
     """Return what changes when another guard is promoted, or the copy of one goes on."""
     exported = (directory / file for file in ONNX_FILES.values())
     files = [*directory.iterdir(), *(file for file in exported if file.is_file())]
-    stats = ((path, path.stat()) for path in files if path.is_file() and path.suffix != ".md")  # cards are no guard
+    # Cards are no guard, and what is half written is none yet.
+    stats = ((path, path.stat()) for path in files if path.is_file() and path.suffix != ".md" and path.name[0] != ".")
     return directory.resolve(), *sorted((path.name, stat.st_mtime_ns, stat.st_size) for path, stat in stats)
 
 

@@ -79,7 +79,7 @@ def _intent_model() -> IntentModel:
 
 def _seed_rows(config: CurationConfig, wanted: pa.Array, batch: pa.Table) -> pa.Table:
     batch = batch.filter(pc.is_in(batch["id"], value_set=wanted))
-    seeds = [record for record in from_table(batch) if record["method"] == "seed"]
+    seeds = [record for record in from_table(batch) if record["method"] == "seed" and canonical(record["text"])]
     rows = [{key: record[key] for key in ("id", "text", "unsafe")} for record in seeds]
     embeddings = loaded_embedder(config.embedder).encode([record["text"] for record in seeds]).tolist() if seeds else []
     table = pa.Table.from_pylist(rows, pa.schema([("id", pa.string()), ("text", pa.string()), ("unsafe", pa.bool_())]))
@@ -106,8 +106,8 @@ class Seeds:
         flat = seeds["embedding"].combine_chunks().flatten().to_numpy()
         self.embeddings = flat.reshape(len(ids), -1) if ids else flat.reshape(0, 0)
         learned = sorted(self.index[seed] for seed in kept)
-        unsafe, folds = seeds["unsafe"].to_numpy()[learned], folds_of(ids)[learned]
-        self.classifiers = _classifiers(self.embeddings[learned], unsafe, folds)
+        self.kept = self.embeddings[learned]
+        self.classifiers = _classifiers(self.kept, seeds["unsafe"].to_numpy()[learned], folds_of(ids)[learned])
 
     def drop(self, record: Record, embedding: np.ndarray) -> Drop | None:
         """Return why a generated record's label cannot be trusted, or None.
@@ -131,7 +131,7 @@ class Seeds:
         if relation == "around":
             return None if canonical(seed) in canonical(record["text"]) else Drop("without its seed", seed_id)
         if relation == "kin":
-            nearest = float((self.embeddings @ embedding).max())
+            nearest = float((self.kept @ embedding).max(initial=-1.0))
             if nearest < self.config.augment_similarity:
                 return Drop("unlike any seed", f"similarity {nearest:.2f}")
             return None

@@ -84,7 +84,8 @@ def policy_drop(
         return Drop("may sexualise minors", "")
     if found := excluded.intersection(categories or ()):
         return Drop("excluded category", ", ".join(sorted(found)))
-    # What a transform wrote has the secrets of its parent at most; a code may look like a key.
+    # What a transform made of a record has the secrets of that at most, and a code may look like a key. (What it made
+    # of an attacker's words, rl:STYLE, has theirs.)
     if method != "seed" and not method.startswith("transform:"):
         for kind, place in secrets(whole):
             return Drop("secret", f"{kind} at character {place}")

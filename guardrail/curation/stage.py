@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from guardrail.records import WRITTEN_BY_TRANSFORMS
 from guardrail.text import digest
 
 CONTRAST = "contrast"  #: start of the methods that turn a text into its look-alike of the other label
@@ -101,7 +102,7 @@ def folds_of(seed_ids: Sequence[str]) -> NDArray[np.int64]:
 
 def are_attacks(records: pa.Table) -> NDArray[np.bool_]:
     """Return which records (method) an adversary made, or a transform: to look like another text, on purpose."""
-    return np.asarray(pc.match_substring_regex(records["method"], "^(rl$|rl:|transform:)"))
+    return np.asarray(pc.match_substring_regex(records["method"], f"^(rl$|{'|'.join(WRITTEN_BY_TRANSFORMS)})"))
 
 
 def are_contrasts(records: pa.Table) -> NDArray[np.bool_]:

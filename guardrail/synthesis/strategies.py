@@ -124,7 +124,7 @@ _LOOKALIKES = (
 
 
 def _lookalike(parent: Record, kin: Sequence[Record], random: np.random.Generator) -> str:
-    text = one_line(parent["text"])
+    text = parent["text"]
     if parent["unsafe"]:
         rule = "Each harmful request is followed by a harmless one in similar words."
         return few_shot(rule, ("Harmful", "Harmless"), _LOOKALIKES, text)

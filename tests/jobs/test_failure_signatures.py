@@ -32,7 +32,8 @@ def seeds(first, count, **fields):
 
 
 def attack(seed, index, style, valid=True):
-    fields = {"unsafe": seed["unsafe"], "categories": seed["categories"], "method": "rl", "round": index}
+    fields = {"unsafe": seed["unsafe"], "categories": seed["categories"], "round": index}
+    fields["method"] = "rl" if index % 2 else f"rl:{style}"  # disguised
     record = make_record(f"{style} {index}: {seed['text']}", source="s", parent=seed, **fields)
     scores = {"scores": [], "style": style, "action": "frame", "iteration": 0, "valid": valid, "success": False}
     return {**record, **scores, "rejected": None if valid else "refusal", "embedding": None}

@@ -6,7 +6,7 @@ import yaml
 from guardrail.dataset_registry import registry
 from jobs.curate import EMBEDDED, CurateSettings
 from jobs.evaluate import EvaluateSettings
-from jobs.settings import LoopSettings, load, save_beside, to_yaml
+from jobs.settings import LoopSettings, deciding, load, save_beside, to_yaml
 from jobs.train_guard import TrainGuardSettings
 
 PRESETS = sorted(Path("jobs/configs").glob("*.yaml"))
@@ -91,6 +91,11 @@ def test_the_shipped_presets_are_valid(preset):
 
 def test_the_presets_are_there():
     assert [path.stem for path in PRESETS] == ["cluster", "laptop", "smoke"]
+
+
+def test_what_decides_is_named_by_dotted_key_and_where_a_run_lies_does_not():
+    values = {"run_dir": "runs/a", "seed": 1, "cluster": {"address": None}, "a": {"b": {"c": [1]}, "run_dir": 2}}
+    assert deciding(values) == {"seed": 1, "a.b.c": [1], "a.run_dir": 2}
 
 
 @pytest.mark.parametrize("value", ["true", "false"])

@@ -29,7 +29,8 @@ def test_a_port_that_is_taken_is_refused_even_by_one_who_would_share_it(capsys, 
     assert f"cannot listen on 127.0.0.1:{port} (Address already in use)" in capsys.readouterr().err
 
 
-def test_a_key_whose_policy_is_not_there_is_refused_before_anything_starts(capsys, tmp_path):
+def test_a_key_whose_policy_is_not_there_is_refused_before_anything_starts(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("serve.__main__._check_free", lambda *_: None)
     keys, policies = tmp_path / "keys", tmp_path / "policies"
     keys.write_text(f"app {'0' * 64} policy=chat\n")
     assert main(["--guard", "absent", "--keys", str(keys)]) == 2
@@ -37,7 +38,10 @@ def test_a_key_whose_policy_is_not_there_is_refused_before_anything_starts(capsy
     policies.mkdir()
     (policies / "chat.yaml").write_text("thresholds: {unsafe: {block: 0.5}}\n")
     assert main(["--guard", "absent", "--keys", str(keys), "--policies", str(policies)]) == 2
-    assert "policy" not in capsys.readouterr().err
+    assert "absent is no guard directory" in capsys.readouterr().err
+    (policies / "chat.yaml").write_text("thresholds: {")
+    assert main(["--guard", "absent", "--keys", str(keys), "--policies", str(policies)]) == 2
+    assert "chat.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("host", ["::1", "no such host"])
