@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 from ray.util.state import list_actors, list_jobs
+from ray.util.state.exception import RayStateApiException
 
 from guardrail.models import cache_dir
 from tests import tiny_loop
@@ -67,8 +68,9 @@ def submitted(inputs: Path, cache: Path) -> SubmittedLoop:
         )
         actors, gauges = set[str](), set[str]()
         while submission.poll() is None:  # whatever is alive only for a while is seen in passing
-            for actor in list_actors(address=dashboard, detail=True):
-                actors |= {actor.name, actor.repr_name, actor.class_name}
+            with contextlib.suppress(RayStateApiException):  # a busy machine's dashboard answers the next time
+                for actor in list_actors(address=dashboard, detail=True):
+                    actors |= {actor.name, actor.repr_name, actor.class_name}
             gauges |= set(re.findall(r"^ray_(rayguard_\w+)", httpx.get(metrics).text, re.MULTILINE))
             time.sleep(1)
         assert submission.stdout is not None

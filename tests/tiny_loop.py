@@ -50,6 +50,7 @@ def settings(run_dir: Path, inputs: Path) -> list[str]:
         "adversary.iterations": 2,
         "adversary.groups": 8,
         "adversary.group_size": 2,
+        "adversary.benign_share": 0.5,  # of these the guard gets some right, whichever goals are drawn
         "adversary.max_prompt_tokens": 700,
         "adversary.max_new_tokens": 256,
         "adversary.temperature": 1.0,
