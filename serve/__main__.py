@@ -82,7 +82,7 @@ def run(guard: Callable[[], Path], args: dict[str, Any], host: str, port: int) -
                 f"{args.get('policies') or 'any folder: name one (--policies)'}"
             )
     directory = guard()
-    GuardCard.read(directory)
+    GuardCard.read(directory)  # says what is wrong where there is no guard
     in_use = _state(directory)  # what is promoted from here on is another
     # A replica would refuse it, too, but only once a cluster is up, and at length.
     checked = _checked(directory, args)
