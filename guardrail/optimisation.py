@@ -29,6 +29,29 @@ def choose_trainable(model: PreTrainedModel, config: TrainingConfig) -> None:
             # Autocast casts what it has to; peft casts all to the adapters' float32 first, which it then casts back.
             if hasattr(part, "cast_input_dtype_enabled"):
                 part.cast_input_dtype_enabled = False
+    if config.freeze_layers:
+        _freeze_lowest(model, config.freeze_layers)
+
+
+def _freeze_lowest(model: PreTrainedModel, count: int) -> None:
+    """Freeze the lowest layers and what is below them, so that no gradient is computed down to there.
+
+    What stands beside the layers is frozen, too: it may be read by all, as MPNet's relative positions are.
+    """
+    owner, layers = _layers(model)
+    beside = [part for part in owner.children() if part is not layers]
+    for part in (*layers[:count], *beside):
+        part.requires_grad_(False)
+    top = len(layers)
+    for parameter, below_top in _depths(model):
+        if below_top == top + 1:
+            parameter.requires_grad_(False)
+
+
+def _layers(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
+    """Return the longest list of modules, which are a transformer's layers, and the module that has it."""
+    lists = [(owner, part) for owner in model.modules() for part in owner.children() if isinstance(part, nn.ModuleList)]
+    return max(lists, key=lambda pair: len(pair[1]), default=(model, nn.ModuleList()))
 
 
 @torch.no_grad()
@@ -59,8 +82,7 @@ def parameter_groups(model: PreTrainedModel, learning_rate: float, layer_decay: 
 
 def _depths(model: PreTrainedModel) -> Iterator[tuple[nn.Parameter, int]]:
     """Yield each parameter with the number of layers above it, the head being the topmost."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    layers: list[nn.Module] = list(max(lists, key=len, default=[]))
+    _, layers = _layers(model)
     of_layer = {id(p): number for number, layer in enumerate(layers) for p in layer.parameters()}
     below = bool(layers)  # models declare their parts in the order of computation
     for parameter in model.parameters():

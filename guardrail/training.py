@@ -186,6 +186,8 @@ def _check_base(source: str, config: TrainingConfig) -> None:
     """Raise ValueError where a base cannot be trained so: a worker would find out late, and again and again."""
     base = AutoConfig.from_pretrained(source)
     check_layers(base, source, config.layers)
+    if config.freeze_layers > (layers := config.layers or base.num_hidden_layers):
+        raise ValueError(f"training.freeze_layers is {config.freeze_layers}, and the guard will have {layers} layers")
     longest = getattr(base, "max_position_embeddings", None)
     if longest and base.model_type in _POSITIONS_AFTER_PADDING:
         longest -= base.pad_token_id + 1

@@ -60,6 +60,9 @@ class TrainingConfig(BaseModel):
         0, ge=0, description="epochs that bring no better AUPRC on the validation split before training stops; 0: never"
     )
     freeze_embeddings: bool = Field(True, description="leave the token embeddings alone: their dense update costs most")
+    freeze_layers: int = Field(
+        0, ge=0, description="leave the lowest layers alone, and the embeddings with them: no gradients for these"
+    )
     lora_rank: int = Field(
         0, ge=0, description="train low-rank adapters below the head instead, merged in the end; 0: the weights"
     )

@@ -1,11 +1,18 @@
-"""Guard directories of a few kilobytes: a random BERT, of one layer by default, that reads characters, and a Llama."""
+"""Guard directories of a few kilobytes: a random BERT, of one layer by default, that reads characters; others."""
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from guardrail.guard import LABELS, UNSAFE, load_base, write_card
 from tests.tiny_llama import tiny_llama
@@ -16,8 +23,27 @@ _WINDOW = 48  # tokens: short, so that a paragraph already takes several windows
 
 def tiny_guard(directory: Path, seed: int = 0, layers: int = 1, hidden: int = 16) -> Path:
     """Write a guard "tiny-SEED" to `directory` and return it; its opinions are random, fixed by the seed."""
+    config = BertConfig(num_hidden_layers=layers, hidden_size=hidden, **_save_tokenizer(directory, _SPECIAL))
+    torch.manual_seed(seed)
+    BertForSequenceClassification(config).save_pretrained(directory)  # type: ignore[no-untyped-call]
+    write_card(directory, version=f"tiny-{seed}", temperature=1.0, thresholds={UNSAFE: 0.5}, window=_WINDOW)
+    return directory
+
+
+def tiny_mpnet_guard(directory: Path) -> Path:
+    """Write a guard "tiny-mpnet" of two layers to `directory` and return it."""
+    special = [_SPECIAL[1], _SPECIAL[0], *_SPECIAL[2:]]  # MPNet's padding is token 1, whatever its configuration says
+    config = MPNetConfig(num_hidden_layers=2, hidden_size=16, **_save_tokenizer(directory, special))
+    torch.manual_seed(0)
+    MPNetForSequenceClassification(config).save_pretrained(directory)  # type: ignore[no-untyped-call]
+    write_card(directory, version="tiny-mpnet", temperature=1.0, thresholds={UNSAFE: 0.5}, window=_WINDOW)
+    return directory
+
+
+def _save_tokenizer(directory: Path, special: list[str]) -> dict[str, Any]:
+    """Write a tokenizer of characters to `directory`, and return what the configuration of a small guard says of it."""
     characters = [chr(code) for code in range(33, 127)]
-    tokens = [*_SPECIAL, *characters, *(f"##{character}" for character in characters)]
+    tokens = [*special, *characters, *(f"##{character}" for character in characters)]
     backend = Tokenizer(models.WordPiece(vocab={token: index for index, token in enumerate(tokens)}, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -33,23 +59,17 @@ def tiny_guard(directory: Path, seed: int = 0, layers: int = 1, hidden: int = 16
         split_special_tokens=True,  # as `load_tokenizer` has it saved
     )
     tokenizer.save_pretrained(directory)
-    torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=len(tokens),
-        hidden_size=hidden,
-        intermediate_size=32,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.5,  # wide enough that texts differ in score, and guards in opinion
-        pad_token_id=0,
-        id2label=dict(enumerate(LABELS)),
-        label2id={label: index for index, label in enumerate(LABELS)},
-        problem_type="multi_label_classification",
-    )
-    BertForSequenceClassification(config).save_pretrained(directory)  # type: ignore[no-untyped-call]
-    write_card(directory, version=f"tiny-{seed}", temperature=1.0, thresholds={UNSAFE: 0.5}, window=_WINDOW)
-    return directory
+    return {
+        "vocab_size": len(tokens),
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.5,  # wide enough that texts differ in score, and guards in opinion
+        "pad_token_id": tokens.index("[PAD]"),
+        "id2label": dict(enumerate(LABELS)),
+        "label2id": {label: index for index, label in enumerate(LABELS)},
+        "problem_type": "multi_label_classification",
+    }
 
 
 def tiny_decoder_guard(directory: Path, temperature: float = 1.0, window: int = _WINDOW) -> Path:

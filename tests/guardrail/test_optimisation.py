@@ -11,7 +11,7 @@ from guardrail.optimisation import (
     weight_average,
 )
 from guardrail.training_config import TrainingConfig
-from tests.tiny_guard import tiny_guard
+from tests.tiny_guard import tiny_guard, tiny_mpnet_guard
 from tests.tiny_llama import tiny_llama
 
 
@@ -23,6 +23,11 @@ def encoder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory):
     return tiny_llama(tmp_path_factory.mktemp("base") / "decoder")
+
+
+@pytest.fixture(scope="module")
+def mpnet(tmp_path_factory):
+    return tiny_mpnet_guard(tmp_path_factory.mktemp("base") / "mpnet")
 
 
 def rates(model, decay):
@@ -57,6 +62,29 @@ def test_each_layer_learns_more_slowly_than_the_one_above(base, expected, lora_r
         assert rate == wanted, name
     if not lora_rank:
         assert len(found) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("base", "expected"),
+    [
+        ("encoder", ("layer.1.", "pooler", "classifier")),
+        ("decoder", ("layers.1.", "score")),
+        ("mpnet", ("layer.1.", "classifier")),
+    ],
+)
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_no_gradient_is_computed_down_to_frozen_layers(base, expected, lora_rank, request):
+    model, tokenizer = load_base(str(request.getfixturevalue(base)))
+    choose_trainable(model, TrainingConfig(freeze_layers=1, lora_rank=lora_rank))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {part for part in expected if any(part in name for name in trained)} == set(expected)
+    assert all(any(part in name for part in expected) for name in trained)
+    (layers,) = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList)]
+    states = []
+    layers[0].register_forward_hook(lambda module, inputs, output: states.append(output))
+    model(**tokenizer(["how to bake bread"], return_tensors="pt")).logits.sum().backward()
+    lower = states[0][0] if isinstance(states[0], tuple) else states[0]
+    assert not lower.requires_grad
 
 
 @pytest.mark.parametrize("base", ["encoder", "decoder"])

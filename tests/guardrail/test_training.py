@@ -14,7 +14,7 @@ RECORDS = [make_record(text, unsafe=unsafe, source="s") for text, unsafe in (("a
 
 def refused(output, tmp_path, **config):
     write_records(RECORDS, tmp_path / "data.parquet")
-    with pytest.raises(ValueError, match="exists and is no guard|reads at most|is a link") as error:
+    with pytest.raises(ValueError, match="exists and is no guard|reads at most|is a link|freeze_layers") as error:
         fine_tune(
             TrainingConfig(**config),
             data=tmp_path / "data.parquet",
@@ -57,6 +57,11 @@ def test_a_validation_split_of_an_evaluation_set_is_refused_before_anything_is_t
 
 def test_a_window_longer_than_the_base_reads_is_refused(tmp_path):
     assert "reads at most 512 tokens" in refused(tmp_path / "guard", tmp_path, window=513)
+
+
+def test_more_frozen_layers_than_there_are_is_refused(tmp_path):
+    assert "the guard will have 6 layers" in refused(tmp_path / "guard", tmp_path, freeze_layers=7)
+    assert "the guard will have 2 layers" in refused(tmp_path / "guard", tmp_path, freeze_layers=3, layers=2)
     RobertaConfig(max_position_embeddings=514).save_pretrained(tmp_path / "roberta")
     BertConfig(max_position_embeddings=64).save_pretrained(tmp_path / "bert")
     for name, longest in (("roberta", 512), ("bert", 64)):

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from guardrail.guard import Guard
 from guardrail.reading import Exchange
 from tests.benchmarks.serve_speed import peers
-from tests.tiny_guard import tiny_decoder_guard, tiny_guard
+from tests.tiny_guard import tiny_decoder_guard, tiny_guard, tiny_mpnet_guard
 
 READ = [
     "How do I kill a Python process?",
@@ -23,10 +23,12 @@ READ = [
 TEXTS = [str(each) for each in READ]  # an exchange is its prompt, an empty line and its response
 
 
-@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "MPNet"])
 def test_plain_transformers_and_vllm_give_the_guards_probabilities(kind: str, tmp_path: Path) -> None:
     if kind == "encoder":
         directory = tiny_guard(tmp_path / "guard", hidden=64)  # vLLM on CPUs reads heads of 32 and up
+    elif kind == "MPNet":
+        directory = tiny_mpnet_guard(tmp_path / "guard")
     else:
         directory = tiny_decoder_guard(tmp_path / "guard")
     expected = 1 / (1 + np.exp(-Guard.from_pretrained(directory).logits(READ)))  # of temperature 1
