@@ -57,17 +57,17 @@ def test_a_validation_split_of_an_evaluation_set_is_refused_before_anything_is_t
 
 def test_a_window_longer_than_the_base_reads_is_refused(tmp_path):
     assert "reads at most 512 tokens" in refused(tmp_path / "guard", tmp_path, window=513)
-
-
-def test_more_frozen_layers_than_there_are_is_refused(tmp_path):
-    assert "the guard will have 6 layers" in refused(tmp_path / "guard", tmp_path, freeze_layers=7)
-    assert "the guard will have 2 layers" in refused(tmp_path / "guard", tmp_path, freeze_layers=3, layers=2)
     RobertaConfig(max_position_embeddings=514).save_pretrained(tmp_path / "roberta")
     BertConfig(max_position_embeddings=64).save_pretrained(tmp_path / "bert")
     for name, longest in (("roberta", 512), ("bert", 64)):
         _check_base(str(tmp_path / name), TrainingConfig(window=longest))
         with pytest.raises(ValueError, match=f"at most {longest}"):
             _check_base(str(tmp_path / name), TrainingConfig(window=longest + 1))
+
+
+def test_more_frozen_layers_than_there_are_is_refused(tmp_path):
+    assert "the guard will have 6 layers" in refused(tmp_path / "guard", tmp_path, freeze_layers=7)
+    assert "the guard will have 2 layers" in refused(tmp_path / "guard", tmp_path, freeze_layers=3, layers=2)
 
 
 def test_only_a_training_of_the_same_settings_and_data_is_gone_on_with(tmp_path):
