@@ -17,6 +17,7 @@ from guardrail.curation.config import CurationConfig
 from guardrail.curation.equals import equals, numbered
 from guardrail.curation.facts import Signatures, band_keys, bands, ranges, similarity, stored_signatures
 from guardrail.curation.stage import ByRow, Judge, Survey, seed_first
+from guardrail.curation.written import column_at
 from guardrail.records import from_table
 from guardrail.text import digest
 
@@ -137,15 +138,10 @@ def _column(paths: Sequence[Path], name: str) -> NDArray[np.uint64]:
 
 
 def _signatures(paths: Sequence[Path], places: Indices) -> Signatures:
-    """Return the signatures at these places, counted through all files; no more is held than one file and these."""
-    ascending, start = np.argsort(places), 0
+    """Return the signatures at these places, counted through all files."""
     found = np.empty((len(places), pq.read_schema(paths[0]).field("signature").type.byte_width // 2), dtype=np.uint16)
-    for path in paths:
-        column = pq.ParquetFile(path).read(["signature"])["signature"]
-        bounds = np.searchsorted(places, [start, start + len(column)], sorter=ascending)
-        wanted = ascending[slice(*bounds)]
-        found[wanted] = stored_signatures(column.take(pa.array(places[wanted] - start)))
-        start += len(column)
+    for wanted, column in column_at(paths, "signature", places):
+        found[wanted] = stored_signatures(column)
     return found
 
 

@@ -9,11 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
 
 from guardrail.curation.config import CurationConfig
-from guardrail.curation.stage import FOLDS, UNDERSTOOD, Drop, Judge, Survey, folds_of, keep_all
+from guardrail.curation.folds import FOLDS, UNDERSTOOD, fitted_without, folds_of, learnable
+from guardrail.curation.stage import Drop, Judge, Survey, keep_all
 from guardrail.embedding import loaded_embedder
 from guardrail.fidelity import polarity_flipped
 from guardrail.intent import IntentModel
@@ -162,15 +161,12 @@ def _classifiers(embeddings: np.ndarray, unsafe: np.ndarray, fold: np.ndarray) -
 
     None where they cannot tell the seeds themselves apart.
     """
-    if any(len(np.unique(unsafe[fold != number])) < 2 for number in range(FOLDS)):
+    if not learnable(unsafe, fold):
         return None
-    fitted = []
-    with threadpool_limits(1):  # several threads add in another order, which shows in the last digits
-        for number in range(FOLDS):
-            seen = fold != number
-            model = LogisticRegression(C=_STRENGTH, max_iter=1000).fit(embeddings[seen], unsafe[seen])
-            fitted.append(np.append(model.coef_[0], model.intercept_))
-    weights = np.stack(fitted)
+    fit = functools.partial(
+        fitted_without, features=embeddings, labels=unsafe, folds=fold, strength=_STRENGTH, iterations=1000
+    )
+    weights = np.stack([fit(each) for each in range(FOLDS)])
     logits = np.sum(embeddings * weights[fold, :-1], axis=1) + weights[fold, -1]
     return weights if np.mean((logits > 0) == unsafe) >= UNDERSTOOD else None
 

@@ -20,22 +20,10 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, hstack
 from scipy.special import expit
 from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
 
 from guardrail.curation.config import CurationConfig
-from guardrail.curation.stage import (
-    FOLDS,
-    UNDERSTOOD,
-    ByRow,
-    Judge,
-    Survey,
-    are_attacks,
-    are_contrasts,
-    are_trusted,
-    folds_of,
-    keep_all,
-)
+from guardrail.curation.folds import FOLDS, UNDERSTOOD, fitted_without, folds_of, learnable
+from guardrail.curation.stage import ByRow, Judge, Survey, are_attacks, are_contrasts, are_trusted, keep_all
 from guardrail.embedding import SharedEmbedder, loaded_middle_layer, shared_encoder
 from guardrail.static_embedding import StaticEncoder
 from guardrail.text import canonical, joined
@@ -117,9 +105,11 @@ class LabelNoise:
             rows: of the records that are wanted; None: all.
         """
         labels, folds = sample["unsafe"].to_numpy(), folds_of(sample["seed_id"].to_pylist())
-        if any(len(np.unique(labels[folds != fold])) < 2 for fold in range(FOLDS)):
+        if not learnable(labels, folds):
             return None
-        fit = functools.partial(_fitted, found, labels, folds, features.strength)
+        fit = functools.partial(
+            fitted_without, features=found, labels=labels, folds=folds, strength=features.strength, iterations=300
+        )
         weights = np.stack(survey.each(fit, range(FOLDS)))
         trusted = self.config.trusted_sources
         return survey.computed(functools.partial(_scored, features, weights, trusted, rows)).sort_by("id")
@@ -183,16 +173,6 @@ class _States:
 
 def _words(texts: Sequence[str]) -> csr_array:
     return _WORDS.transform([*texts, ""])[: len(texts)]  # it refuses to transform nothing
-
-
-def _fitted(
-    features: csr_array, labels: NDArray[np.bool_], folds: NDArray[np.int64], strength: float, fold: int
-) -> NDArray[np.float64]:
-    """Return the weights of the features, and the bias, of a classifier that has not seen this fold."""
-    learned = np.flatnonzero(folds != fold)
-    with threadpool_limits(1):  # several threads add in another order, which shows in the last digits
-        model = LogisticRegression(C=strength, max_iter=300).fit(features[learned], labels[learned])
-    return np.append(model.coef_[0], model.intercept_)
 
 
 def _scored(

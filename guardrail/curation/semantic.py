@@ -24,6 +24,7 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.equals import numbered
 from guardrail.curation.stage import ByRow, Judge, Survey, are_attacks, are_trusted_seeds, seed_first
+from guardrail.curation.written import column_at
 from guardrail.embedding import SharedEmbedder, shared_encoder
 from guardrail.static_embedding import StaticEncoder
 from guardrail.text import joined
@@ -204,16 +205,12 @@ def _alike(
 
 
 def _stored(paths: Sequence[Path], places: Indices) -> NDArray[np.int8]:
-    """Return the vectors at these places, counted through all files; no more is held than one file and these."""
-    ascending, start = np.argsort(places), 0
+    """Return the vectors at these places, counted through all files."""
     width = pq.read_schema(paths[0]).field("vector").type.byte_width
     found = np.empty((len(places), width), dtype=np.int8)
-    for path in paths:
-        column = pq.ParquetFile(path).read(["vector"])["vector"]
-        wanted = ascending[slice(*np.searchsorted(places, [start, start + len(column)], sorter=ascending))]
-        taken = column.take(pa.array(places[wanted] - start)).combine_chunks()
-        found[wanted] = np.frombuffer(taken.buffers()[1], dtype=np.int8).reshape(-1, width)[: len(wanted)]
-        start += len(column)
+    for wanted, column in column_at(paths, "vector", places):
+        stored = column.combine_chunks().buffers()[1]
+        found[wanted] = np.frombuffer(stored, dtype=np.int8).reshape(-1, width)[: len(wanted)]
     return found
 
 

@@ -11,11 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from guardrail.records import WRITTEN_BY_TRANSFORMS
-from guardrail.text import digest
 
 CONTRAST = "contrast"  #: start of the methods that turn a text into its look-alike of the other label
-FOLDS = 5  #: of the records, for classifiers that must not have seen what they judge
-UNDERSTOOD = 0.7  #: least share of records whose label such classifiers find by themselves for their word to count
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -93,11 +90,6 @@ def seed_first(records: pa.Table) -> NDArray[np.int64]:
     keys = pa.table({"generated": pc.not_equal(records["method"], "seed"), "id": records["id"]})
     order = pc.sort_indices(keys, sort_keys=[("generated", "ascending"), ("id", "ascending")])
     return np.asarray(order).astype(np.int64)
-
-
-def folds_of(seed_ids: Sequence[str]) -> NDArray[np.int64]:
-    """Return the fold of each seed, under `FOLDS`: nothing that grew from one seed is in two."""
-    return np.array([int(digest(seed_id), 16) % FOLDS for seed_id in seed_ids], dtype=np.int64)
 
 
 def are_attacks(records: pa.Table) -> NDArray[np.bool_]:
