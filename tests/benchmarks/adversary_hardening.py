@@ -39,7 +39,7 @@ from guardrail.models import cache_dir
 from guardrail.records import Record, from_table
 from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, embedded_seeds, split_by_seed
 from guardrail.transforms import TRANSFORMS, drawn, transformed
-from tests.benchmarks.adversary_learning import REWORDING, begun, plan, print_figures, show, train
+from tests.benchmarks.common import REWORDING, begun, plan, print_figures, show, train
 
 #: Styles that only the fresh attackers use.
 LEFT_OUT = ("casual", "academic_question", "translated", "authority", "splitting")

@@ -36,12 +36,10 @@ from guardrail.models import cache_dir
 from guardrail.records import Record, make_record, read_records, write_records
 from guardrail.text import digest
 from guardrail.transforms import TRANSFORMS
-from tests.benchmarks.adversary_learning import train
+from tests.benchmarks.common import BOTH_LABELS, EVALUATION, train
 
 UNSAFE_SETS = ("aart", "harmfulqa", "catqa", "do-not-answer", "safety-tuned-llamas", "toxigen")
 BENIGN_SETS = ("alpaca", "dolly", "self-instruct-seed-tasks", "toxigen")
-EVALUATION = ("openai-moderation", "xstest", "harmbench", "jailbreakbench", "strongreject", "mitre-frr")
-MEASURED = ("openai-moderation", "xstest")  # those with both labels
 SHARES = {"exact": 0.10, "near": 0.10, "contaminated": 0.02, "gibberish": 0.05, "label_flip": 0.10}
 #: The stages whose business a fault is.
 STAGES = {
@@ -272,7 +270,7 @@ def main(arguments: Sequence[str]) -> None:
             leaked = set(faults["contaminated"].values())
             measured = {"held back": [(record["text"], record["unsafe"]) for record in held_back]} | {
                 name: [(item.text, item.unsafe) for item in sets[name] if f"{name}/{item.id}" not in leaked]
-                for name in MEASURED
+                for name in BOTH_LABELS
             }
             found_f1: dict[str, dict[str, float]] = {}
             unflipped = [record for record in clean if record["id"] not in faults["label_flip"]]

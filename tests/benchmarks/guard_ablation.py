@@ -32,7 +32,7 @@ from guardrail.seeds import TRAIN, VALIDATION, embedded_seeds, split_by_seed
 from guardrail.text import digest
 from guardrail.training import fine_tune
 from guardrail.training_config import TrainingConfig
-from tests.benchmarks.curation_effect import EVALUATION
+from tests.benchmarks.common import EVALUATION
 
 DEFAULT = "default"
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -24,7 +24,7 @@ from guardrail.models import cache_dir
 from guardrail.robustness import robustness
 from guardrail.transforms import TRANSFORMS
 from jobs import curate, train_guard
-from tests.benchmarks.curation_effect import EVALUATION
+from tests.benchmarks.common import EVALUATION
 
 PRESETS = Path(__file__).parents[2] / "jobs" / "configs" / "guard"
 SHOWN = ("f1", "precision", "recall", "fpr", "auprc", "recall_at_1pct_fpr", "ece")

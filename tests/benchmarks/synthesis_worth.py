@@ -30,8 +30,7 @@ from guardrail.seeds import TRAIN, VALIDATION, embedded_seeds, split_by_seed
 from guardrail.synthesis import SynthesisConfig
 from guardrail.text import digest
 from guardrail.training_config import TrainingConfig
-from tests.benchmarks.adversary_learning import plan, train
-from tests.benchmarks.curation_effect import EVALUATION, MEASURED
+from tests.benchmarks.common import BOTH_LABELS, EVALUATION, plan, train
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -61,16 +60,16 @@ def main(arguments: Sequence[str]) -> None:
             for name, records in zip(auprc, (human, kept), strict=True):
                 output = directory / f"guard-{name.replace(' ', '-')}-{seed}"
                 guard = Guard.from_pretrained(train(records, parts[VALIDATION], output, seed=seed))
-                auprc[name].append([evaluate_set(guard, sets[each])["auprc"] for each in MEASURED])
+                auprc[name].append([evaluate_set(guard, sets[each])["auprc"] for each in BOTH_LABELS])
                 print(f"{seed} {name}: {', '.join(f'{v:.3f}' for v in auprc[name][-1])}", flush=True)
-    print(f"{'AUPRC':22} {' '.join(f'{each:>20}' for each in (*MEASURED, 'mean'))}")
+    print(f"{'AUPRC':22} {' '.join(f'{each:>20}' for each in (*BOTH_LABELS, 'mean'))}")
     for name, rows in auprc.items():
         table = np.column_stack([rows, np.mean(rows, axis=1)])
         cells = [
             f"{mean:.3f} +- {spread:.3f}" for mean, spread in zip(table.mean(axis=0), table.std(axis=0), strict=True)
         ]
         print(f"{name:22} {' '.join(f'{cell:>20}' for cell in cells)}")
-    print(json.dumps({"sets": MEASURED, "auprc": auprc, "mean": {k: float(np.mean(v)) for k, v in auprc.items()}}))
+    print(json.dumps({"sets": BOTH_LABELS, "auprc": auprc, "mean": {k: float(np.mean(v)) for k, v in auprc.items()}}))
 
 
 def made(
