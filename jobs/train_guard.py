@@ -1,11 +1,14 @@
 """Train a guard on records, calibrated on a part of them that nothing it trained on grew from.
 
 python jobs/train_guard.py --records kept.parquet --output guards/mine [--training.epochs 3 ...]
+
+With `--evaluate xstest ...` it is measured, too, and its model card has the figures.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import Field
@@ -13,14 +16,16 @@ from pydantic import Field
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
 from guardrail.cards import Provenance, named_in_cards, write_cards
+from guardrail.evaluation import evaluate_set
+from guardrail.evaluation_sets import load_evaluations
 from guardrail.fitted_on import fitted_on
-from guardrail.guard import GuardCard
+from guardrail.guard import Guard, GuardCard
 from guardrail.records import Record, read_records, write_records
 from guardrail.seeds import TRAIN, VALIDATION, split_by_seed
 from guardrail.text import digest
 from guardrail.training import TrainingConfig, fine_tune
 from jobs.settings import JobSettings, load, save_beside, to_yaml
-from jobs.terminal import orderly_end, training_shown
+from jobs.terminal import orderly_end, show_metrics, training_shown
 
 
 class TrainGuardSettings(JobSettings):
@@ -36,6 +41,7 @@ class TrainGuardSettings(JobSettings):
         None,
         description="local copies of public sets: records of evaluation sets must not be held back to set thresholds",
     )
+    evaluate: list[str] = Field([], description="evaluation sets, by name or file, that the model card tells of")
     training: TrainingConfig = TrainingConfig()
 
 
@@ -48,6 +54,7 @@ def main(arguments: Sequence[str]) -> None:
         held_back = parts[VALIDATION]
         # Refused before hours are spent.
         fitted_on("validation split", [r["id"] for r in held_back], [r["source"] for r in held_back], settings.data_dir)
+        sets = load_evaluations(settings.evaluate, settings.data_dir)
         settings.output.parent.mkdir(parents=True, exist_ok=True)
         write_records(parts[TRAIN], data)
         try:
@@ -68,14 +75,24 @@ def main(arguments: Sequence[str]) -> None:
         finally:
             data.unlink()
         save_beside(settings, settings.output)
-        write_cards(settings.output, _provenance(settings, card, parts[TRAIN]))
+        write_cards(settings.output, _provenance(settings, card, parts[TRAIN], {}))
+        if sets:
+            guard = Guard.from_pretrained(settings.output)
+            metrics = {name: evaluate_set(guard, items, seed=settings.seed) for name, items in sets.items()}
+            write_cards(settings.output, _provenance(settings, card, parts[TRAIN], metrics))
+            show_metrics(metrics)
     if truncated := card.training["truncated"]:
         print(f"{truncated} texts are longer than a window, and of these the first was trained on", file=sys.stderr)
     print(f"guard {card.version} (digest {card.digest}, threshold {card.thresholds['unsafe']:.3f}): {settings.output}")
 
 
-def _provenance(settings: TrainGuardSettings, card: GuardCard, records: Sequence[Record]) -> Provenance:
-    """Return what the cards tell of the guard; of the curation, what lies beside the records."""
+def _provenance(
+    settings: TrainGuardSettings, card: GuardCard, records: Sequence[Record], metrics: Mapping[str, Mapping[str, Any]]
+) -> Provenance:
+    """Return what the cards tell of the guard; of the curation, what lies beside the records.
+
+    `metrics` are those of evaluation sets, by name, beside the validation split's.
+    """
     folder = settings.records.resolve().parent
     ledger, curation = folder / "ledger.parquet", folder.with_name(f"{folder.name}.config.yaml")
     is_curated = ledger.is_file() and curation.is_file()
@@ -85,7 +102,7 @@ def _provenance(settings: TrainGuardSettings, card: GuardCard, records: Sequence
         measured = {f"{VALIDATION}, each half by the threshold of the other": told["cross_fitted"]}
     return Provenance(
         records=records,
-        metrics=measured,
+        metrics={**measured, **metrics},
         command=f"python jobs/train_guard.py --config {named_in_cards(settings.output)}.config.yaml",
         config_digest=digest(to_yaml(settings)),
         ledgers=[ledger] if is_curated else [],

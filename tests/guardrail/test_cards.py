@@ -311,15 +311,21 @@ def test_a_guard_that_is_trained_by_itself_has_cards_of_its_validation_split(tmp
     write_records(seeds(20), tmp_path / "data" / "kept.parquet")
     arguments = ["--training.base", str(base), "--training.window", "48", "--training.workers", "0"]
 
-    def trained(name):
-        train([*arguments, "--records", str(tmp_path / "data" / "kept.parquet"), "--output", str(tmp_path / name)])
+    def trained(name, *more):
+        records = str(tmp_path / "data" / "kept.parquet")
+        train([*arguments, "--records", records, "--output", str(tmp_path / name), *more])
         return [(tmp_path / name / card).read_text() for card in (MODEL_CARD, DATA_CARD)]
 
     page, data = trained("guard")
     assert "$ python jobs/train_guard.py --config guard.config.yaml" in page
     assert [row[:3] for row in tables(page)[0][1:]] == [["validation", "4", "2"]]
+    assert "* public evaluation sets" in page
     assert "36 records, 18 unsafe and 18 benign" in data and "kept out of the records is not known here" in data
     # The curation that wrote the records tells more.
     write_table(pa.Table.from_pylist([], schema=LEDGER), tmp_path / "data" / "ledger.parquet")
     (tmp_path / "data.config.yaml").write_text("evaluation: [xstest]")
-    assert "* xstest: its texts, and what nearly repeats them" in trained("other")[1]
+    texts = [{"id": str(i), "text": f"text {i}", "unsafe": i % 2 == 0} for i in range(6)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(each) + "\n" for each in texts))
+    page, data = trained("other", "--evaluate", str(tmp_path / "mine.jsonl"))
+    assert "* xstest: its texts, and what nearly repeats them" in data
+    assert [row[:3] for row in tables(page)[0][1:]] == [["validation", "4", "2"], ["mine", "6", "3"]]
