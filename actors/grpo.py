@@ -1,19 +1,16 @@
 """GRPO as an RLlib algorithm: vLLM env runners sample groups, rewards are relative to the group, learners update.
 
-One iteration reads top to bottom in `GRPO.training_step`. The driver draws what is asked and passes references on:
-rollouts go from the runners to reward workers, batches from there to the learners.
+One iteration reads top to bottom in `GRPO.training_step`.
 """
 
 import dataclasses
-import logging
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, OutOfMemoryError, RayActorError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -22,17 +19,16 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from transformers import AutoTokenizer
 
 from actors.archive import category_of
-from actors.attempts import forget_attempts
 from actors.config import AdversaryConfig
 from actors.curriculum import Curriculum
 from actors.engine import memory_share
 from actors.env_runner import SPACE, Task, VLLMEnvRunner
-from actors.errors import AdversaryError
 from actors.goals import Goals
 from actors.judges import Judge
 from actors.learner import GRPOLearner
 from actors.module import CausalLMModule
 from actors.reward_worker import RewardWorker, RoundSetup
+from actors.rollouts import RUNNER_TIMEOUT_SECONDS, Asked, Rollouts, scorers_say, timed
 from actors.styles import chosen
 from actors.summary import Summary
 from actors.weight_sync import WeightSync
@@ -40,13 +36,9 @@ from cluster.resources import ResourcePlan, num_scorers
 from guardrail.models import resolve
 from guardrail.records import Record
 
-logger = logging.getLogger(__name__)
-
 _PROBE = "The quick brown fox jumps over the lazy dog, and nobody asks why it would."
-_RUNNER_TIMEOUT_SECONDS = 600.0
-_SCORER_TIMEOUT_SECONDS = 3600.0  # judges of billions of parameters on CPUs take their time
 _ANSWER_TIMEOUT_SECONDS = 60.0
-_TRIES = 3
+_RESTARTED_TASKS = 3  # how often Ray asks again what an actor died at
 
 
 class GRPOConfig(AlgorithmConfig):
@@ -135,11 +127,11 @@ class GRPO(Algorithm):
         self.styles = chosen(adversary.styles)
         self.curriculum = Curriculum(adversary.curriculum, self.styles)
         self.summary: Summary | None = None
-        self._ahead: _Asked | None = None
+        self._ahead: Asked | None = None
         self._samples, self._weights_version, self._iteration_in_round = 0, 0, 0
         # The plan leaves one CPU whole, and parts of Ray Data need it: judges ask for none.
         # One that dies of what it is asked dies of it again: the run must end, not wait.
-        restarted = {"max_restarts": -1, "max_task_retries": _TRIES}
+        restarted = {"max_restarts": -1, "max_task_retries": _RESTARTED_TASKS}
         self._judges = [
             ray.remote(Judge)
             .options(num_cpus=0, num_gpus=self.config.judge_gpus, **restarted)
@@ -168,7 +160,8 @@ class GRPO(Algorithm):
             raise ValueError(f"a scorer or judge cannot start: {str(error).strip().splitlines()[-1]}") from error
         self._tokenizer = AutoTokenizer.from_pretrained(resolve(adversary.model))
         probe_ids = [self._tokens(_PROBE), self._tokens(self.styles[0].prompt(_PROBE))]
-        self.weight_sync = WeightSync(self, probe_ids, adversary.max_probe_difference, _RUNNER_TIMEOUT_SECONDS)
+        self.weight_sync = WeightSync(self, probe_ids, adversary.max_probe_difference, RUNNER_TIMEOUT_SECONDS)
+        self.rollouts = Rollouts(self.env_runner_group, self._workers, self.weight_sync)
 
     def _tokens(self, text: str) -> list[int]:
         return self._tokenizer(text)["input_ids"]
@@ -211,14 +204,11 @@ class GRPO(Algorithm):
             adversary.max_prompt_tokens,
             adversary.benign_share,
         )
-        self._directory = Path(directory)
-        forget_attempts(self._directory, done)
         self._round_index = round_index
         setup = RoundSetup(
             round_index, self._goals.records, target, target_version, attacker_version, directory, list(earlier)
         )
-        self._setup = [ray.put(setup)]  # the goals travel once, however many workers and calls there are
-        self._archived = self._workers[0].archived.remote(self._setup, done)
+        self.rollouts.start_round(setup, done)
         self._learn, self._iterations, self._iteration_in_round = learn, iterations, done
         if learn:
             self.curriculum.new_guard()
@@ -231,10 +221,15 @@ class GRPO(Algorithm):
 
     def training_step(self) -> None:
         """Draw tasks, generate, score, reward, update, and send the new weights to the engines."""
-        self.sync, self.phase_seconds = {}, {}
-        asked = self._ahead or self._ask()
-        summary, batches = self._gather(asked)
-        diversity = self._workers[0].diversity.remote(self._setup, self._iteration_in_round)  # while learners update
+        self.sync = {}
+        self.phase_seconds = self.rollouts.phase_seconds = {}  # new ones: readers keep those of iterations before
+        summary, batches = self.rollouts.gather(
+            self._ahead or self._ask(),
+            self._iteration_in_round,
+            learners=max(1, self.config.adversary.learners),
+            weights_version=self._weights_version,
+        )
+        diversity = self.rollouts.diversity(self._iteration_in_round)  # while learners update
         if self._learn:
             self._samples += summary.attempts
             for (category, style), (attempts, successes) in summary.cells.items():
@@ -243,27 +238,21 @@ class GRPO(Algorithm):
         more = self._iteration_in_round < self._iterations
         self._ahead = self._ask() if more and self.config.adversary.generate_ahead else None
         if self._learn and summary.learnable:
-            self._timed("update", lambda: self._update(batches))
+            with timed(self.phase_seconds, "update"):
+                self._update(batches)
             if self._ahead:  # engines take weights between two calls
-                self._timed("generate", self._ahead.wait)
-            self.sync = self._timed("sync", self.weight_sync.send)
-        self.summary = dataclasses.replace(summary, diversity=self._scorers_say(diversity))
+                with timed(self.phase_seconds, "generate"):
+                    self._ahead.wait()
+            with timed(self.phase_seconds, "sync"):
+                self.sync = self.weight_sync.send()
+        self.summary = dataclasses.replace(summary, diversity=scorers_say(diversity))
 
     def _seed(self) -> int:
         # A function of configuration, round and iteration alone: a resumed run draws what the first one drew.
         return ((self.config.seed or 0) * 1000 + self._round_index) * 1000 + self._iteration_in_round
 
-    def _timed(self, phase: str, call: Any) -> Any:
-        start = time.monotonic()
-        result = call()
-        self._add_seconds(phase, time.monotonic() - start)
-        return result
-
-    def _add_seconds(self, phase: str, seconds: float) -> None:
-        self.phase_seconds[phase] = self.phase_seconds.get(phase, 0.0) + seconds
-
-    def _ask(self) -> "_Asked":
-        """Draw this iteration's tasks and have the runners generate, each its share."""
+    def _ask(self) -> Asked:
+        """Draw this iteration's tasks and have the runners generate."""
         adversary, seed = self.config.adversary, self._seed()
         random = np.random.default_rng(seed)
         # Guards that are measured are to be measured on the same mix.
@@ -275,119 +264,7 @@ class GRPO(Algorithm):
             Task(group, goal, record["text"], style.name)
             for group, (goal, record, style) in enumerate(zip(goals, records, styles, strict=True))
         ]
-        return self._send_tasks(tasks, seed)
-
-    def _send_tasks(self, tasks: Sequence[Task], seed: int) -> "_Asked":
-        group = self.env_runner_group
-        runners = group.healthy_env_runner_ids()
-        shares = [list(tasks[i :: len(runners)]) for i in range(len(runners))]
-        started = {
-            runner: group._worker_manager.actors()[runner].sample.remote(
-                tasks=share, seed=seed * 1000 + i, at_least=self.weight_sync.version
-            )
-            for i, (runner, share) in enumerate(zip(runners, shares, strict=True))
-            if share
-        }
-        return _Asked(list(tasks), seed, started)
-
-    def _gather(self, asked: "_Asked") -> tuple[Summary, list[ray.ObjectRef]]:
-        """Have what the runners make scored, and return the iteration's summary and batches.
-
-        A runner that dies takes its share with it, unless it was all there was: then that is asked again. A reward
-        worker that dies is restarted by Ray, and scores again what it was at.
-
-        Raises:
-            AdversaryError: engines or scorers do not answer in time, or actors die again and again.
-        """
-        for again in range(_TRIES):
-            if again:
-                asked = self._send_tasks(asked.tasks, asked.seed)
-            try:
-                scored = self._scored_as_they_come(asked)
-                if scored:
-                    return self._timed("score", lambda scored=scored: self._finish(scored))
-            except ObjectLostError as error:
-                logger.warning("a node died with what it held (%s); the iteration is run again", error)
-                # What they are at is written then.
-                self._scorers_say([worker.__ray_ready__.remote() for worker in self._workers])
-                self.weight_sync.recover()
-                forget_attempts(self._directory, self._iteration_in_round)  # shares may be dealt out otherwise
-                self._archived = self._workers[0].archived.remote(self._setup, self._iteration_in_round)
-        raise AdversaryError(f"actors died {_TRIES} times in a row; see their logs in the dashboard")
-
-    def _scored_as_they_come(self, asked: "_Asked") -> list[ray.ObjectRef]:
-        """Return references of what reward workers make of rollouts, once an engine is there for the next iteration.
-
-        A worker that is free takes its share of what waits: the models get what several runners made at once, and the
-        runners that are still at work do not wait for it.
-        """
-        generating = {share: runner for runner, share in asked.shares.items()}
-        places = {runner: place for place, runner in enumerate(asked.shares)}
-        waiting: list[int] = []
-        scoring: dict[ray.ObjectRef, tuple[list[int], Any, ray.ObjectRef]] = {}
-        free, scored, dead = list(self._workers), list[ray.ObjectRef](), list[int]()
-        begun = generated = time.monotonic()
-        while generating or scoring:
-            left = begun + _RUNNER_TIMEOUT_SECONDS - time.monotonic() if generating else _SCORER_TIMEOUT_SECONDS
-            ready = _ready([*generating, *scoring], max(0.0, left))
-            if not ready:
-                raise AdversaryError(
-                    f"attackers took longer than {_RUNNER_TIMEOUT_SECONDS:.0f} s to generate; ask for less at once: "
-                    "adversary.groups, adversary.group_size or adversary.max_new_tokens"
-                    if generating
-                    else _silent_scorers()
-                )
-            for ref in ready:
-                if ref in generating:
-                    waiting.append(generating.pop(ref))
-                    generated = time.monotonic()
-                else:
-                    runners, worker, result = scoring.pop(ref)
-                    free.append(worker)
-                    lost = self._scorers_say(ref)
-                    dead += [runners[i] for i in lost]
-                    if len(lost) < len(runners):
-                        scored.append(result)
-            waiting.sort(key=places.__getitem__)
-            for part in dealt(waiting, len(self._workers))[: len(free)]:
-                worker = free.pop(0)
-                receipt, result = self._have_scored(worker, [(places[runner], asked.shares[runner]) for runner in part])
-                scoring[receipt] = part, worker, result
-                del waiting[: len(part)]
-        self._add_seconds("generate", generated - begun)
-        self._add_seconds("score", time.monotonic() - generated)
-        if dead:
-            logger.warning("%d of %d attackers died, or came back with old weights", len(dead), len(asked.shares))
-            for runner in dead:
-                self.env_runner_group._worker_manager.set_actor_state(runner, healthy=False)
-            self.weight_sync.recover()
-        return scored
-
-    def _have_scored(
-        self, worker: Any, shares: Sequence[tuple[int, ray.ObjectRef]]
-    ) -> tuple[ray.ObjectRef, ray.ObjectRef]:
-        """Have a worker score runners' shares; return references of which were lost, and of what came of the rest."""
-        score = worker.score.options(num_returns=2)
-        return score.remote(self._setup, self._iteration_in_round, shares, self._archived)
-
-    def _finish(self, parts: Sequence[ray.ObjectRef]) -> tuple[Summary, list[ray.ObjectRef]]:
-        learners = max(1, self.config.adversary.learners)
-        method = self._workers[0].finish.options(num_returns=2 + learners)
-        summary, self._archived, *batches = method.remote(
-            self._setup, self._iteration_in_round, learners, self._weights_version, *parts
-        )
-        return self._scorers_say(summary), batches
-
-    def _scorers_say(self, refs: Any) -> Any:
-        try:
-            return ray.get(refs, timeout=_SCORER_TIMEOUT_SECONDS)
-        except GetTimeoutError:
-            raise AdversaryError(_silent_scorers()) from None
-        except RayActorError as error:
-            why = str(error).strip().splitlines()[-1]
-            raise AdversaryError(
-                f"a scorer or judge died again and again ({why}); see its log in the dashboard"
-            ) from error
+        return self.rollouts.ask(tasks, seed)
 
     def _update(self, batches: Sequence[ray.ObjectRef]) -> None:
         """Update the policy on a batch for each learner."""
@@ -436,39 +313,6 @@ class GRPO(Algorithm):
 
 #: What a checkpoint holds of the adversary beside RLlib's state and the curriculum.
 _OWN_STATE = ("_samples", "_weights_version", "_iteration_in_round")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """Tasks that runners are at: by runner the reference of its share."""
-
-    tasks: list[Task]
-    seed: int
-    shares: dict[int, ray.ObjectRef]
-
-    def wait(self) -> None:
-        """Wait until the runners are done, or are to be taken for dead."""
-        refs = list(self.shares.values())
-        ray.wait(refs, num_returns=len(refs), timeout=_RUNNER_TIMEOUT_SECONDS, fetch_local=False)
-
-
-def dealt(waiting: Sequence[int], workers: int) -> list[list[int]]:
-    """Return what waits in parts, at most one for each worker, free or not: one that took all would be waited for."""
-    size = -(-len(waiting) // workers)
-    return [list(waiting[start : start + size]) for start in range(0, len(waiting), size or 1)]
-
-
-def _ready(refs: Sequence[ray.ObjectRef], timeout: float) -> list[ray.ObjectRef]:
-    """Wait until one of some references is there; return all that are, none where none is in `timeout` seconds."""
-    ray.wait(refs, timeout=timeout, fetch_local=False)
-    return ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[0]
-
-
-def _silent_scorers() -> str:
-    return (
-        f"no scorer has answered for {_SCORER_TIMEOUT_SECONDS:.0f} s: one hangs (see the dashboard), or judges are too "
-        "slow for what is asked at once: adversary.groups, adversary.group_size"
-    )
 
 
 def _died(actor: Any) -> bool:

@@ -28,7 +28,7 @@ def test_attackers_that_learn_are_asked_more_about_what_succeeds_and_measured_on
     algorithm.curriculum = Curriculum(CurriculumConfig(floor=0.1), STYLES[:1])
     algorithm.curriculum.record("hate", STYLES[0].name, 1000, 900)
     algorithm.curriculum.record("fraud", STYLES[0].name, 1000, 0)
-    algorithm._send_tasks = lambda tasks, seed: tasks
+    algorithm.rollouts = SimpleNamespace(ask=lambda tasks, seed: tasks)
     asked = [GOALS[task.goal]["categories"][0] for task in algorithm._ask()]
     fraud, hate, privacy = (asked.count(name) for name in ("fraud", "hate", "privacy"))
     assert fraud + hate + privacy == 30

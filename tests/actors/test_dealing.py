@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.grpo import dealt
+from actors.rollouts import dealt
 
 
 @given(st.lists(st.integers(), unique=True, max_size=70), st.integers(1, 9))

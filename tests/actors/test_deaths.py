@@ -11,9 +11,10 @@ from actors.adversary import Adversary
 from actors.config import AdversaryConfig
 from actors.env_runner import StaleWeightsError, Task, VLLMEnvRunner
 from actors.errors import AdversaryError
-from actors.grpo import GRPO, GRPOConfig, _Asked, _died
+from actors.grpo import GRPO, GRPOConfig, _died
 from actors.judges import Judge, JudgeConfig
 from actors.reward_worker import RewardWorker, Scored
+from actors.rollouts import Asked, Rollouts
 from actors.summary import Summary, Tally
 from cluster.resources import plan
 
@@ -23,11 +24,12 @@ TASKS = [Task(0, 0, "bread", "paraphrase")]
 
 @pytest.fixture
 def ray_says(monkeypatch):
-    """Have the algorithm's Ray do without a cluster what is given."""
+    """Have Ray do without a cluster what is given."""
 
     def say(**stand_ins):
         stand_ins = {"wait": lambda refs, **_: (list(refs), []), **stand_ins}
-        monkeypatch.setattr("actors.grpo.ray", SimpleNamespace(**{**vars(ray), **stand_ins}))
+        for module in ("grpo", "rollouts"):
+            monkeypatch.setattr(f"actors.{module}.ray", SimpleNamespace(**{**vars(ray), **stand_ins}))
 
     return say
 
@@ -41,28 +43,35 @@ def scorer():
 
 
 @pytest.fixture
-def algorithm(scorer, tmp_path):
-    """An algorithm with a scorer, and an attacker that has generated whatever is asked of it."""
-    algorithm = object.__new__(GRPO)
-    algorithm._workers, algorithm._directory = [scorer], tmp_path
-    algorithm._setup, algorithm._archived, algorithm._iteration_in_round = [], None, 0
-    algorithm.phase_seconds, algorithm.weight_sync, algorithm.env_runner_group = {}, Mock(), Mock()
-    algorithm._send_tasks = Mock(side_effect=lambda tasks, seed: _Asked(tasks, seed, {1: "rollouts"}))
-    return algorithm
+def rollouts(scorer, tmp_path):
+    """Those of a scorer, and of an attacker that has generated whatever is asked of it."""
+    rollouts = Rollouts(Mock(), [scorer], Mock())
+    rollouts._setup, rollouts._archived, rollouts._directory = [], None, tmp_path
+    rollouts.ask = Mock(side_effect=lambda tasks, seed: Asked(tasks, seed, {1: "rollouts"}))
+    return rollouts
 
 
-def test_engines_that_generate_ahead_are_waited_for_before_weights_are_sent(algorithm, scorer, ray_says):
+def gathered(rollouts, asked=None):
+    return rollouts.gather(asked or rollouts.ask(TASKS, 5), 0, learners=1, weights_version=0)
+
+
+def test_engines_that_generate_ahead_are_waited_for_before_weights_are_sent(ray_says):
     order = Mock()
     ray_says(get=Mock(return_value={}), wait=order.wait)
+    algorithm = object.__new__(GRPO)
     algorithm.config = SimpleNamespace(adversary=AdversaryConfig(generate_ahead=True))
     algorithm._learn, algorithm._iterations, algorithm._samples, algorithm._ahead = True, 2, 0, None
+    algorithm._iteration_in_round, algorithm._weights_version, algorithm.phase_seconds = 0, 0, {}
     summary = Summary.of([Tally()], archive=0, coverage=0.0, weights_version=0, learnable=True)
-    algorithm._ask = Mock(return_value=_Asked(TASKS, 0, {1: "ahead"}))
-    algorithm._gather = Mock(return_value=(summary, []))
-    algorithm._update, algorithm.weight_sync.send = order.update, order.send
+    algorithm._ask = Mock(return_value=Asked(TASKS, 0, {1: "ahead"}))
+    algorithm.rollouts = Mock(gather=Mock(return_value=(summary, [])))
+    algorithm._update, algorithm.weight_sync = order.update, order
     algorithm.training_step()
     assert [call[0] for call in order.mock_calls] == ["update", "wait", "send"]
     assert order.wait.call_args.args[0] == ["ahead"]
+    seconds = dict(kept := algorithm.phase_seconds)
+    algorithm.training_step()
+    assert kept == seconds and algorithm.rollouts.phase_seconds is algorithm.phase_seconds is not kept
 
 
 def on_receipt(said):
@@ -80,39 +89,37 @@ def times_asked(scorer):
     return scorer.score.options.return_value.remote.call_count
 
 
-def test_a_scorer_that_ray_has_given_up_ends_the_iteration_and_is_not_asked_again(algorithm, scorer, ray_says):
+def test_a_scorer_that_ray_has_given_up_ends_the_iteration_and_is_not_asked_again(rollouts, scorer, ray_says):
     ray_says(get=on_receipt(DEAD))
     with pytest.raises(AdversaryError, match=r"died again and again \(Out of memory\)"):
-        algorithm._gather(algorithm._send_tasks(TASKS, 5))
+        gathered(rollouts)
     assert times_asked(scorer) == 1
 
 
 @pytest.mark.parametrize("lost", [[0], ObjectLostError("id", "", "")], ids=["attackers", "nodes"])
-def test_what_dies_again_and_again_is_asked_the_same_three_times(algorithm, scorer, ray_says, lost):
+def test_what_dies_again_and_again_is_asked_the_same_three_times(rollouts, scorer, ray_says, lost):
     ray_says(get=on_receipt(lost))
     with pytest.raises(RuntimeError, match="actors died 3 times in a row; see their logs"):
-        algorithm._gather(algorithm._send_tasks(TASKS, 5))
-    assert times_asked(scorer) == 3 == algorithm._send_tasks.call_count
-    assert {(each.args[0][0], each.args[1]) for each in algorithm._send_tasks.call_args_list} == {(TASKS[0], 5)}
+        gathered(rollouts)
+    assert times_asked(scorer) == 3 == rollouts.ask.call_count
+    assert {(each.args[0][0], each.args[1]) for each in rollouts.ask.call_args_list} == {(TASKS[0], 5)}
 
 
-def test_a_scorer_that_hangs_without_dying_is_not_waited_for_for_ever(algorithm, ray_says):
-    generated = algorithm._send_tasks(TASKS, 5)
+def test_a_scorer_that_hangs_without_dying_is_not_waited_for_for_ever(rollouts, ray_says):
+    generated = rollouts.ask(TASKS, 5)
     waits = Mock(side_effect=lambda refs, **_: (["rollouts"] if "rollouts" in refs else [], []))
     ray_says(wait=waits)
     with pytest.raises(RuntimeError, match="no scorer has answered for 3600 s: one hangs"):
-        algorithm._gather(generated)
+        gathered(rollouts, generated)
     assert 3600 in [call.kwargs["timeout"] for call in waits.call_args_list]
 
 
-def test_nor_one_that_hangs_at_the_iterations_end(algorithm, ray_says):
+def test_nor_one_that_hangs_at_the_iterations_end(rollouts, scorer, ray_says):
     get = Mock(side_effect=GetTimeoutError)
     ray_says(get=get)
-    algorithm.config = SimpleNamespace(adversary=SimpleNamespace(learners=0))
-    algorithm._weights_version = 0
-    algorithm._workers[0].finish.options.return_value.remote.return_value = "summary", "archived", "batch"
+    scorer.finish.options.return_value.remote.return_value = "summary", "archived", "batch"
     with pytest.raises(RuntimeError, match="no scorer has answered for 3600 s"):
-        algorithm._finish(["result"])
+        rollouts._finish(["result"], 0, 1, 0)
     assert get.call_args.kwargs["timeout"] == 3600
 
 

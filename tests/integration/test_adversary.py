@@ -207,7 +207,7 @@ def process_of(worker):
 def test_a_killed_scorer_is_restarted_and_loses_nothing(adversary, attack, outcome, config, monkeypatch, tmp_path):
     undisturbed = attack(3, learn=False, updates=1)
     (worker,) = adversary.algorithm._workers
-    before, have_scored = process_of(worker), adversary.algorithm._have_scored
+    before, have_scored = process_of(worker), adversary.algorithm.rollouts._have_scored
 
     def killed(*arguments):
         asked = have_scored(*arguments)
@@ -215,7 +215,7 @@ def test_a_killed_scorer_is_restarted_and_loses_nothing(adversary, attack, outco
         return asked
 
     with monkeypatch.context() as patch:
-        patch.setattr(adversary.algorithm, "_have_scored", killed)
+        patch.setattr(adversary.algorithm.rollouts, "_have_scored", killed)
         after = attack(3, learn=False, updates=1, directory=tmp_path / "killed")
     assert process_of(worker).pid != before.pid
     assert after.attempts.equals(undisturbed.attempts)
@@ -223,6 +223,6 @@ def test_a_killed_scorer_is_restarted_and_loses_nothing(adversary, attack, outco
 
 
 def test_attackers_that_take_too_long_are_named_with_the_settings_to_change(attack, outcome, monkeypatch):
-    monkeypatch.setattr("actors.grpo._RUNNER_TIMEOUT_SECONDS", 0.01)
+    monkeypatch.setattr("actors.rollouts.RUNNER_TIMEOUT_SECONDS", 0.01)
     with pytest.raises(RuntimeError, match="took longer than 0 s to generate; .*adversary.groups"):
         attack(3)

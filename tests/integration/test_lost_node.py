@@ -50,18 +50,19 @@ def algorithm(cluster, add_node):
 def iteration(algorithm):
     """Run an iteration; return how many attempts it wrote, and by how many attackers."""
     algorithm.train()
-    attempts = read_attempts(algorithm._directory)["iteration"].to_pylist()
+    directory = algorithm.rollouts._directory
+    attempts = read_attempts(directory)["iteration"].to_pylist()
     last = max(attempts)
-    return attempts.count(last), len(list(algorithm._directory.glob(f"iteration-{last:04d}-*")))
+    return attempts.count(last), len(list(directory.glob(f"iteration-{last:04d}-*")))
 
 
 def lose_node(cluster, add_node, algorithm, *, generated):
     """Have a node die in the next iteration, as its attackers generate or when they did; another takes its place."""
-    send_tasks = algorithm._send_tasks
+    ask = algorithm.rollouts.ask
 
-    def send_and_lose(*arguments):
-        algorithm._send_tasks = send_tasks
-        asked = send_tasks(*arguments)
+    def ask_and_lose(*arguments):
+        algorithm.rollouts.ask = ask
+        asked = ask(*arguments)
         if generated:
             rollouts = list(asked.shares.values())
             ray.wait(rollouts, num_returns=len(rollouts), fetch_local=False)
@@ -69,7 +70,7 @@ def lose_node(cluster, add_node, algorithm, *, generated):
         add_node()
         return asked
 
-    algorithm._send_tasks = send_and_lose
+    algorithm.rollouts.ask = ask_and_lose
 
 
 @pytest.mark.long
