@@ -36,15 +36,20 @@ def choose_trainable(model: PreTrainedModel, config: TrainingConfig) -> None:
 def _freeze_lowest(model: PreTrainedModel, count: int) -> None:
     """Freeze the lowest layers and what is below them, so that no gradient is computed down to there.
 
-    What stands beside the layers is frozen, too: it may be read by all, as MPNet's relative positions are.
+    What an encoder has beside its layers is frozen, too: all may read it, as they do MPNet's relative positions.
+
+    Raises:
+        ValueError: there are fewer layers.
     """
     owner, layers = _layers(model)
-    beside = [part for part in owner.children() if part is not layers]
+    if count > len(layers):
+        raise ValueError(f"training.freeze_layers is {count}, and {type(model).__name__} has {len(layers)} layers")
+    # What a whole model has beside them is below (embeddings) or above (a norm).
+    beside = [] if isinstance(owner, PreTrainedModel) else [part for part in owner.children() if part is not layers]
     for part in (*layers[:count], *beside):
         part.requires_grad_(False)
-    top = len(layers)
     for parameter, below_top in _depths(model):
-        if below_top == top + 1:
+        if below_top > len(layers):
             parameter.requires_grad_(False)
 
 

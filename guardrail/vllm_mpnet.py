@@ -25,10 +25,7 @@ _TOKENS = 2048  # of texts that are read together, padding included
 @attn_type("encoder_only")
 @default_pooling_type(seq_pooling_type="CLS")
 class MPNetForSequenceClassification(nn.Module):
-    """The classifier that transformers has under this name, as vLLM wants one.
-
-    Which texts are read together depends on what a step holds, so it cannot be captured in a graph (`--enforce-eager`).
-    """
+    """The classifier that transformers has under this name, as vLLM wants one."""
 
     is_pooling_model = True
 
@@ -52,7 +49,7 @@ class MPNetForSequenceClassification(nn.Module):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None,
         positions: torch.Tensor,
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
@@ -60,7 +57,12 @@ class MPNetForSequenceClassification(nn.Module):
         """Return the hidden states [tokens, hidden] of texts that follow each other in `input_ids` [tokens].
 
         Each begins where `positions` [tokens] is 0: encoders read a text in one step.
+
+        Raises:
+            ValueError: embeddings were given in the place of tokens.
         """
+        if input_ids is None:
+            raise ValueError("a guard on MPNet reads tokens, no embeddings of prompts")
         starts = torch.nonzero(positions == 0).flatten().tolist()
         lengths = [end - start for start, end in zip(starts, [*starts[1:], len(positions)], strict=True)]
         texts = input_ids.split(lengths)

@@ -161,6 +161,7 @@ def test_dropout_of_a_step_hangs_on_nothing_before_it(tmp_path, monkeypatch, bas
         {"accumulate": 2},
         {"lora_rank": 4},
         {"freeze_layers": 1},
+        {"freeze_layers": 2, "adversarial": 0.05},
         {"freeze_embeddings": False, "adversarial": 0.05, "average": 0.5, "lora_rank": 4, "augment": 0.2},
     ],
     ids=str,

@@ -44,6 +44,8 @@ def test_plain_transformers_and_vllm_give_the_guards_probabilities(kind: str, tm
     with vllm.running(tmp_path / "vllm.log") as url:
         body = {"model": "guard", "input": TEXTS}
         answers = httpx.post(url, json=body, timeout=60).raise_for_status().json()["data"]
+        cut = httpx.post(url, json={"model": "guard", "input": ["tea " * 99], "truncate_prompt_tokens": -1}, timeout=60)
+        assert cut.is_success  # of a text that is longer than the model can read, what it can
     assert np.abs(np.array([answer["probs"] for answer in answers]) - expected).max() < 1e-3
     labels = [model.config.id2label[row.argmax()] for row in expected]
     assert [answer["label"] for answer in answers] == labels
