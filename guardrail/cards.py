@@ -23,9 +23,12 @@ from guardrail.guard import UNSAFE, GuardCard
 from guardrail.metrics import wilson
 from guardrail.models import BUNDLED_PREFIX
 from guardrail.records import Record
+from guardrail.seeds import VALIDATION
 from guardrail.taxonomy import CATEGORIES, NEVER_GENERATED
 
 MODEL_CARD, DATA_CARD = "README.md", "DATA.md"
+#: Where curation notes which evaluation sets it kept out of the records, and how many texts each has.
+KEPT_OUT = "kept_out.json"
 FEW = 20  #: texts; of fewer, a share has an interval of up to 0.4 and more, and no failure is claimed
 MIN_RECALL = 0.8  #: below it, a set, tag or category is a known failure
 
@@ -34,6 +37,7 @@ _HUB_METRICS = {"f1": "f1", "precision": "precision", "recall": "recall", "auprc
 _HUB_IDS = {
     "bundled:all-minilm-l6-v2": "sentence-transformers/all-MiniLM-L6-v2",
     "bundled:smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "bundled:all-mpnet-base-v2": "sentence-transformers/all-mpnet-base-v2",
 }
 _VERSIONED = ("rayguard", "ray", "torch", "transformers")
 _MARKUP = re.compile(r"^(\d*)(?=[-+=.)])|(?=[\\`*_{}\[\]<>#|&~$!])")
@@ -46,20 +50,20 @@ class Provenance:
     Attributes:
         records: those it was trained on.
         metrics: by name of a set, as `evaluate_set` returns them.
-        command: trains it again.
+        commands: train it again, in this order.
         config_digest: of the resolved settings.
         ledgers: of the curation behind the records, a round after the other; empty: not known.
-        kept_out: the sets that the curation kept out of the records, by name, and how many texts each has, where that
-            is known; None: the sets are not known.
+        kept_out: the sets that the curation kept out of the records, by name, and how many texts each has; None: they
+            are not known.
         attacks: how many stored attacks it was tried on, and the share that fools it; None: on none.
     """
 
     records: Sequence[Record]
     metrics: Mapping[str, Mapping[str, Any]]
-    command: str
+    commands: Sequence[str]
     config_digest: str
     ledgers: Sequence[Path] = field(default=())
-    kept_out: Mapping[str, int | None] | None = None
+    kept_out: Mapping[str, int] | None = None
     attacks: tuple[int, float] | None = None
 
 
@@ -120,6 +124,11 @@ def _model_facts(card: GuardCard, provenance: Provenance) -> dict[str, Any]:
         "figures": [
             (name, values["n"], values["positives"], [(values[key], _interval(values, key)) for key in _SHOWN])
             for name, values in provenance.metrics.items()
+        ],
+        "not_kept_out": [
+            name
+            for name in provenance.metrics
+            if name not in (provenance.kept_out or {}) and not name.startswith(VALIDATION)
         ],
         "failures": beyond,
         "few": [s for s in shares if s.n < FEW],
@@ -256,6 +265,7 @@ def _data_facts(provenance: Provenance) -> dict[str, Any]:
         "unknown_categories": sum(record["unsafe"] and record["categories"] is None for record in records),
         "dropped": sorted(_dropped(provenance.ledgers).items()),
         "never_generated": sorted(NEVER_GENERATED),
+        "has_texts": any(source.startswith("rayguard-texts:") for source in sources),
         "excluded": len(excluded),
         "excluded_generated": sum(record["method"] != "seed" for record in excluded),
     }

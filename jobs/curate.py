@@ -15,10 +15,12 @@ were curated.
 
 import dataclasses
 import itertools
+import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,12 +28,14 @@ from pydantic import Field
 
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
+from guardrail.cards import KEPT_OUT
 from guardrail.curation import CurationConfig, curate
 from guardrail.curation.intake import SET_ASIDE
 from guardrail.curation.story import story
 from guardrail.dataset_registry import registry
 from guardrail.datasets import read_registered
 from guardrail.evaluation_sets import evaluation_texts, load_available_evaluations, raise_missing
+from guardrail.files import write_text
 from guardrail.records import Record, write_records, write_table
 from guardrail.rows import did_you_mean
 from guardrail.seeds import LabelledRows, embedded_seeds, embedded_texts, read_labelled
@@ -124,14 +128,23 @@ def _curate(settings: CurateSettings) -> None:
             settings.curation,
             evaluation=evaluation_texts(evaluation),
             num_cpus=plan.data_task_cpus,
+            tell=_tell_of_stage,
         )
+    kept_out = {name: len(items) for name, items in evaluation.items()}
+    write_text(settings.output / KEPT_OUT, json.dumps(kept_out, indent=2) + "\n")
     for name, (path, rows) in zip(settings.input, inputs, strict=True):
         if rows is not None:
             _set_aside_as_written(settings.output / "set_aside.parquet", name, path, rows)
+            path.unlink()
     save_beside(settings, settings.output)
     show_funnel(report)
     _tell_of_set_aside(settings.output / "set_aside.parquet")
     raise_missing(missing, "kept out")
+
+
+def _tell_of_stage(entry: Mapping[str, Any], done_before: bool) -> None:
+    before = ", as it was before" if done_before else ""
+    print(f"{entry['stage']}: {entry['kept']:,} of {entry['in']:,} kept{before}", file=sys.stderr)
 
 
 def _tell_of_set_aside(set_aside: Path) -> None:

@@ -341,7 +341,7 @@ class Rounds:
         return Provenance(
             records=read_records(self.run.round(round_index) / "training.parquet"),
             metrics=metrics["evaluation"],
-            command=f"python jobs/adversarial_loop.py --config {own}/config.yaml --run-dir {own}-again",
+            commands=[f"python jobs/adversarial_loop.py --config {own}/config.yaml --run-dir {own}-again"],
             config_digest=self.run.manifest.config_digest,
             ledgers=[self.run.round(i) / "ledger.parquet" for i in range(round_index + 1)],
             kept_out={name: len({item for item, _ in texts}) for name, texts in self._evaluation_texts().items()},

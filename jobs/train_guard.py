@@ -5,17 +5,17 @@ python jobs/train_guard.py --records kept.parquet --output guards/mine [--traini
 With `--evaluate xstest ...` it is measured, too, and its model card has the figures.
 """
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field
 
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
-from guardrail.cards import Provenance, named_in_cards, write_cards
+from guardrail.cards import KEPT_OUT, Provenance, named_in_cards, write_cards
 from guardrail.evaluation import evaluate_set
 from guardrail.evaluation_sets import load_evaluations
 from guardrail.fitted_on import fitted_on
@@ -76,14 +76,15 @@ def main(arguments: Sequence[str]) -> None:
             data.unlink()
         save_beside(settings, settings.output)
         write_cards(settings.output, _provenance(settings, card, parts[TRAIN], {}))
-        if sets:
+    if truncated := card.training["truncated"]:
+        print(f"{truncated} texts are longer than a window, and of these the first was trained on", file=sys.stderr)
+    print(f"guard {card.version} (digest {card.digest}, threshold {card.thresholds['unsafe']:.3f}): {settings.output}")
+    if sets:
+        with orderly_end():
             guard = Guard.from_pretrained(settings.output)
             metrics = {name: evaluate_set(guard, items, seed=settings.seed) for name, items in sets.items()}
             write_cards(settings.output, _provenance(settings, card, parts[TRAIN], metrics))
             show_metrics(metrics)
-    if truncated := card.training["truncated"]:
-        print(f"{truncated} texts are longer than a window, and of these the first was trained on", file=sys.stderr)
-    print(f"guard {card.version} (digest {card.digest}, threshold {card.thresholds['unsafe']:.3f}): {settings.output}")
 
 
 def _provenance(
@@ -95,7 +96,7 @@ def _provenance(
     """
     folder = settings.records.resolve().parent
     ledger, curation = folder / "ledger.parquet", folder.with_name(f"{folder.name}.config.yaml")
-    is_curated = ledger.is_file() and curation.is_file()
+    is_curated, kept_out = ledger.is_file() and curation.is_file(), folder / KEPT_OUT
     told = card.training["validation"]
     measured = {VALIDATION: {key: told[key] for key in told if key != "categories"}}  # of the decision
     if told["cross_fitted"]:
@@ -103,10 +104,13 @@ def _provenance(
     return Provenance(
         records=records,
         metrics={**measured, **metrics},
-        command=f"python jobs/train_guard.py --config {named_in_cards(settings.output)}.config.yaml",
+        commands=[
+            *([f"python jobs/curate.py --config {named_in_cards(curation)}"] if is_curated else []),
+            f"python jobs/train_guard.py --config {named_in_cards(settings.output)}.config.yaml",
+        ],
         config_digest=digest(to_yaml(settings)),
         ledgers=[ledger] if is_curated else [],
-        kept_out=dict.fromkeys(yaml.safe_load(curation.read_text())["evaluation"]) if is_curated else None,
+        kept_out=json.loads(kept_out.read_text()) if is_curated and kept_out.is_file() else None,
     )
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,7 @@ def curate(
     config: CurationConfig,
     evaluation: EvaluationTexts,
     num_cpus: float = 0.5,
+    tell: Callable[[Mapping[str, Any], bool], None] | None = None,
 ) -> CurationReport:
     """Curate record files; write kept.parquet, ledger.parquet, funnel.json and set_aside.parquet into `out_dir`.
 
@@ -104,6 +105,7 @@ def curate(
         config: what a record must satisfy.
         evaluation: by name of a set its (id, text) pairs, which no kept record may hold.
         num_cpus: what one task reserves.
+        tell: is told each stage's entry in the funnel once it is done, and whether an earlier call had done it.
 
     Raises:
         ValueError: a file is unreadable or no record file; the message names file and column.
@@ -119,11 +121,14 @@ def curate(
         key = digest(key, stage.name, json.dumps(stage.settings, sort_keys=True))
         folder = Folder(work / f"{number:02d}-{stage.name}")
         entry = folder.manifest(key)
+        done_before = entry is not None
         if entry is None:
             folder.start()
             left = parts if (funnel[-1]["kept"] if funnel else total) else []
             entry = folder.finish(key, **_run(stage, left, folder, num_cpus))
         funnel.append({name: entry[name] for name in ("stage", "in", "kept", "reasons")})
+        if tell:
+            tell(funnel[-1], done_before)
         parts = [dataclasses.replace(part, verdicts=folder.path / part.records.name) for part in parts]
         judged.append(parts if entry["in"] else [])
     _write_kept(judged[-1], out_dir, work, num_cpus)

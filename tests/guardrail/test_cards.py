@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from guardrail.cards import DATA_CARD, MODEL_CARD, Provenance, measured_shares, plain_text, write_cards
+from guardrail.cards import DATA_CARD, KEPT_OUT, MODEL_CARD, Provenance, measured_shares, plain_text, write_cards
 from guardrail.curation.pipeline import LEDGER
 from guardrail.guard import Guard, content_digest
 from guardrail.records import make_record, write_records, write_table
@@ -61,7 +61,7 @@ def provenance(**changed):
     values = {
         "records": records(),
         "metrics": {"validation": METRICS},
-        "command": "python jobs/train_guard.py",
+        "commands": ["python jobs/train_guard.py"],
         "config_digest": "c0ffee",
     }
     return Provenance(**values | changed)
@@ -199,7 +199,7 @@ def test_the_data_card_counts(guard, tmp_path):
         ledger("0", ("seed", "near", "near duplicate"), ("paraphrase", "quality", "length")),
         ledger("1", ("seed", "near", "near duplicate"), ("rl", "quality", "length")),  # the seeds are curated again
     ]
-    _, page = written(guard, ledgers=ledgers, kept_out={"held_out": 12, "xstest": None})
+    _, page = written(guard, ledgers=ledgers, kept_out={"held_out": 12, "xstest": 450})
     sources, licences, public, languages, categories, dropped = tables(page)
     assert sources[1:] == [
         ["embedded:theft", "rl", "Apache-2.0", "1", "0"],
@@ -214,7 +214,7 @@ def test_the_data_card_counts(guard, tmp_path):
     assert dropped[1:] == [["near", "near duplicate", "1"], ["quality", "length", "2"]]
     assert "4 records, 3 unsafe and 1 benign, 1 with an answer, grown from 2 seeds" in page
     assert "of 1 unsafe records they are not known" in page
-    assert "* held\\_out: its 12 texts, and" in page and "* xstest: its texts, and" in page
+    assert "* held\\_out: its 12 texts, and" in page and "* xstest: its 450 texts, and" in page
     assert "sexual/minors: classified, never generated. 0 records have it; 0 of them were generated." in page
 
 
@@ -224,6 +224,13 @@ def test_what_the_training_does_not_know_is_said(guard):
     assert "Which evaluation sets were kept out of the records is not known here." in page
     _, page = written(guard, kept_out={}, records=[dataclasses.replace(provenance()).records[3] | {"licence": None}])
     assert "No evaluation set was kept out." in page and ["not told", "1"] in tables(page)[1]
+
+
+def test_who_wrote_the_shipped_texts_is_said_where_they_are_trained_on(guard):
+    record = provenance().records[3]
+    said = "were written by language-model assistants"
+    assert said not in written(guard)[1]
+    assert said in written(guard, records=[record | {"source": "rayguard-texts:hate"}])[1]
 
 
 def test_a_guard_that_is_none_is_refused(tmp_path):
@@ -323,9 +330,12 @@ def test_a_guard_that_is_trained_by_itself_has_cards_of_its_validation_split(tmp
     assert "36 records, 18 unsafe and 18 benign" in data and "kept out of the records is not known here" in data
     # The curation that wrote the records tells more.
     write_table(pa.Table.from_pylist([], schema=LEDGER), tmp_path / "data" / "ledger.parquet")
-    (tmp_path / "data.config.yaml").write_text("evaluation: [xstest]")
+    (tmp_path / "data.config.yaml").touch()
+    (tmp_path / "data" / KEPT_OUT).write_text('{"xstest": 450}')
     texts = [{"id": str(i), "text": f"text {i}", "unsafe": i % 2 == 0} for i in range(6)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(each) + "\n" for each in texts))
     page, data = trained("other", "--evaluate", str(tmp_path / "mine.jsonl"))
-    assert "* xstest: its texts, and what nearly repeats them" in data
+    assert "* xstest: its 450 texts, and what nearly repeats them" in data
+    assert "$ python jobs/curate.py --config data.config.yaml\n$ python jobs/train_guard.py" in page
+    assert "Nothing kept the texts of mine out of the records." in page
     assert [row[:3] for row in tables(page)[0][1:]] == [["validation", "4", "2"], ["mine", "6", "3"]]
