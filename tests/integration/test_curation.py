@@ -133,7 +133,9 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, records, monkeypatch):
         return real(self, survey)
 
     monkeypatch.setattr(NearDuplicates, "prepare", checked)
-    report = curate(paths, out, CONFIG, EVALUATION)
+    told = []
+    report = curate(paths, out, CONFIG, EVALUATION, tell=lambda entry, before: told.append((entry["stage"], before)))
+    assert told == [(stage, stage in ("canonical", "exact")) for stage in STAGES]
     monkeypatch.setattr(NearDuplicates, "prepare", real)
     assert report == curate(paths, tmp_path / "fresh", CONFIG, EVALUATION)
 

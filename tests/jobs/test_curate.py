@@ -18,10 +18,11 @@ from jobs import curate
 @pytest.fixture
 def curated(monkeypatch):
     """Curation as if it had set `aside` rows aside; returns what it was given."""
-    given = SimpleNamespace(aside=[], paths=None)
+    given = SimpleNamespace(aside=[], paths=None, records=None)
 
-    def stand_in(paths, out_dir, config, evaluation, num_cpus):
-        given.paths = paths
+    def stand_in(paths, out_dir, config, evaluation, num_cpus, tell):
+        given.paths, given.records = paths, [read_records(path) for path in paths]
+        tell({"stage": "near", "in": 1200, "kept": 1000}, True)
         write_table(pa.Table.from_pylist(given.aside, SET_ASIDE), out_dir / "set_aside.parquet")
         return CurationReport(kept=0, dropped={}, funnel=[])
 
@@ -45,7 +46,8 @@ def test_files_of_labelled_rows_are_inputs_too(tmp_path, curated):
     rows.write_text("text,unsafe\nHow do I bake bread?,no\n")
     assert ended(["--input", str(records), str(rows), "--output", str(tmp_path / "out")]) == 0
     assert curated.paths[0] == records
-    assert [record["text"] for record in read_records(curated.paths[1])] == ["How do I bake bread?"]
+    assert [record["text"] for record in curated.records[1]] == ["How do I bake bread?"]
+    assert [path.exists() for path in curated.paths] == [True, False]  # of the second a copy was made
 
 
 def test_the_shipped_seeds_and_a_part_of_a_public_set_are_inputs_too(tmp_path, curated):
@@ -54,7 +56,7 @@ def test_the_shipped_seeds_and_a_part_of_a_public_set_are_inputs_too(tmp_path, c
     (tmp_path / "davidson.csv").write_text(",count,hate,offensive,neither,class,tweet\n" + "".join(lines))
     arguments = ["--data-dir", str(tmp_path), "--output", str(tmp_path / "out"), "--at-most", '{"davidson": 5}']
     assert ended(["--input", "embedded", "embedded-texts", "davidson", *arguments]) == 0
-    seeds, texts, drawn = map(read_records, curated.paths)
+    seeds, texts, drawn = curated.records
     assert (len(seeds), len(texts)) == (len(embedded_seeds()), len(embedded_texts()))
     kinds = Counter((record["unsafe"], *record["categories"]) for record in drawn)
     assert kinds == {(True, "hate"): 2, (True, "harassment"): 3, (False,): 3}
@@ -68,10 +70,11 @@ def test_broken_rows_of_a_public_set_are_set_aside_unless_they_are_many(tmp_path
         return ended(["--input", "davidson", "--data-dir", str(tmp_path), "--output", str(tmp_path / "out")])
 
     assert attempt({3, 17}) == 3
-    assert len(read_records(curated.paths[0])) == 38
+    assert len(curated.records[0]) == 38
     aside = pq.read_table(tmp_path / "out" / "set_aside.parquet").to_pylist()
     assert [(row["file"], row["row"]) for row in aside] == [("davidson", 3), ("davidson", 17)]
-    assert "2 rows set aside" in capsys.readouterr().err
+    assert "2 rows set aside" in (said := capsys.readouterr().err)
+    assert "near: 1,000 of 1,200 kept, as it was before" in said
     assert attempt({3, 17, 20}) == 1
     assert "row 3" in (said := capsys.readouterr().err) and "and 2 more of 40 rows" in said
 
@@ -104,7 +107,7 @@ def test_bad_rows_of_a_file_of_labelled_rows_are_set_aside_by_their_number(tmp_p
         {"file": str(file), "row": 2, "reason": "too long", "id": "id"} for file in (other, made)
     ]  # as intake would
     assert ended(["--input", str(other), str(rows), "--output", str(output)]) == 3
-    assert [record["text"] for record in read_records(made)] == ["a", "c", "a"]
+    assert [record["text"] for record in curated.records[1]] == ["a", "c", "a"]
     aside = [tuple(row.values()) for row in pq.read_table(output / "set_aside.parquet").to_pylist()]
     assert aside[:2] == [(str(other), 2, "too long", "id"), (str(rows), 4, "too long", "id")]
     assert [(row, reason.split(";")[0]) for _, row, reason, _ in aside[2:]] == [
