@@ -4,24 +4,19 @@ Curation's stage `judges` reads the scores. What people labelled (method "seed")
 asked about it.
 """
 
-import itertools
-import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from actors.batches import answer_batches, answer_files, parts_folder
+from actors.batches import answer_files
 from actors.engine import memory_share
-from actors.judges import Judge, JudgeConfig, Vote
+from actors.judges import Judge, JudgeConfig
+from actors.record_scores import Scorer, Verdicts, score_records
 from guardrail.curation.votes import JUDGE
-from guardrail.records import SCHEMA, record_tables, write_table, write_tables
-from guardrail.rows import text_problem
-from guardrail.text import digest, joined
+from guardrail.text import joined
 
 
 class JudgingConfig(BaseModel):
@@ -50,11 +45,13 @@ class BatchJudge:
 
     def __call__(self, paths: pa.Table) -> pa.Table:
         """Vote on batches of texts, from file to file."""
-        return answer_files(paths, self.votes)
+        return answer_files(paths, self.scores)
 
-    def votes(self, batch: pa.Table, key: str) -> pa.Table:
-        """Return the votes (column `vote`) on a batch of texts (column `text`), whatever its key."""
-        return pa.table({"vote": pa.array(self.judge.votes(batch["text"].to_pylist()), pa.bool_())})
+    def scores(self, batch: pa.Table, key: str) -> pa.Table:
+        """Return the votes on a batch (columns `text`, `response`), whatever its key: 1 unsafe, 0 safe, null none."""
+        texts = map(joined, batch["text"].to_pylist(), batch["response"].to_pylist())
+        votes = self.judge.votes(list(texts))
+        return pa.table({"score": pa.array([None if vote is None else float(vote) for vote in votes], pa.float64())})
 
 
 def judge_records(
@@ -65,12 +62,10 @@ def judge_records(
     *,
     num_cpus: float,
     num_gpus: float,
-) -> dict[str, Counter[Vote]]:
+) -> dict[str, Verdicts]:
     """Write a record file anew, with a score of each judge: 1.0 for a vote of unsafe, 0.0 for safe, none for no vote.
 
-    A judge's score takes the place of an earlier one of its name; order and all else stay. A call that is killed goes
-    on where it was when it is made again; work lies in `OUTPUT.parts` until then: on a cluster, all nodes must share
-    that folder.
+    As `actors.record_scores.score_records`.
 
     Returns:
         By the name of a judge, how many records it gave each vote.
@@ -79,85 +74,33 @@ def judge_records(
         records: parquet file of records.
         judges: who is asked, one after the other; no two of one name.
         config: how.
-        output: parquet file to write, whole or not at all; it may be `records`.
+        output: parquet file to write.
         num_cpus, num_gpus: what one engine reserves.
 
     Raises:
         ValueError: the records cannot be read, one has no text, or an engine cannot start.
     """
-    work = parts_folder(output)
-    asked = _write_batches(_texts(records), config.batch_size, work / "asked")
-    votes = {
-        judge.name: _votes(
-            answer_batches(
-                asked,
-                work / digest(judge.model_dump_json()),
-                BatchJudge,
-                (judge.model_dump(), config.model_dump(), num_gpus),
-                engines=config.engines,
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,
-            )
+    scorers = [
+        Scorer(
+            key=JUDGE + judge.name,
+            actor=BatchJudge,
+            arguments=(judge.model_dump(), config.model_dump(), num_gpus),
+            identity=judge.model_dump_json(),
         )
         for judge in judges
-    }
-    counts: dict[str, Counter[Vote]] = {name: Counter() for name in votes}
-    schema = pq.read_schema(records)
-    place = schema.get_field_index("scores")
-    write_tables(_scored(records, votes, counts), schema.set(place, SCHEMA.field("scores")), output)
-    shutil.rmtree(work, ignore_errors=True)
-    return counts
+    ]
+    verdicts = score_records(
+        records,
+        scorers,
+        output,
+        wanted=_are_not_seeds,
+        batch_size=config.batch_size,
+        engines=config.engines,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+    )
+    return {key.removeprefix(JUDGE): counts for key, counts in verdicts.items()}
 
 
-def _to_judge(table: pa.Table) -> list[bool]:
+def _are_not_seeds(table: pa.Table) -> list[bool]:
     return [method != "seed" for method in table["method"].to_pylist()]
-
-
-def _texts(records: Path) -> Iterator[str]:
-    """Yield what judges are asked about: request and response, in the file's order."""
-    row = 0
-    for table in record_tables(records):
-        columns = (table[name].to_pylist() for name in ("text", "response"))
-        for text, response, wanted in zip(*columns, _to_judge(table), strict=True):
-            row += 1
-            if not wanted:
-                continue
-            if problem := text_problem(text):
-                raise ValueError(f"{records}: row {row}: the text {problem}")
-            yield joined(text, response)
-
-
-def _write_batches(texts: Iterator[str], size: int, folder: Path) -> list[Path]:
-    """Write each batch of texts to `folder/KEY.parquet`, and return the files."""
-    paths: list[Path] = []
-    while batch := list(itertools.islice(texts, size)):
-        # The number tells two batches of the same texts apart: one file is not to be answered by two engines at once.
-        paths.append(folder / f"{digest(str(len(paths)), *batch)}.parquet")
-        write_table(pa.table({"text": batch}), paths[-1])
-    return paths
-
-
-def _votes(answered: Iterable[Path]) -> Iterator[Vote]:
-    for path in answered:
-        yield from pq.read_table(path)["vote"].to_pylist()
-
-
-def _scored(
-    records: Path, votes: Mapping[str, Iterator[Vote]], counts: Mapping[str, Counter[Vote]]
-) -> Iterator[pa.Table]:
-    """Yield the records with the scores of judges, and count their votes; both by the judges' names."""
-    field = SCHEMA.field("scores")
-    for table in record_tables(records):
-        scores = table["scores"].to_pylist()
-        for place, wanted in enumerate(_to_judge(table)):
-            if not wanted:
-                continue
-            found = dict(scores[place] or ())
-            for name, of_judge in votes.items():
-                vote = next(of_judge)
-                counts[name][vote] += 1
-                found.pop(JUDGE + name, None)
-                if vote is not None:
-                    found[JUDGE + name] = float(vote)
-            scores[place] = list(found.items())
-        yield table.set_column(table.schema.get_field_index("scores"), field, pa.array(scores, field.type))

@@ -247,7 +247,7 @@ def moderation_of(guard: Guard | RemoteGuard, texts: Sequence[Readable], *, skip
     return Moderation(probabilities, probabilities[:, 0] >= guard.card.thresholds[UNSAFE])
 
 
-def unsafe_scores(guard: Guard | RemoteGuard, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def unsafe_scores(guard: Guard | RemoteGuard, texts: Sequence[Readable]) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores of "unsafe", float64 [n] in [0, 1], and the decisions, bool [n], as `moderation_of`.
 
     See `Moderation` for the scores that a service gives; one is NaN, and not flagged, where it refuses the text.

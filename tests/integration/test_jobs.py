@@ -7,7 +7,7 @@ import yaml
 
 from guardrail.guard import GuardCard
 from guardrail.records import read_records
-from jobs import curate, evaluate, synthesize, train_guard
+from jobs import curate, evaluate, score, synthesize, train_guard
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -48,6 +48,11 @@ def test_from_seeds_to_metrics_by_hand(tmp_path, tiny_model, capsys):
     assert GuardCard.read(guard).version == "mine"
     assert sorted(path.name for path in guard.parent.iterdir()) == ["mine", "mine.config.yaml", "mine.tensorboard"]
 
+    scored = tmp_path / "scored.parquet"
+    teachers = ["--teachers", json.dumps({"mine": str(guard)})]
+    score.main(["--input", str(curated / "kept.parquet"), "--output", str(scored), *teachers])
+    assert all(0 < record["scores"]["teacher:mine"] < 1 for record in read_records(scored))
+
     metrics = tmp_path / "metrics.json"
     evaluate.main(["--guard", str(guard), "--data", str(held), "--output", str(metrics)])
     written = json.loads(metrics.read_text())
@@ -62,6 +67,7 @@ def test_from_seeds_to_metrics_by_hand(tmp_path, tiny_model, capsys):
         (synthesize, ["--seeds", "absent.csv", "--output", "x.parquet"], "absent.csv"),
         (curate, ["--input", "absent.parquet", "--output", "x"], "absent.parquet"),
         (curate, ["--input", "xstest", "--output", "x"], "give it to --evaluation"),
+        (score, ["--input", "absent.parquet", "--output", "x", "--teachers", '{"a": "b"}'], "absent.parquet"),
         (train_guard, ["--records", "absent.parquet", "--output", "x"], "absent.parquet"),
         (evaluate, ["--guard", "absent", "--data", "xstest", "--output", "x.json"], "xstest"),
         (evaluate, ["--guard", "absent", "--data", "absent.jsonl", "--output", "x.json"], "absent.jsonl"),
