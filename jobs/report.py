@@ -117,7 +117,7 @@ def write_report(directory: Path, *, against: Path | None = None, texts: bool = 
     material = _material(directory, report, texts)
     if against is not None:
         other = build_report(against)
-        settings = differing(material.config, _config(against))
+        settings = differing(*({**_config(each), **_ran_with(each)} for each in (directory, against)))
         compared = {"name": _name(against), "rows": compare(report, other), "settings": settings}
         material = dataclasses.replace(material, against=compared)
     page = render(report, material)
@@ -161,6 +161,7 @@ def _environment(directory: Path, manifest: Manifest) -> dict[str, str]:
         "ended": told.get("ended"),
         "machine": told.get("machine"),
         "Python": told.get("python"),
+        "code": told.get("code"),
         "seeds": config.get("seeds") or ("those of rayguard" if config else None),
         "seeds by split": ", ".join(splits),
         "evaluation sets": ", ".join(map(str, config.get("evaluation", []))),
@@ -171,6 +172,13 @@ def _environment(directory: Path, manifest: Manifest) -> dict[str, str]:
         "judges": ", ".join(map(str, config.get("adversary.judges", []))),
     }
     return {name: str(value) for name, value in facts.items() if value}
+
+
+def _ran_with(directory: Path) -> dict[str, str]:
+    """Return on what, and with which code and versions, a run ended, as far as it was kept."""
+    told = Manifest.read(directory).harden(directory).get("environment", {})
+    facts = {name: told[name] for name in ("machine", "python", "code") if name in told}
+    return facts | {f"version of {name}": version for name, version in told.get("versions", {}).items()}
 
 
 def _config(directory: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from actors.synthesizer import synthesize, totals
 from cluster.observability import record, record_iteration
 from cluster.resources import ResourcePlan
 from guardrail.cards import Provenance, named_in_cards, write_cards
+from guardrail.code_digest import code_digest
 from guardrail.curation import curate
 from guardrail.embedding import shared_encoder
 from guardrail.evaluation import misjudged, success_rate
@@ -42,6 +43,9 @@ from jobs.run import Run
 from jobs.settings import LoopSettings
 
 _SHORT_TEXT = 110  # characters
+_HERE = Path(__file__).parent
+#: Of the code when it was loaded: reports say whether two runs had the same.
+_CODE = code_digest(*(_HERE.with_name(name) for name in ("guardrail", "actors", "jobs")))[:12]
 
 
 class Rounds:
@@ -436,5 +440,6 @@ def _environment(run: Run) -> dict[str, Any]:
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "python": platform.python_version(),
+        "code": _CODE,
         "versions": run.manifest.facts()["versions"],
     }

@@ -65,7 +65,7 @@ def write_run(directory: Path, *, seed: int = 0, attempts: int = 120, config: di
     promote(directory / "guard", directory / f"rounds/{ROUNDS:02d}/guard")
     stored = [sum(table["success"].to_pylist()) for table in tables]
     last = f"{ROUNDS:02d}"
-    manifest.phases[f"{last}/harden"] = {"seconds": 9.0, "tokens": 0, **_hardened(stored)}
+    manifest.phases[f"{last}/harden"] = {"seconds": 9.0, "tokens": 0, **_hardened(stored, seed)}
     map_of = {"seed": to_table(seeds), "synthetic": to_table(synthetic)}
     map_of["attack"] = pa.concat_tables(table.filter(table["valid"]) for table in tables)
     found = embedding_map(map_of, lambda texts: _embeddings(random, texts), seed=seed, limit=150)
@@ -187,7 +187,7 @@ def _write_metrics(random: np.random.Generator, folder: Path, index: int) -> Non
     (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
-def _hardened(stored: list[int]) -> dict[str, Any]:
+def _hardened(stored: list[int], seed: int) -> dict[str, Any]:
     successes = [
         [round(n * (0.97 if guard <= j else 0.2)) for j, n in enumerate(stored)] for guard in range(ROUNDS + 1)
     ]
@@ -202,6 +202,7 @@ def _hardened(stored: list[int]) -> dict[str, Any]:
     held_out = {**compared, "stored_attacks": sum(stored) // 6}
     by_round = {"stored_attacks": stored, "successes": successes}
     environment = {
+        "code": f"code-{seed}",
         "ended": "2026-01-02T03:04:05+00:00",
         "machine": "Linux x86_64, 2 CPUs",
         "python": "3.11.7",

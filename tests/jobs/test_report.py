@@ -116,9 +116,10 @@ def test_a_run_of_an_older_version_says_what_it_lacks(other, tmp_path):
 def test_two_runs_are_set_side_by_side(run, other):
     text = section(page_of(run, "--against", other), "against")
     assert "adversary.groups 13 8" in text and "seed 0 3" in text and "run_dir" not in text
+    assert "code code-0 code-3" in text and "version of ray" not in text  # the same
     for row in ("round 1, success rate", "round 3, yield", "attack/generate", "success of stored attacks on all goals"):
         assert row in text
-    assert "None: the two runs have the same settings" in section(page_of(run, "--against", run), "against")
+    assert "The same settings, code, versions and machine" in section(page_of(run, "--against", run), "against")
     assert set(json.loads((run / "report.json").read_text())) == {"run", "rounds", "hardening"}
 
 
