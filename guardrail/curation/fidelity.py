@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _LIKELY = 0.5  # least probability of its label that a classifier of the seeds must give a record
 _STRENGTH = 10.0  # inverse regularisation
+_LEARNED = 30_000  # seeds that the classifiers learn from, at most: those of the smallest ids, which are hashes
 _MOST_OTHERS = 20_000  # seeds that nothing judged grew from: a data set may call a million records so
 #: Embeddings and words are English: translations are left to judges' votes.
 _JUDGED = [strategy.name for strategy in STRATEGIES if strategy.language is None]
@@ -80,9 +81,10 @@ def _seed_rows(config: CurationConfig, wanted: pa.Array, batch: pa.Table) -> pa.
     batch = batch.filter(pc.is_in(batch["id"], value_set=wanted))
     seeds = [record for record in from_table(batch) if record["method"] == "seed" and canonical(record["text"])]
     rows = [{key: record[key] for key in ("id", "text", "unsafe")} for record in seeds]
-    embeddings = loaded_embedder(config.embedder).encode([record["text"] for record in seeds]).tolist() if seeds else []
+    embeddings = loaded_embedder(config.embedder).encode([record["text"] for record in seeds])
     table = pa.Table.from_pylist(rows, pa.schema([("id", pa.string()), ("text", pa.string()), ("unsafe", pa.bool_())]))
-    return table.append_column("embedding", pa.array(embeddings, pa.list_(pa.float32())))
+    column = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel(), pa.float32()), embeddings.shape[1])
+    return table.append_column("embedding", column)
 
 
 class Seeds:
@@ -106,16 +108,30 @@ class Seeds:
         self.embeddings = flat.reshape(len(ids), -1) if ids else flat.reshape(0, 0)
         learned = sorted(self.index[seed] for seed in kept)
         self.kept = self.embeddings[learned]
-        self.classifiers = _classifiers(self.kept, seeds["unsafe"].to_numpy()[learned], folds_of(ids)[learned])
+        learned = learned[:_LEARNED]
+        labels, folds = seeds["unsafe"].to_numpy()[learned], folds_of([ids[place] for place in learned])
+        self.classifiers = _classifiers(self.embeddings[learned], labels, folds)
 
-    def drop(self, record: Record, embedding: np.ndarray) -> Drop | None:
-        """Return why a generated record's label cannot be trusted, or None.
+    def drops(self, records: Sequence[Record], embeddings: np.ndarray) -> list[Drop | None]:
+        """Return why generated records' labels cannot be trusted, or None.
 
         Args:
-            record: of a strategy and a seed that are known.
-            embedding: of what `said` returns, L2-normalised [d].
+            records: of strategies and seeds that are known.
+            embeddings: of what `said` returns, L2-normalised [n, d].
         """
-        return self._unlike(record, embedding) or self._unlikely(record, embedding)
+        return [
+            self._unlike(record, embedding) or _asking(probability) or self._unlikely(record, embedding)
+            for record, embedding, probability in zip(records, embeddings, self._asked(records), strict=True)
+        ]
+
+    def _asked(self, records: Sequence[Record]) -> np.ndarray:
+        """Return how likely each contrast asks for what its seed asks for; 0 for other records."""
+        found = np.zeros(len(records))
+        contrasts = [i for i, record in enumerate(records) if STRATEGY[record["method"]].relation == "contrast"]
+        if contrasts:
+            of_seeds = [self.texts[records[i]["seed_id"]] for i in contrasts]
+            found[contrasts] = _intent_model().kept_probability(of_seeds, [records[i]["text"] for i in contrasts])
+        return found
 
     def said(self, record: Record) -> str:
         """Return a record's text, without its seed where it is around that."""
@@ -138,11 +154,9 @@ class Seeds:
         least = self.config.paraphrase_similarity if relation == "same" else self.config.augment_similarity
         if own < least:
             return Drop("unlike its seed", f"similarity {own:.2f}")
-        if relation == "same":
-            return Drop("turned against its seed", seed_id) if polarity_flipped(seed, record["text"]) else None
-        intent = _intent_model()
-        same = float(intent.kept_probability([seed], [record["text"]])[0])
-        return Drop("asks what its seed asks", f"P(same) {same:.2f}") if same >= 1 - intent.threshold else None
+        if relation == "same" and polarity_flipped(seed, record["text"]):
+            return Drop("turned against its seed", seed_id)
+        return None
 
     def _unlikely(self, record: Record, embedding: np.ndarray) -> Drop | None:
         # A harmless contrast looks harmful, and a harmful request among other words need not.
@@ -154,6 +168,12 @@ class Seeds:
         likely = unsafe if record["unsafe"] else 1 - unsafe
         word = "unsafe" if record["unsafe"] else "safe"
         return Drop("like seeds of the other label", f"P({word}) {likely:.2f}") if likely < _LIKELY else None
+
+
+def _asking(probability: float) -> Drop | None:
+    if not probability or probability < 1 - _intent_model().threshold:
+        return None
+    return Drop("asks what its seed asks", f"P(same) {probability:.2f}")
 
 
 def _classifiers(embeddings: np.ndarray, unsafe: np.ndarray, fold: np.ndarray) -> np.ndarray | None:
@@ -178,6 +198,6 @@ def _judge_fidelity(seeds: Seeds, batch: pa.Table) -> list[Drop | None]:
     judged = [i for i, record in enumerate(records) if record["method"] in _JUDGED and record["seed_id"] in seeds.index]
     if judged:
         embeddings = loaded_embedder(seeds.config.embedder).encode([seeds.said(records[i]) for i in judged])
-        for i, embedding in zip(judged, embeddings, strict=True):
-            verdicts[i] = seeds.drop(records[i], embedding)
+        for i, drop in zip(judged, seeds.drops([records[i] for i in judged], embeddings), strict=True):
+            verdicts[i] = drop
     return verdicts
