@@ -10,11 +10,12 @@ encodings, lookalikes, typing errors and wrappers have written anew, beside thos
 Intervals are 95%. What others have published of their guards on a set is shown and written beside what is measured
 (guardrail/published_results.yaml).
 
-A service speaks OpenAI's moderation contract. It is sent the texts of the sets, a response behind its prompt as one text
-(a guard of ours by directory knows which is which); its key, if it wants one, is in RAYGUARD_TARGET_KEY. The output names it by the
-model it says it is, where a guard of ours has its digest. It tells no threshold, and its scores (the highest of its
-categories) only rank texts: `threshold` and `ece` are null. Texts that it refuses are counted (`refused`), and the rest
-is measured. If it fails, what was measured before is written, and why the rest was not (`incomplete`).
+A service speaks OpenAI's moderation contract. It is sent the texts of the sets, a response behind its prompt as one
+text (a guard of ours by directory knows which is which); its key, if it wants one, is in RAYGUARD_TARGET_KEY. The
+output names it by the model it says it is, where a guard of ours has its digest. It tells no threshold, and its scores
+(the highest of its categories) only rank texts: `threshold` and `ece` are null. Texts that it refuses are counted
+(`refused`), and the rest is measured. If it fails, what was measured before is written, and why the rest was not
+(`incomplete`).
 """
 
 import json
