@@ -61,6 +61,15 @@ def answer_batches(
     return answered
 
 
+def answer_here(asked: Sequence[Path], folder: Path, actor: Callable[[pa.Table], pa.Table]) -> list[Path]:
+    """Do as `answer_batches` in this process, with an actor that is built and does no more than wait for others."""
+    answered = [folder / _CODE / path.name for path in asked]
+    for paths in zip(asked, answered, strict=True):
+        if not paths[1].exists():
+            actor(pa.table({"asked": [str(paths[0])], "answered": [str(paths[1])]}))
+    return answered
+
+
 def run_actors(
     paths: Sequence[tuple[Path, Path]],
     actor: type,

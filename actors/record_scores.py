@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.batches import answer_batches, parts_folder
+from actors.batches import answer_batches, answer_here, parts_folder
 from guardrail.records import SCHEMA, record_tables, write_table, write_tables
 from guardrail.rows import text_problem
 from guardrail.text import digest
@@ -31,12 +31,14 @@ class Scorer:
         actor: a class that `answer_batches` takes; from `text` and `response` it makes `score` (float64, or null).
         arguments: that it is built with.
         identity: what its answers hang on: those of a killed run are taken for its own where this is the same.
+        is_service: it is asked from this process, for it is elsewhere: what keeps it from answering is said as it is.
     """
 
     key: str
     actor: type
     arguments: Sequence[Any]
     identity: str
+    is_service: bool = False
 
 
 def score_records(
@@ -72,20 +74,16 @@ def score_records(
     """
     work = parts_folder(output)
     asked = _write_batches(_texts(records, wanted), batch_size, work / "asked")
-    scores = {
-        scorer.key: _scores(
-            answer_batches(
-                asked,
-                work / digest(scorer.identity),
-                scorer.actor,
-                scorer.arguments,
-                engines=engines,
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,
+    scores: dict[str, Iterator[float | None]] = {}
+    for scorer in scorers:
+        folder = work / digest(scorer.identity)
+        if scorer.is_service:
+            answered = answer_here(asked, folder, scorer.actor(*scorer.arguments))
+        else:
+            answered = answer_batches(
+                asked, folder, scorer.actor, scorer.arguments, engines=engines, num_cpus=num_cpus, num_gpus=num_gpus
             )
-        )
-        for scorer in scorers
-    }
+        scores[scorer.key] = _scores(answered)
     verdicts: dict[str, Verdicts] = {key: Counter() for key in scores}
     schema = pq.read_schema(records)
     place = schema.get_field_index("scores")

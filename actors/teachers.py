@@ -11,7 +11,7 @@ from actors.batches import answer_files
 from actors.record_scores import Scorer, Verdicts, score_records
 from guardrail.guard import GuardCard
 from guardrail.reading import reading_of
-from guardrail.remote import is_url, open_guard, unsafe_scores
+from guardrail.remote import RemoteGuard, is_url, open_guard, unsafe_scores
 
 TEACHER = "teacher:"  #: start of the keys of their scores
 
@@ -21,12 +21,12 @@ class TeachersConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    batch_size: int = Field(2048, ge=1, description="records a teacher is given at once; a killed run loses them")
-    copies: int = Field(1, ge=1, description="copies of a teacher in parallel; teachers take turns")
+    batch_size: int = Field(512, ge=1, description="records a teacher is given at once; a killed run loses them")
+    copies: int = Field(1, ge=1, description="copies of a guard in parallel; teachers take turns")
 
 
 class BatchTeacher:
-    """A Ray Data actor: one guard, or what asks a service, that scores batches of texts."""
+    """A guard, as a Ray Data actor, or what asks a service: it scores batches of texts."""
 
     def __init__(self, target: str) -> None:
         self.guard = open_guard(target)
@@ -43,41 +43,53 @@ class BatchTeacher:
 
 
 def ask_teachers(
-    records: Path, teachers: Mapping[str, str], config: TeachersConfig, output: Path, *, num_cpus: float
+    records: Path,
+    teachers: Mapping[str, str],
+    config: TeachersConfig,
+    output: Path,
+    *,
+    num_cpus: float,
+    num_gpus: float,
 ) -> dict[str, Verdicts]:
     """Write a record file anew, with the score `teacher:NAME` of each teacher on every record.
 
-    As `actors.record_scores.score_records`; a service that fails ends it, and what it has answered is kept.
+    As `actors.record_scores.score_records`; a service that fails ends it, and the batches it has answered are kept.
 
     Returns:
         By the name of a teacher, how many records it scored 0.5 and more, less, or not at all.
 
     Args:
         records: parquet file of records.
-        teachers: by name, guard directory or URL of a moderation endpoint.
+        teachers: by name, guard directory, which all nodes see, or URL of a moderation endpoint.
         config: how they are asked.
         output: parquet file to write.
-        num_cpus: what a copy of a teacher reserves.
+        num_cpus, num_gpus: what a copy of a guard reserves.
 
     Raises:
         ValueError: the records cannot be read, one has no text, or a teacher is none.
+        TargetError: a service fails.
     """
-    opened = {name: target if is_url(target) else str(Path(target).resolve()) for name, target in teachers.items()}
     verdicts = score_records(
         records,
         [
-            Scorer(key=TEACHER + name, actor=BatchTeacher, arguments=(target,), identity=_identity(target))
-            for name, target in opened.items()
+            _service(name, target) if is_url(target) else _guard(name, Path(target).resolve())
+            for name, target in teachers.items()
         ],
         output,
         wanted=lambda table: [True] * table.num_rows,
         batch_size=config.batch_size,
         engines=config.copies,
         num_cpus=num_cpus,
-        num_gpus=0.0,
+        num_gpus=num_gpus,
     )
     return {key.removeprefix(TEACHER): counts for key, counts in verdicts.items()}
 
 
-def _identity(target: str) -> str:
-    return target if is_url(target) else GuardCard.read(Path(target)).digest
+def _service(name: str, url: str) -> Scorer:
+    RemoteGuard(url)  # refuses what is no URL of one
+    return Scorer(key=TEACHER + name, actor=BatchTeacher, arguments=(url,), identity=url, is_service=True)
+
+
+def _guard(name: str, directory: Path) -> Scorer:
+    digest = GuardCard.read(directory).digest
+    return Scorer(key=TEACHER + name, actor=BatchTeacher, arguments=(str(directory),), identity=digest)

@@ -128,7 +128,7 @@ def _model_facts(card: GuardCard, provenance: Provenance) -> dict[str, Any]:
         "not_kept_out": [
             name
             for name in provenance.metrics
-            if name not in (provenance.kept_out or {}) and not name.startswith(VALIDATION)
+            if name not in (provenance.kept_out or {}) and name.split(",")[0] != VALIDATION
         ],
         "failures": beyond,
         "few": [s for s in shares if s.n < FEW],

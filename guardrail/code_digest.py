@@ -8,8 +8,8 @@ from guardrail.text import digest
 
 
 def code_digest(*packages: Path) -> str:
-    """Return a digest of what decides in these packages: their code, the shipped seeds and the intent model."""
-    parts = ("**/*.py", "seed_data/*", "intent_model/*")
+    """Return a digest of what decides in these packages: their code, the shipped texts, registries and intent model."""
+    parts = ("**/*.py", "*.yaml", "seed_data/*", "guard_data/*", "intent_model/*")
     found = (path for package in packages for part in parts for path in package.glob(part))
     return digest(*content_digests(sorted(path for path in found if path.is_file())))
 

@@ -29,7 +29,7 @@ def compare(this: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]
 
 
 def differing(this: Mapping[str, Any], other: Mapping[str, Any]) -> list[Row]:
-    """Return the settings, by dotted key, whose values differ; None where a run has no such setting."""
+    """Return the settings or facts, by name, whose values differ; None where a run has no such one."""
     keys = sorted(this.keys() | other.keys())
     return [
         {"name": key, "this": this.get(key), "other": other.get(key)} for key in keys if this.get(key) != other.get(key)

@@ -59,7 +59,9 @@ class CurateSettings(JobSettings):
     at_most: dict[str, int] = Field(
         {}, description="records of a label that are taken of a public set, by its name: of its categories equally many"
     )
-    output: Path = Field(description="folder of kept.parquet, ledger.parquet, funnel.json and set_aside.parquet")
+    output: Path = Field(
+        description="folder of kept.parquet, ledger.parquet, funnel.json, set_aside.parquet, kept_out.json"
+    )
     explain: str | None = Field(None, description="id of a record whose story to tell, of what is in the output folder")
     evaluation: list[str] = Field(
         [], description="evaluation sets to keep out, by name (all: every registered one), or JSON-lines files"
@@ -91,7 +93,7 @@ def _records_file(name: str, number: int, settings: CurateSettings) -> tuple[Pat
         rows = read_registered(name, settings.data_dir)
         if name in settings.at_most:
             rows = evenly_drawn(rows, settings.at_most[name], settings.seed)
-    written = settings.output.with_name(f"{settings.output.name}.{number}-{path.stem}.parquet")
+    written = settings.output.resolve().with_name(f"{settings.output.name}.{number}-{path.stem}.parquet")
     written.parent.mkdir(parents=True, exist_ok=True)
     write_records(rows.records, written)
     # Where the rows are is all that is asked of them from now on, and they may be many.
@@ -120,6 +122,7 @@ def _curate(settings: CurateSettings) -> None:
     inputs = [_records_file(name, number, settings) for number, name in enumerate(settings.input, 1)]
     if not settings.evaluation:
         print("no --evaluation: texts that guards are measured on are not kept out", file=sys.stderr)
+    (settings.output / KEPT_OUT).unlink(missing_ok=True)  # of other records
     with connect(address=settings.cluster.address):
         plan = plan_for_cluster(num_env_runners=0, num_learners=0, num_guard_workers=0)
         report = curate(

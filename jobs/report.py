@@ -117,7 +117,10 @@ def write_report(directory: Path, *, against: Path | None = None, texts: bool = 
     material = _material(directory, report, texts)
     if against is not None:
         other = build_report(against)
-        settings = differing(*({**_config(each), **_ran_with(each)} for each in (directory, against)))
+        ran_with = [_ran_with(each) for each in (directory, against)]
+        known = ran_with[0].keys() & ran_with[1].keys()
+        settings = differing(material.config, _config(against))
+        settings += differing(*({name: each[name] for name in known} for each in ran_with))
         compared = {"name": _name(against), "rows": compare(report, other), "settings": settings}
         material = dataclasses.replace(material, against=compared)
     page = render(report, material)

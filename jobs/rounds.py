@@ -45,7 +45,7 @@ from jobs.settings import LoopSettings
 _SHORT_TEXT = 110  # characters
 _HERE = Path(__file__).parent
 #: Of the code when it was loaded: reports say whether two runs had the same.
-_CODE = code_digest(*(_HERE.with_name(name) for name in ("guardrail", "actors", "jobs")))[:12]
+_CODE = code_digest(*(_HERE.with_name(name) for name in ("guardrail", "actors", "cluster", "jobs")))[:12]
 
 
 class Rounds:

@@ -3,10 +3,10 @@
 python jobs/score.py --input kept.parquet --output scored.parquet --teachers '{"large": "guards/large"}'
 python jobs/train_guard.py --records scored.parquet --output guards/small --training.teachers '["teacher:large"]'
 
-A teacher is a guard directory or the URL of a moderation endpoint, whose key, if it wants one, is in
-RAYGUARD_TARGET_KEY. It reads every record, a response behind its prompt; its score, teacher:NAME, is the probability of
-"unsafe" (of a service, its highest score; none where it refuses the text) and takes the place of an earlier one of that
-name. All else, and the order, stays. The output may be the input.
+A teacher is a guard directory, which all nodes must see, or the URL of a moderation endpoint, which is asked from here;
+its key, if it wants one, is in RAYGUARD_TARGET_KEY. It reads every record, a response behind its prompt; its score,
+teacher:NAME, is the probability of "unsafe" (of a service, its highest score; none where it refuses the text) and takes
+the place of an earlier one of that name. All else, and the order, stays. The output may be the input.
 
 Ctrl-C leaves a folder beside the output, from which the same command goes on.
 """
@@ -42,13 +42,14 @@ def main(arguments: Sequence[str]) -> None:
         if settings.output.is_dir():
             raise ValueError(f"{settings.output} is a folder; --output takes the parquet file to write")
         with connect(address=settings.cluster.address):
-            plan = plan_for_cluster(num_env_runners=0, num_learners=0, num_guard_workers=settings.asking.copies)
+            plan = plan_for_cluster(num_env_runners=settings.asking.copies, num_learners=0, num_guard_workers=0)
             counts = ask_teachers(
                 settings.input,
                 settings.teachers,
                 settings.asking,
                 settings.output,
-                num_cpus=plan.guard_worker_cpus,
+                num_cpus=plan.env_runner_cpus,
+                num_gpus=plan.env_runner_gpus,
             )
     save_beside(settings, settings.output)
     for name, scores in counts.items():

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import Field
 
 from cluster.connect import connect
@@ -90,11 +91,11 @@ def main(arguments: Sequence[str]) -> None:
 def _provenance(
     settings: TrainGuardSettings, card: GuardCard, records: Sequence[Record], metrics: Mapping[str, Mapping[str, Any]]
 ) -> Provenance:
-    """Return what the cards tell of the guard; of the curation, what lies beside the records.
+    """Return what the cards tell of the guard; of the curation, what lies beside the records it kept.
 
     `metrics` are those of evaluation sets, by name, beside the validation split's.
     """
-    folder = settings.records.resolve().parent
+    scored, folder = _scored_by(settings.records.resolve())
     ledger, curation = folder / "ledger.parquet", folder.with_name(f"{folder.name}.config.yaml")
     is_curated, kept_out = ledger.is_file() and curation.is_file(), folder / KEPT_OUT
     told = card.training["validation"]
@@ -106,12 +107,24 @@ def _provenance(
         metrics={**measured, **metrics},
         commands=[
             *([f"python jobs/curate.py --config {named_in_cards(curation)}"] if is_curated else []),
+            *scored,
             f"python jobs/train_guard.py --config {named_in_cards(settings.output)}.config.yaml",
         ],
         config_digest=digest(to_yaml(settings)),
         ledgers=[ledger] if is_curated else [],
         kept_out=json.loads(kept_out.read_text()) if is_curated and kept_out.is_file() else None,
     )
+
+
+def _scored_by(records: Path) -> tuple[list[str], Path]:
+    """Return the commands that gave records their scores, in order, and the folder of those without."""
+    path = records.with_name(f"{records.name}.config.yaml")
+    settings = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    for key, job in (("judges", "judge"), ("teachers", "score")):
+        if key in settings and Path(settings["input"]).resolve() != records:
+            before, folder = _scored_by(Path(settings["input"]).resolve())
+            return [*before, f"python jobs/{job}.py --config {named_in_cards(path)}"], folder
+    return [], records.parent
 
 
 if __name__ == "__main__":

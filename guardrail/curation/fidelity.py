@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 _LIKELY = 0.5  # least probability of its label that a classifier of the seeds must give a record
 _STRENGTH = 10.0  # inverse regularisation
 _LEARNED = 30_000  # seeds that the classifiers learn from, at most: those of the smallest ids, which are hashes
+_PAIRS = 256  # of a contrast and its seed, whose tokens' states are in memory together
 _MOST_OTHERS = 20_000  # seeds that nothing judged grew from: a data set may call a million records so
 #: Embeddings and words are English: translations are left to judges' votes.
 _JUDGED = [strategy.name for strategy in STRATEGIES if strategy.language is None]
@@ -119,19 +120,22 @@ class Seeds:
             records: of strategies and seeds that are known.
             embeddings: of what `said` returns, L2-normalised [n, d].
         """
-        return [
-            self._unlike(record, embedding) or _asking(probability) or self._unlikely(record, embedding)
-            for record, embedding, probability in zip(records, embeddings, self._asked(records), strict=True)
+        drops = [self._unlike(record, embedding) for record, embedding in zip(records, embeddings, strict=True)]
+        contrasts = [
+            i
+            for i, record in enumerate(records)
+            if drops[i] is None and STRATEGY[record["method"]].relation == "contrast"
         ]
-
-    def _asked(self, records: Sequence[Record]) -> np.ndarray:
-        """Return how likely each contrast asks for what its seed asks for; 0 for other records."""
-        found = np.zeros(len(records))
-        contrasts = [i for i, record in enumerate(records) if STRATEGY[record["method"]].relation == "contrast"]
-        if contrasts:
-            of_seeds = [self.texts[records[i]["seed_id"]] for i in contrasts]
-            found[contrasts] = _intent_model().kept_probability(of_seeds, [records[i]["text"] for i in contrasts])
-        return found
+        for start in range(0, len(contrasts), _PAIRS):
+            places = contrasts[start : start + _PAIRS]
+            of_seeds = [self.texts[records[i]["seed_id"]] for i in places]
+            asked = _intent_model().kept_probability(of_seeds, [records[i]["text"] for i in places])
+            for i, same in zip(places, asked, strict=True):
+                drops[i] = _asking(float(same))
+        return [
+            drop or self._unlikely(record, embedding)
+            for drop, record, embedding in zip(drops, records, embeddings, strict=True)
+        ]
 
     def said(self, record: Record) -> str:
         """Return a record's text, without its seed where it is around that."""
@@ -170,10 +174,9 @@ class Seeds:
         return Drop("like seeds of the other label", f"P({word}) {likely:.2f}") if likely < _LIKELY else None
 
 
-def _asking(probability: float) -> Drop | None:
-    if not probability or probability < 1 - _intent_model().threshold:
-        return None
-    return Drop("asks what its seed asks", f"P(same) {probability:.2f}")
+def _asking(same: float) -> Drop | None:
+    likely = same >= 1 - _intent_model().threshold
+    return Drop("asks what its seed asks", f"P(same) {same:.2f}") if likely else None
 
 
 def _classifiers(embeddings: np.ndarray, unsafe: np.ndarray, fold: np.ndarray) -> np.ndarray | None:

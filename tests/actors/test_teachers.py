@@ -9,6 +9,7 @@ from guardrail.guard import Guard
 from guardrail.objective import teacher_scores
 from guardrail.reading import Exchange
 from guardrail.records import make_record, read_records, write_records
+from guardrail.remote import TargetError
 from tests.local_batches import run_here
 from tests.tiny_guard import tiny_guard
 
@@ -27,7 +28,7 @@ def path(tmp_path, monkeypatch):
 
 
 def asked(path, targets, output=None):
-    ask_teachers(path, targets, TeachersConfig(batch_size=2), output or path, num_cpus=1)
+    ask_teachers(path, targets, TeachersConfig(batch_size=2), output or path, num_cpus=1, num_gpus=0)
     return [record["scores"] for record in read_records(output or path)]
 
 
@@ -56,7 +57,28 @@ def test_a_text_that_a_service_refuses_has_no_score_of_it(path, monkeypatch):
     ]
 
 
+def test_a_service_that_fails_says_so_and_what_it_has_answered_is_kept(path, tmp_path, monkeypatch):
+    asked_for = []
+
+    def failing(guard, texts):
+        if asked_for and len(asked_for) < 2:
+            asked_for.append(None)
+            raise TargetError("the quota is used up")
+        asked_for.append([str(text) for text in texts])
+        return np.full(len(texts), 0.75), np.ones(len(texts), dtype=bool)
+
+    monkeypatch.setattr(teachers, "unsafe_scores", failing)
+    monkeypatch.setattr(batches, "run_actors", None)  # it is asked from this process
+    service, output = {"service": "https://host/v1/moderations"}, tmp_path / "out.parquet"
+    with pytest.raises(TargetError, match="the quota is used up"):
+        asked(path, service, output)
+    assert not output.exists()
+    assert [scores["teacher:service"] for scores in asked(path, service, output)] == [0.75] * 3
+    assert asked_for == [["How do I bake bread?", "And then?\n\nYou steal it"], None, ["How do I steal a car?"]]
+
+
 def test_what_is_no_guard_is_refused_before_anything_is_asked(path, tmp_path):
-    with pytest.raises(ValueError, match=r"guard\.json"):
-        asked(path, {"none": str(tmp_path / "absent")}, tmp_path / "out.parquet")
+    for target, message in ((str(tmp_path / "absent"), r"guard\.json"), ("http://", "URL")):
+        with pytest.raises(ValueError, match=message):
+            asked(path, {"none": target}, tmp_path / "out.parquet")
     assert [each.name for each in tmp_path.iterdir()] == ["records.parquet"]

@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adversarial": {"adversarial": 0.05},
     "balance": {"balance": 0.5},
     "augmentation": {"augment": 0.15},
-    "half of the layers frozen": {"freeze_layers": 3},
+    "lower 3 layers frozen": {"freeze_layers": 3},
     "embeddings trained": {"freeze_embeddings": False},
     "LoRA": {"lora_rank": 16, "learning_rate": 1e-3},
     "early stopping": {"epochs": 6, "patience": 1},

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -318,9 +319,8 @@ def test_a_guard_that_is_trained_by_itself_has_cards_of_its_validation_split(tmp
     write_records(seeds(20), tmp_path / "data" / "kept.parquet")
     arguments = ["--training.base", str(base), "--training.window", "48", "--training.workers", "0"]
 
-    def trained(name, *more):
-        records = str(tmp_path / "data" / "kept.parquet")
-        train([*arguments, "--records", records, "--output", str(tmp_path / name), *more])
+    def trained(name, *more, records="data/kept.parquet"):
+        train([*arguments, "--records", str(tmp_path / records), "--output", str(tmp_path / name), *more])
         return [(tmp_path / name / card).read_text() for card in (MODEL_CARD, DATA_CARD)]
 
     page, data = trained("guard")
@@ -329,13 +329,21 @@ def test_a_guard_that_is_trained_by_itself_has_cards_of_its_validation_split(tmp
     assert "* public evaluation sets" in page
     assert "36 records, 18 unsafe and 18 benign" in data and "kept out of the records is not known here" in data
     # The curation that wrote the records tells more.
+    texts = [{"id": str(i), "text": f"text {i}", "unsafe": i % 2 == 0} for i in range(6)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(each) + "\n" for each in texts))
+    mine = ("--evaluate", str(tmp_path / "mine.jsonl"))
+    assert "Whether the records hold texts of mine is not known." in trained("first", *mine)[0]
     write_table(pa.Table.from_pylist([], schema=LEDGER), tmp_path / "data" / "ledger.parquet")
     (tmp_path / "data.config.yaml").touch()
     (tmp_path / "data" / KEPT_OUT).write_text('{"xstest": 450}')
-    texts = [{"id": str(i), "text": f"text {i}", "unsafe": i % 2 == 0} for i in range(6)]
-    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(each) + "\n" for each in texts))
-    page, data = trained("other", "--evaluate", str(tmp_path / "mine.jsonl"))
+    page, data = trained("other", *mine)
     assert "* xstest: its 450 texts, and what nearly repeats them" in data
     assert "$ python jobs/curate.py --config data.config.yaml\n$ python jobs/train_guard.py" in page
     assert "Nothing kept the texts of mine out of the records." in page
+    # Scores that were added afterwards come between.
+    shutil.copy(tmp_path / "data" / "kept.parquet", tmp_path / "scored.parquet")
+    told = {"input": str(tmp_path / "data" / "kept.parquet"), "teachers": {"large": "guards/large"}}
+    (tmp_path / "scored.parquet.config.yaml").write_text(yaml.safe_dump(told))
+    page = trained("distilled", records="scored.parquet")[0]
+    assert "--config data.config.yaml\n$ python jobs/score.py --config scored.parquet.config.yaml\n$ python" in page
     assert [row[:3] for row in tables(page)[0][1:]] == [["validation", "4", "2"], ["mine", "6", "3"]]

@@ -68,7 +68,7 @@ def test_each_layer_learns_more_slowly_than_the_one_above(base, expected, lora_r
     ("base", "expected"),
     [
         ("encoder", ("layer.1.", "pooler", "classifier")),
-        ("decoder", ("layers.1.", "norm", "score")),
+        ("decoder", ("layers.1.", "model.norm", "score")),
         ("mpnet", ("layer.1.", "classifier")),
     ],
 )
@@ -77,9 +77,11 @@ def test_no_gradient_is_computed_down_to_frozen_layers(base, expected, lora_rank
     model, tokenizer = load_base(str(request.getfixturevalue(base)))
     choose_trainable(model, TrainingConfig(freeze_layers=1, lora_rank=lora_rank))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    expected = tuple(part for part in expected if not (lora_rank and part == "norm"))  # adapters leave norms alone
+    expected = tuple(part for part in expected if not (lora_rank and part == "model.norm"))  # it has no adapter
     assert {part for part in expected if any(part in name for name in trained)} == set(expected)
     assert all(any(part in name for part in expected) for name in trained)
+    with pytest.raises(ValueError, match="freeze_layers is 3, and .* has 2 layers"):
+        choose_trainable(model, TrainingConfig(freeze_layers=3))
     (layers,) = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList)]
     states = []
     layers[0].register_forward_hook(lambda module, inputs, output: states.append(output))

@@ -39,6 +39,7 @@ def test_from_seeds_to_metrics_by_hand(tmp_path, tiny_model, capsys):
     own = ["--curation.near_duplicate", "0.95", "--curation.trusted_sources", '["my-seeds.csv"]']
     curate.main([*inputs, *own])
     kept = [record["text"] for record in read_records(curated / "kept.parquet")]
+    assert json.loads((curated / "kept_out.json").read_text()) == {"held": 2}
     assert rows[3].split(",")[0] not in kept and len(kept) >= 70
     assert "Name three rivers in Europe." in kept
 

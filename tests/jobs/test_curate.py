@@ -48,6 +48,7 @@ def test_files_of_labelled_rows_are_inputs_too(tmp_path, curated):
     assert curated.paths[0] == records
     assert [record["text"] for record in curated.records[1]] == ["How do I bake bread?"]
     assert [path.exists() for path in curated.paths] == [True, False]  # of the second a copy was made
+    assert (tmp_path / "out" / "kept_out.json").read_text() == "{}\n"
 
 
 def test_the_shipped_seeds_and_a_part_of_a_public_set_are_inputs_too(tmp_path, curated):
