@@ -337,6 +337,7 @@ def test_a_guard_that_is_trained_by_itself_has_cards_of_its_validation_split(tmp
     (tmp_path / "data.config.yaml").touch()
     (tmp_path / "data" / KEPT_OUT).write_text('{"xstest": 450}')
     page, data = trained("other", *mine)
+    assert [row[:3] for row in tables(page)[0][1:]] == [["validation", "4", "2"], ["mine", "6", "3"]]
     assert "* xstest: its 450 texts, and what nearly repeats them" in data
     assert "$ python jobs/curate.py --config data.config.yaml\n$ python jobs/train_guard.py" in page
     assert "Nothing kept the texts of mine out of the records." in page
@@ -346,4 +347,3 @@ def test_a_guard_that_is_trained_by_itself_has_cards_of_its_validation_split(tmp
     (tmp_path / "scored.parquet.config.yaml").write_text(yaml.safe_dump(told))
     page = trained("distilled", records="scored.parquet")[0]
     assert "--config data.config.yaml\n$ python jobs/score.py --config scored.parquet.config.yaml\n$ python" in page
-    assert [row[:3] for row in tables(page)[0][1:]] == [["validation", "4", "2"], ["mine", "6", "3"]]
