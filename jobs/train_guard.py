@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from pydantic import Field
 
@@ -33,6 +34,7 @@ class TrainGuardSettings(JobSettings):
     """Settings of the training."""
 
     records: Path = Field(description="parquet file of records")
+    at_most: int | None = Field(None, ge=1, description="records to take, drawn by lot; null: all")
     output: Path = Field(description="guard directory to write")
     version: str = Field("guard", description="name that guard.json gives")
     validation: float = Field(
@@ -51,7 +53,8 @@ def main(arguments: Sequence[str]) -> None:
     settings = load(TrainGuardSettings, arguments, __doc__)
     data = settings.output.with_name(f".{settings.output.name}.records.parquet")
     with orderly_end(settings.output):
-        parts = split_by_seed(read_records(settings.records), validation=settings.validation, held_out=0.0)
+        records = _drawn(read_records(settings.records), settings.at_most, settings.seed)
+        parts = split_by_seed(records, validation=settings.validation, held_out=0.0)
         held_back = parts[VALIDATION]
         # Refused before hours are spent.
         fitted_on("validation split", [r["id"] for r in held_back], [r["source"] for r in held_back], settings.data_dir)
@@ -86,6 +89,11 @@ def main(arguments: Sequence[str]) -> None:
             metrics = {name: evaluate_set(guard, items, seed=settings.seed) for name, items in sets.items()}
             write_cards(settings.output, _provenance(settings, card, parts[TRAIN], metrics))
             show_metrics(metrics)
+
+
+def _drawn(records: list[Record], most: int | None, seed: int) -> list[Record]:
+    drawn = np.random.default_rng(seed).permutation(len(records))[:most]
+    return [records[place] for place in np.sort(drawn)]
 
 
 def _provenance(

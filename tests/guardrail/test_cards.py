@@ -341,6 +341,7 @@ def test_a_guard_that_is_trained_by_itself_has_cards_of_its_validation_split(tmp
     assert "* xstest: its 450 texts, and what nearly repeats them" in data
     assert "$ python jobs/curate.py --config data.config.yaml\n$ python jobs/train_guard.py" in page
     assert "Nothing kept the texts of mine out of the records." in page
+    assert "18 records, " in trained("half", "--at-most", "20")[1]  # and two in the validation split
     # Scores that were added afterwards come between.
     shutil.copy(tmp_path / "data" / "kept.parquet", tmp_path / "scored.parquet")
     told = {"input": str(tmp_path / "data" / "kept.parquet"), "teachers": {"large": "guards/large"}}
