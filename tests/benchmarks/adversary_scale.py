@@ -118,7 +118,7 @@ class TimedModels:
     """In the place of `Scorer`: sleeps, and has an opinion at random."""
 
     threshold = 0.5
-    intent = SimpleNamespace(threshold=0.5, min_similarity=0.5)
+    intent = SimpleNamespace(limits=lambda *_: (0.5, 0.5))
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(0)
