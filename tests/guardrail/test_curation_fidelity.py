@@ -115,6 +115,20 @@ def test_of_seeds_that_nothing_grew_from_only_so_many_are_embedded(monkeypatch):
     assert judge.args[0].index.keys() == {bread["id"], min(other["id"] for other in others)}
 
 
+def test_the_classifiers_learn_from_so_many_seeds_and_all_are_compared_with(monkeypatch):
+    bread = [seed(f"How do I bake {what} at home?") for what in ("bread", "rolls", "a cake", "a pie", "cookies")]
+    theft = [seed(f"How do I steal {what}?", unsafe=True) for what in ("a phone", "cash", "shoes", "wine", "a bike")]
+    records = numbered([*bread, *theft, child(bread[0], "How does one bake bread at home?")])
+    learned = []
+    monkeypatch.setattr(
+        "guardrail.curation.fidelity._classifiers", lambda embeddings, *_: learned.append(len(embeddings))
+    )
+    for most in (30_000, 4):
+        monkeypatch.setattr("guardrail.curation.fidelity._LEARNED", most)
+        assert len(LabelFidelity(CONFIG).prepare(InMemory(records)).args[0].kept) == 10
+    assert learned == [10, 4]
+
+
 def test_what_is_judged_without_its_seed_is_counted(caplog):
     orphans = [child(seed(f"How do I bake bread number {i}?"), f"Bread number {i}, how?") for i in range(3)]
     assert verdicts(LabelFidelity(CONFIG), [*orphans, seed(BREAD)]) == [None] * 4
