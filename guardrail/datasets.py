@@ -5,14 +5,14 @@ quotes a text: public sets are full of harmful language.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from guardrail.dataset_registry import DatasetEntry, Hub, Row, first_filled, registry_entry
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.records import make_record
 from guardrail.rows import SourceRow, read_rows, text_problem
-from guardrail.seeds import LabelledRows
+from guardrail.seeds import LabelledRow
 
 logger = logging.getLogger(__name__)
 
@@ -21,23 +21,22 @@ LOCAL_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".jsonl.gz", ".parquet")  #
 HUB_TIMEOUT_S = 5.0
 
 
-def read_registered(name: str, data_dir: Path | None = None) -> LabelledRows:
-    """Return a registered set as records, its broken rows beside them: of a local copy under `data_dir`, or the hub.
+def registered_rows(name: str, data_dir: Path | None = None) -> Iterator[LabelledRow]:
+    """Yield the rows of a registered set as records, broken ones among them: of a local copy in `data_dir`, or the hub.
 
     Rows that their set leaves undecided, or that have no text, are dropped; duplicates stay, for curation to find. The
     caller decides what to do with `registry()[name].use`.
 
     Raises:
-        ValueError: the name is unknown, the set cannot be found or fetched, or it is not what the registry describes:
-            many rows are broken.
+        ValueError: the name is unknown, the set cannot be found or fetched; or, after its rows, it is not what the
+            registry describes: many are broken.
     """
-    origin, items, problems, places = _labelled(name, data_dir)
-    if len(problems) > _MOST_BROKEN * len(places):
-        raise _broken(name, origin, problems, places)
-    told = {number: [problem] for number, problem in problems.items()}
     entry = registry_entry(name)
-    records = [
-        make_record(
+    for number, where, item in _labelled(name, entry, data_dir, _MOST_BROKEN):
+        if isinstance(item, str):
+            yield LabelledRow(number, where, None, (item,))
+            continue
+        record = make_record(
             item.text,
             unsafe=item.unsafe,
             source=name,
@@ -46,52 +45,50 @@ def read_registered(name: str, data_dir: Path | None = None) -> LabelledRows:
             licence=entry.licence,
             language=entry.language,
         )
-        for item in items.values()
-    ]
-    return LabelledRows(records, list(items), told, places)
+        yield LabelledRow(number, where, record)
 
 
 def registered_items(name: str, data_dir: Path | None) -> list[EvaluationItem]:
     """Return the labelled rows of a registered set; ids are the name and the number of the row in its source.
 
     Raises:
-        ValueError: as `read_registered`, and where a single row is broken.
+        ValueError: as `registered_rows`, and where a single row is broken.
     """
-    origin, items, problems, places = _labelled(name, data_dir)
-    if problems:  # what is measured on a part of a set is not what others measured on it
-        raise _broken(name, origin, problems, places)
-    return list(items.values())
+    # What is measured on a part of a set is not what others measured on it: no row may be broken.
+    labelled = _labelled(name, registry_entry(name), data_dir, 0)
+    return [item for _, _, item in labelled if isinstance(item, EvaluationItem)]
 
 
-def _labelled(name: str, data_dir: Path | None) -> tuple[str, dict[int, EvaluationItem], dict[int, str], list[str]]:
-    """Return a set's source, its labelled rows and what is wrong with others, by number, and where each row is."""
-    entry = registry_entry(name)
+def _labelled(
+    name: str, entry: DatasetEntry, data_dir: Path | None, most_broken: float
+) -> Iterator[tuple[int, str, EvaluationItem | str]]:
+    """Yield number and place of a set's rows, each with its item, or with what is wrong with it.
+
+    Raises:
+        ValueError: as `registered_rows`; many are more than the share `most_broken`.
+    """
     origin, rows = _source(name, entry, data_dir)
-    items: dict[int, EvaluationItem] = {}
-    problems: dict[int, str] = {}
-    places: list[str] = []
+    number = labelled = broken = 0
+    first = ""  # broken row, and why it is
     for number, row in enumerate(rows, 1):
-        places.append(row.where)
         try:
             if row.problem:
                 raise ValueError(row.problem)
             item = _item(f"{name}-{number}", entry, row.values)
         except ValueError as error:
-            problems[number] = str(error)
+            broken += 1
+            first = first or f"{row.where}: {error}"
+            yield number, row.where, str(error)
             continue
         if item is not None:
-            items[number] = item
-    if not items and not problems:
+            labelled += 1
+            yield number, row.where, item
+    if broken > most_broken * number:
+        more = f" (and {broken - 1} more of {number} rows)" if broken > 1 else ""
+        raise ValueError(f"data set {name!r}: {origin}, {first}{more}. Is it the file of {entry.url}?")
+    if not labelled:
         raise ValueError(f"data set {name!r}: {origin} holds no labelled row. Is it the file of {entry.url}?")
-    logger.info("%s: %d of %d rows from %s are labelled and have a text", name, len(items), len(places), origin)
-    return origin, items, problems, places
-
-
-def _broken(name: str, origin: str, problems: dict[int, str], places: list[str]) -> ValueError:
-    number, problem = next(iter(problems.items()))
-    more = f" (and {len(problems) - 1} more of {len(places)} rows)" if len(problems) > 1 else ""
-    url = registry_entry(name).url
-    return ValueError(f"data set {name!r}: {origin}, {places[number - 1]}: {problem}{more}. Is it the file of {url}?")
+    logger.info("%s: %d of %d rows from %s are labelled and have a text", name, labelled, number, origin)
 
 
 def _item(item_id: str, entry: DatasetEntry, row: Row) -> EvaluationItem | None:

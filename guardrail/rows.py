@@ -3,11 +3,13 @@
 A row comes with where it stands in its file, so that every complaint can name it. No message quotes a text.
 """
 
+import contextlib
 import csv
 import difflib
 import functools
 import gzip
 import io
+import itertools
 import json
 import re
 import sys
@@ -15,12 +17,13 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is no UTF-8
+_NOT_UTF8 = "is not UTF-8; save it as UTF-8"
 
 
 @dataclass(frozen=True)
@@ -32,21 +35,22 @@ class SourceRow:
     problem: str | None = None
 
 
-def read_rows(path: Path, *, levels: tuple[str, str, str] | None = None, lines: bool = False) -> Iterable[SourceRow]:
-    """Return the rows of a CSV, TSV, JSON, JSON-lines (each perhaps gzipped) or parquet file.
+def read_rows(path: Path, *, levels: tuple[str, str, str] | None = None, lines: bool = False) -> Iterator[SourceRow]:
+    """Yield the rows of a CSV, TSV, JSON, JSON-lines (each perhaps gzipped) or parquet file, one by one.
 
     A .json file is an array of objects, or JSON lines, or, with `levels`, nested: {A: {B: [text]}} becomes rows whose
-    columns are the three levels. `lines` reads JSON lines whatever the name says. A row that cannot be parsed, or is
-    not UTF-8, is returned with its `problem`.
+    columns are the three levels; unless it is JSON lines, it is read as a whole. `lines` reads JSON lines whatever the
+    name says. A row that cannot be parsed, or is not UTF-8, has a `problem`.
 
     Raises:
-        ValueError: the file is missing, unreadable, empty, of another format, or broken as a whole.
+        ValueError: the file is missing, unreadable, empty or of another format; or, after the rows before, broken.
     """
     suffixes = [suffix for suffix in path.suffixes if suffix.lower() != ".gz"]
     suffix = ".jsonl" if lines else suffixes[-1].lower() if suffixes else ""
     if suffix == ".parquet":
-        return _parquet_rows(path)
-    reader: Callable[[str], Iterable[SourceRow]]
+        yield from _parquet_rows(path)
+        return
+    reader: Callable[[TextIO], Iterable[SourceRow]]
     if suffix in (".csv", ".tsv"):
         reader = functools.partial(_csv_rows, delimiter="\t" if suffix == ".tsv" else ",")
     elif suffix == ".jsonl":
@@ -55,24 +59,14 @@ def read_rows(path: Path, *, levels: tuple[str, str, str] | None = None, lines: 
         reader = functools.partial(_json_rows, levels=levels)
     else:
         raise ValueError(f"{path}: unknown format {suffix!r}")
-    text = _read_text(path)
-    if not text.strip():
-        raise ValueError(f"{path} is empty")
-    if suffix in (".csv", ".tsv") and _UNDECODED.search(text.split("\n", 1)[0]):
-        raise ValueError(f"{path} is not UTF-8 (line 1, its header); save it as UTF-8")
-    try:
-        rows = list(reader(text))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    if _UNDECODED.search(text):
-        return [_undecoded_told(row) for row in rows]
-    return rows
-
-
-def _undecoded_told(row: SourceRow) -> SourceRow:
-    if row.problem or not _UNDECODED.search(json.dumps(row.values, ensure_ascii=False)):
-        return row
-    return SourceRow(row.where, {}, "is not UTF-8; save it as UTF-8")
+    # A cell of CSV may hold \r, and a JSON string U+2028 and its like, as they are.
+    with _opened(path, newline="" if suffix in (".csv", ".tsv") else "\n") as file:
+        if not _first_character(file):
+            raise ValueError(f"{path} is empty")
+        try:
+            yield from reader(file)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
 
 def raise_problems(path: Path, problems: Sequence[str], shown: int = 10) -> None:
@@ -103,24 +97,31 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
-def _read_text(path: Path) -> str:
-    """Return what a file says, bytes that are no UTF-8 as `_UNDECODED`."""
+@contextlib.contextmanager
+def _opened(path: Path, newline: str) -> Iterator[TextIO]:
+    """Open a file, perhaps gzipped, to read; bytes that are no UTF-8 become `_UNDECODED`, for the row that has them."""
     try:
-        data = path.read_bytes()
-        if path.suffix.lower() == ".gz":
-            data = gzip.decompress(data)
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            yield io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=newline)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except (OSError, EOFError, zlib.error) as error:  # the last two: a gzip file that was cut short, or is broken
         raise ValueError(f"cannot read {path}: {error}") from error
-    # A byte that is no UTF-8 is the matter of the row that has it.
-    return data.decode("utf-8-sig", errors="surrogateescape")
 
 
-def _csv_rows(text: str, delimiter: str) -> Iterator[SourceRow]:
+def _first_character(file: TextIO) -> str:
+    """Return the first character that is no space, "" if there is none; the file is at its start again."""
+    first = ""
+    while not first and (part := file.read(1024)):
+        first = part.lstrip()[:1]
+    file.seek(0)
+    return first
+
+
+def _csv_rows(file: TextIO, delimiter: str) -> Iterator[SourceRow]:
     csv.field_size_limit(sys.maxsize)  # of this module: 131,072 characters by default
     # strict: without it, a quote that is never closed swallows the rest of the file in silence.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     number = 0
     while True:
@@ -135,24 +136,30 @@ def _csv_rows(text: str, delimiter: str) -> Iterator[SourceRow]:
             continue
         if header is None:
             header = cells
+            if any(map(_UNDECODED.search, header)):
+                raise ValueError("not UTF-8 (line 1, its header); save it as UTF-8")
             if twice := sorted({name for name in header if header.count(name) > 1}):
                 raise ValueError(f"two columns are named {twice[0]!r}")
             continue
         number += 1
         where = f"row {number} (line {line})"
-        if len(cells) > len(header):
+        if any(map(_UNDECODED.search, cells)):
+            yield SourceRow(where, {}, _NOT_UTF8)
+        elif len(cells) > len(header):
             yield SourceRow(where, {}, f"has {len(cells)} cells, the header has {len(header)}; quote texts with commas")
         else:
             cells += [""] * (len(header) - len(cells))
             yield SourceRow(where, dict(zip(header, cells, strict=True)))
 
 
-def json_line_rows(text: str) -> Iterator[SourceRow]:
+def json_line_rows(lines: Iterable[str]) -> Iterator[SourceRow]:
     """Yield the rows of JSON lines; a line that is no JSON object is a row with a problem."""
-    # Not splitlines: a JSON string may hold U+2028 and its like as they are.
-    filled = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+    filled = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     for row, (number, line) in enumerate(filled, 1):
         where = f"row {row} (line {number})"
+        if _UNDECODED.search(line):
+            yield SourceRow(where, {}, _NOT_UTF8)
+            continue
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -162,19 +169,33 @@ def json_line_rows(text: str) -> Iterator[SourceRow]:
         yield SourceRow(where, {} if problem else values, problem)
 
 
-def _json_rows(text: str, levels: tuple[str, str, str] | None) -> Iterator[SourceRow]:
-    if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
-        for number, values in enumerate(rows, 1):
-            problem = None if isinstance(values, dict) else "is not a JSON object"
-            yield SourceRow(f"row {number}", {} if problem else values, problem)
+def _json_rows(file: TextIO, levels: tuple[str, str, str] | None) -> Iterator[SourceRow]:
+    rows: Callable[[Any], Iterable[SourceRow]]
+    if _first_character(file) == "[":
+        rows = _array_rows
     elif levels is None:
-        yield from json_line_rows(text)
+        yield from json_line_rows(file)
+        return
     else:
-        yield from _nested_rows(json.loads(text), levels)
+        rows = functools.partial(_nested_rows, levels=levels)
+    text = file.read()
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    yield from map(_undecoded_told, rows(content)) if _UNDECODED.search(text) else rows(content)
+
+
+def _undecoded_told(row: SourceRow) -> SourceRow:
+    if row.problem or not _UNDECODED.search(json.dumps(row.values, ensure_ascii=False)):
+        return row
+    return SourceRow(row.where, {}, _NOT_UTF8)
+
+
+def _array_rows(rows: Sequence[Any]) -> Iterator[SourceRow]:
+    for number, values in enumerate(rows, 1):
+        problem = None if isinstance(values, dict) else "is not a JSON object"
+        yield SourceRow(f"row {number}", {} if problem else values, problem)
 
 
 def _nested_rows(content: Any, levels: tuple[str, str, str]) -> Iterator[SourceRow]:
@@ -189,11 +210,13 @@ def _nested_rows(content: Any, levels: tuple[str, str, str]) -> Iterator[SourceR
         raise ValueError(f"is not of the form {{{levels[0]}: {{{levels[1]}: [{levels[2]}]}}}}") from None
 
 
-def _parquet_rows(path: Path) -> list[SourceRow]:
-    if not path.exists():
-        raise ValueError(f"{path} does not exist")
+def _parquet_rows(path: Path) -> Iterator[SourceRow]:
     try:
-        rows = pq.read_table(path).to_pylist()
+        batches = pq.ParquetFile(path).iter_batches(1_000)
+        rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        for number, values in enumerate(rows, 1):
+            yield SourceRow(f"row {number}", values)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {path} as parquet: {error}") from error
-    return [SourceRow(f"row {number}", row) for number, row in enumerate(rows, 1)]

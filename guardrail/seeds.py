@@ -51,7 +51,7 @@ def _embedded(name: str, source: str) -> list[Record]:
     for file in sorted(folder.iterdir() if folder.is_dir() else (), key=lambda each: each.name):
         if not file.name.endswith(".jsonl"):
             continue
-        for row in json_line_rows(file.read_text("utf-8")):
+        for row in json_line_rows(file.read_text("utf-8").split("\n")):
             place = f"{file.name}, {row.where}"
             try:
                 records.append(_embedded_seed(row, source))
@@ -87,24 +87,24 @@ def _embedded_seed(row: SourceRow, source: str) -> Record:
 
 
 @dataclass(frozen=True)
-class LabelledRows:
-    """What a file of labelled rows holds.
+class LabelledRow:
+    """One row of a file of labelled rows.
 
     Attributes:
-        records: of the rows that are right, in the file's order.
-        numbers: of their rows, from 1, the header not counted.
-        problems: what is wrong with each other row, by its number.
-        places: of all rows, as messages name them.
+        number: of the row, from 1, the header not counted.
+        where: as messages name it.
+        record: what it says; None where it is wrong.
+        problems: what is wrong with it.
     """
 
-    records: list[Record]
-    numbers: list[int]
-    problems: dict[int, list[str]]
-    places: list[str]
+    number: int
+    where: str
+    record: Record | None
+    problems: tuple[str, ...] = ()
 
 
-def read_labelled(path: Path) -> LabelledRows:
-    """Return the labelled rows of a CSV, JSON-lines (.jsonl, .json) or parquet file.
+def labelled_rows(path: Path) -> Iterator[LabelledRow]:
+    """Yield the labelled rows of a CSV, JSON-lines (.jsonl, .json) or parquet file, one by one.
 
     Columns: `text` and `unsafe` (true/false, 1/0, yes/no) are required. `categories` (a list, or keys separated by ; or
     |), `response`, `language`, `licence` and `source` may be absent or empty. Absent or empty categories are unknown
@@ -116,36 +116,39 @@ def read_labelled(path: Path) -> LabelledRows:
     suffix = path.suffix.lower()
     if suffix not in SEED_SUFFIXES:
         raise ValueError(f"{path}: seeds are read from {', '.join(SEED_SUFFIXES)} files, not {suffix or 'this one'}")
-    rows = list(read_rows(path))
-    if not rows:
-        raise ValueError(f"{path} has no rows; give it at least one seed")
-    header = next((row.values for row in rows if not row.problem), None)
-    if header is not None and suffix in (".csv", ".parquet"):  # one header for all rows: complain of it once
-        raise_problems(path, list(_header_problems(header)))
-    result = LabelledRows([], [], {}, [row.where for row in rows])
-    for number, row in enumerate(rows, 1):
+    number, header_read = 0, suffix not in (".csv", ".parquet")
+    for number, row in enumerate(read_rows(path), 1):
+        if not header_read and not row.problem:  # one header for all rows: complain of it once
+            raise_problems(path, list(_header_problems(row.values)))
+            header_read = True
         fields, found = _seed_fields(row)
+        record = None
         if not found:
             try:
-                result.records.append(make_record(source=fields.pop("source", None) or path.name, **fields))
-                result.numbers.append(number)
+                record = make_record(source=fields.pop("source", None) or path.name, **fields)
             except ValueError as error:  # what is left concerns the categories: a key, or a benign row that has some
                 found = [f"column 'categories': {error}"]
-        if found:
-            result.problems[number] = found
-    return result
+        yield LabelledRow(number, row.where, record, tuple(found))
+    if not number:
+        raise ValueError(f"{path} has no rows; give it at least one seed")
 
 
 def load_seeds(path: Path) -> list[Record]:
-    """Return the user's seeds from a file that `read_labelled` reads; of rows of one text and label the first.
+    """Return the user's seeds from a file that `labelled_rows` reads; of rows of one text and label the first.
 
     Raises:
-        ValueError: as `read_labelled`; or the file has bad rows: all of them are found, ten are listed with their row,
+        ValueError: as `labelled_rows`; or the file has bad rows: all of them are found, ten are listed with their row,
             column and what to do; or two rows give one text different labels.
     """
-    rows = read_labelled(path)
-    kept, contradictions = _without_duplicates(rows.records, [rows.places[number - 1] for number in rows.numbers])
-    problems = [f"{rows.places[number - 1]}: {problem}" for number, found in rows.problems.items() for problem in found]
+    records: list[Record] = []
+    places: list[str] = []
+    problems: list[str] = []
+    for row in labelled_rows(path):
+        problems += [f"{row.where}: {problem}" for problem in row.problems]
+        if row.record:
+            records.append(row.record)
+            places.append(row.where)
+    kept, contradictions = _without_duplicates(records, places)
     raise_problems(path, problems + contradictions)
     return kept
 

@@ -13,8 +13,6 @@ were set aside because they fit no record: OUTPUT/set_aside.parquet has file, ro
 were curated.
 """
 
-import dataclasses
-import itertools
 import json
 import sys
 from collections import Counter
@@ -22,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
@@ -30,22 +27,16 @@ from cluster.connect import connect
 from cluster.resources import plan_for_cluster
 from guardrail.cards import KEPT_OUT
 from guardrail.curation import CurationConfig, curate
-from guardrail.curation.intake import SET_ASIDE
 from guardrail.curation.story import story
 from guardrail.dataset_registry import registry
-from guardrail.datasets import read_registered
 from guardrail.evaluation_sets import evaluation_texts, load_available_evaluations, raise_missing
 from guardrail.files import write_text
-from guardrail.records import Record, write_records, write_table
-from guardrail.rows import did_you_mean
-from guardrail.seeds import LabelledRows, embedded_seeds, embedded_texts, read_labelled
-from guardrail.text import digest
+from jobs.curation_inputs import CurationInput
 from jobs.settings import JobSettings, load, save_beside
 from jobs.terminal import orderly_end, show_funnel
 
 ROWS_SET_ASIDE = 3
 _LISTED = 10  # reasons for which rows were set aside
-EMBEDDED = {"embedded": embedded_seeds, "embedded-texts": embedded_texts}
 
 
 class CurateSettings(JobSettings):
@@ -70,63 +61,30 @@ class CurateSettings(JobSettings):
     curation: CurationConfig = CurationConfig()
 
 
-def _records_file(name: str, number: int, settings: CurateSettings) -> tuple[Path, LabelledRows | None]:
-    """Return the file of an input, and the labelled rows it was made of, if it was.
-
-    What is no record file yet is written as one beside the output first.
-    """
-    path = Path(name)
-    if path.suffix.lower() in (".csv", ".jsonl", ".json"):
-        rows = read_labelled(path)
-    elif name in EMBEDDED:
-        embedded = EMBEDDED[name]()
-        rows = LabelledRows(embedded, list(range(1, len(embedded) + 1)), {}, [])
-    elif path.exists():
-        return path, None
-    elif name not in registry():
-        known = sorted([*EMBEDDED, *(each for each, item in registry().items() if item.use != "eval")])
-        nearest = did_you_mean(name, known)
-        raise ValueError(f"{name} is no file, and no set to train on{nearest} Known: {', '.join(known)}")
-    elif registry()[name].use == "eval":
-        raise ValueError(f"{name} is a set to evaluate on, which no guard is trained on; give it to --evaluation")
-    else:
-        rows = read_registered(name, settings.data_dir)
-        if name in settings.at_most:
-            rows = evenly_drawn(rows, settings.at_most[name], settings.seed)
-    written = settings.output.resolve().with_name(f"{settings.output.name}.{number}-{path.stem}.parquet")
-    written.parent.mkdir(parents=True, exist_ok=True)
-    write_records(rows.records, written)
-    # Where the rows are is all that is asked of them from now on, and they may be many.
-    return written, dataclasses.replace(rows, records=[])
-
-
-def evenly_drawn(rows: LabelledRows, most: int, seed: int) -> LabelledRows:
-    """Return at most `most` records of each label, drawn at random, of its categories as equally many as there are."""
-    kinds: dict[tuple[bool, tuple[str, ...]], list[tuple[Record, int]]] = {}
-    numbered = zip(rows.records, rows.numbers, strict=True)
-    for record, number in sorted(numbered, key=lambda each: digest(str(seed), each[0]["id"])):
-        kinds.setdefault((record["unsafe"], tuple(record["categories"] or ())), []).append((record, number))
-    drawn: list[tuple[Record, int]] = []
-    for label in (True, False):
-        turns = itertools.zip_longest(*(kinds[kind] for kind in sorted(kinds) if kind[0] is label))
-        drawn += itertools.islice((each for turn in turns for each in turn if each), most)
-    return dataclasses.replace(rows, records=[record for record, _ in drawn], numbers=[number for _, number in drawn])
-
-
 def _curate(settings: CurateSettings) -> None:
     if not settings.input:
         raise ValueError("nothing to curate: --input takes files of records and names of public sets")
     if idle := sorted(settings.at_most.keys() - ({*settings.input} & registry().keys())):
         raise ValueError(f"at_most names {', '.join(idle)}, which --input does not name or which is no public set")
     evaluation, missing = load_available_evaluations(settings.evaluation, settings.data_dir)
-    inputs = [_records_file(name, number, settings) for number, name in enumerate(settings.input, 1)]
+    output = settings.output.resolve()
+    inputs = [
+        CurationInput.of(
+            name,
+            output.with_name(f"{output.name}.{number}-{Path(name).stem}.parquet"),
+            settings.data_dir,
+            settings.at_most.get(name),
+            settings.seed,
+        )
+        for number, name in enumerate(settings.input, 1)
+    ]
     if not settings.evaluation:
         print("no --evaluation: texts that guards are measured on are not kept out", file=sys.stderr)
     (settings.output / KEPT_OUT).unlink(missing_ok=True)  # of other records
     with connect(address=settings.cluster.address):
         plan = plan_for_cluster(num_env_runners=0, num_learners=0, num_guard_workers=0)
         report = curate(
-            [path for path, _ in inputs],
+            [each.path for each in inputs],
             settings.output,
             settings.curation,
             evaluation=evaluation_texts(evaluation),
@@ -135,10 +93,8 @@ def _curate(settings: CurateSettings) -> None:
         )
     kept_out = {name: len(items) for name, items in evaluation.items()}
     write_text(settings.output / KEPT_OUT, json.dumps(kept_out, indent=2) + "\n")
-    for name, (path, rows) in zip(settings.input, inputs, strict=True):
-        if rows is not None:
-            _set_aside_as_written(settings.output / "set_aside.parquet", name, path, rows)
-            path.unlink()
+    for each in inputs:
+        each.tell_of_set_aside(settings.output / "set_aside.parquet")
     save_beside(settings, settings.output)
     show_funnel(report)
     _tell_of_set_aside(settings.output / "set_aside.parquet")
@@ -156,25 +112,6 @@ def _tell_of_set_aside(set_aside: Path) -> None:
         listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(_LISTED))
         more = f", and {len(reasons) - _LISTED} other reasons" if len(reasons) > _LISTED else ""
         print(f"{reasons.total()} rows set aside ({listed}{more}): see {set_aside}", file=sys.stderr)
-
-
-def _set_aside_as_written(set_aside: Path, name: str, records: Path, rows: LabelledRows) -> None:
-    """Name rows that were set aside by the user's own file and its rows, and add those that made no record.
-
-    Args:
-        set_aside: parquet file of `SET_ASIDE`.
-        name: the user's file.
-        records: the record file that was made of it.
-        rows: what it holds.
-    """
-    told = pq.read_table(set_aside).to_pylist()
-    for row in told:
-        if row["file"] == str(records):
-            row |= {"file": name, "row": rows.numbers[row["row"] - 1]}
-    told += [
-        {"file": name, "row": number, "reason": "; ".join(found), "id": None} for number, found in rows.problems.items()
-    ]
-    write_table(pa.Table.from_pylist(told, SET_ASIDE), set_aside)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from actors.styles import STYLES
 from cluster.resources import plan_for_cluster
+from guardrail.datasets import registered_rows
 from guardrail.guard import GUARD_FILE
 from guardrail.records import Record, write_records
 from guardrail.training import TrainingConfig, fine_tune
@@ -37,6 +38,12 @@ def train(
             cpus_per_worker=plan().guard_worker_cpus,
         )
     return output
+
+
+def labelled_requests(name: str, data_dir: Path, *, unsafe: bool) -> list[Record]:
+    """Return the records of a public set that have a label and no response."""
+    records = (row.record for row in registered_rows(name, data_dir))
+    return [record for record in records if record and record["unsafe"] is unsafe and not record["response"]]
 
 
 def plan() -> Any:

@@ -27,7 +27,6 @@ import pyarrow.parquet as pq
 
 from cluster.connect import connect
 from guardrail.curation import CurationConfig, curate
-from guardrail.datasets import read_registered
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.evaluation_sets import evaluation_texts, load_evaluations
 from guardrail.guard import UNSAFE, Guard
@@ -36,7 +35,7 @@ from guardrail.models import cache_dir
 from guardrail.records import Record, make_record, read_records, write_records
 from guardrail.text import digest
 from guardrail.transforms import TRANSFORMS
-from tests.benchmarks.common import BOTH_LABELS, EVALUATION, train
+from tests.benchmarks.common import BOTH_LABELS, EVALUATION, labelled_requests, train
 
 UNSAFE_SETS = ("aart", "harmfulqa", "catqa", "do-not-answer", "safety-tuned-llamas", "toxigen")
 BENIGN_SETS = ("alpaca", "dolly", "self-instruct-seed-tasks", "toxigen")
@@ -64,8 +63,8 @@ def public_records(data_dir: Path, count: int, random: np.random.Generator) -> l
         for name in names:
             found = [
                 record
-                for record in read_registered(name, data_dir).records
-                if record["unsafe"] is label and not record["response"] and len(record["text"].split()) <= _LONGEST
+                for record in labelled_requests(name, data_dir, unsafe=label)
+                if len(record["text"].split()) <= _LONGEST
             ]
             pools.append([found[i] for i in random.permutation(len(found))])
         wanted = count // 2

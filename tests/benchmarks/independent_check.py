@@ -8,10 +8,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline, make_union
 
-from guardrail.datasets import read_registered
 from guardrail.embedding import Embedder
 from guardrail.models import resolve
 from guardrail.records import Record
+from tests.benchmarks.common import labelled_requests
 
 UNSAFE = ("aart", "harmfulqa", "catqa", "do-not-answer", "advbench", "safety-tuned-llamas", "toxigen", "davidson")
 BENIGN = ("alpaca", "dolly", "self-instruct-seed-tasks")
@@ -31,9 +31,7 @@ class IndependentCheck:
         records: list[Record] = []
         for name in (*UNSAFE, *BENIGN):
             for label in (True, False):
-                found = [
-                    r for r in read_registered(name, data_dir).records if r["unsafe"] is label and not r["response"]
-                ]
+                found = labelled_requests(name, data_dir, unsafe=label)
                 chosen = random.permutation(len(found))[: _OF_EACH * (2 if name == "alpaca" else 1)]
                 records += [found[i] for i in chosen]
         self.embedder = Embedder(resolve("bundled:all-minilm-l6-v2"))

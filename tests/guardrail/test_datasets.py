@@ -6,7 +6,7 @@ import json
 import pytest
 
 from guardrail.dataset_registry import registry
-from guardrail.datasets import read_registered
+from guardrail.datasets import registered_rows
 from guardrail.evaluation_sets import load_evaluation
 from guardrail.generable import generation_seeds
 
@@ -47,7 +47,7 @@ def test_a_gzipped_json_lines_set_maps_its_flags(tmp_path):
     rows.append({**rows[0], "prompt": "b", "H": 0, "S3": 1})
     with gzip.open(tmp_path / "openai-moderation.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    records = read_registered("openai-moderation", tmp_path).records
+    records = [row.record for row in registered_rows("openai-moderation", tmp_path)]
     assert [r["categories"] for r in records] == [["hate"], ["sexual", "sexual/minors"]]
     assert {r["licence"] for r in records} == {"MIT"}
     assert generation_seeds(records) == records[:1]

@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from guardrail.dataset_registry import registry
-from jobs.curate import EMBEDDED, CurateSettings
+from jobs.curate import CurateSettings
+from jobs.curation_inputs import EMBEDDED
 from jobs.evaluate import EvaluateSettings
 from jobs.settings import LoopSettings, deciding, load, save_beside, to_yaml
 from jobs.train_guard import TrainGuardSettings

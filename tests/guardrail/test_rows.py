@@ -1,0 +1,68 @@
+"""Files of rows, one row at a time: what is read before a file breaks, and bytes that are no UTF-8."""
+
+import gzip
+import json
+
+import pytest
+
+from guardrail.rows import read_rows
+
+
+def test_rows_before_the_place_where_a_file_breaks_are_read(tmp_path):
+    whole = gzip.compress("".join(f'{{"text": "text {number**7}"}}\n' for number in range(9_000)).encode())
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    rows = read_rows(tmp_path / "cut.jsonl.gz")
+    assert next(rows).values == {"text": "text 0"}
+    with pytest.raises(ValueError, match="cannot read .*cut.jsonl.gz"):
+        list(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b"\xef\xbb\xbf\r\ntext\r\na\r\n\r\nb\r\n"),
+        ("old-mac.csv", b"text\ra\rb\r"),
+        ("a.tsv", b'text\na\n"b"'),
+        ("a.jsonl", b'\xef\xbb\xbf\n\n{"text": "a"}\r\n{"text": "b"}'),
+        ("a.json", b'\xef\xbb\xbf \n[{"text": "a"}, {"text": "b"}]'),
+        ("lines.json", b'{"text": "a"}\n{"text": "b"}\n'),
+    ],
+)
+def test_marks_and_spaces_around_rows_are_none(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert [row.values for row in read_rows(tmp_path / name)] == [{"text": "a"}, {"text": "b"}]
+
+
+def test_a_json_string_and_a_cell_hold_line_ends_of_any_kind(tmp_path):
+    text = "a\u2028b\x85c\x0bd\re"
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text.replace("\r", "")}, ensure_ascii=False) + "\n")
+    (tmp_path / "a.csv").write_bytes(f'text\r\n"{text}"\r\n'.encode())
+    assert [row.values["text"] for row in read_rows(tmp_path / "a.jsonl")] == [text.replace("\r", "")]
+    assert [row.values["text"] for row in read_rows(tmp_path / "a.csv")] == [text]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b"text\na\n\xff\n"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n'),
+        ("a.json", b'[{"text": "a"}, {"text": "\xff"}]'),
+        ("lines.json", b'{"text": "a"}\n{"text": "\xff"}'),
+    ],
+)
+def test_bytes_that_are_no_utf8_are_the_matter_of_their_row(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert [row.problem for row in read_rows(tmp_path / name)] == [None, "is not UTF-8; save it as UTF-8"]
+
+
+@pytest.mark.parametrize("content", [b"", b" \n\t\r\n" * 2_000, b"\xef\xbb\xbf"])
+def test_a_file_of_spaces_is_empty(tmp_path, content):
+    for name in ("a.csv", "a.jsonl", "a.json"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match="is empty"):
+            list(read_rows(tmp_path / name))
+
+
+def test_half_a_surrogate_that_json_escapes_is_no_matter_of_encoding(tmp_path):
+    (tmp_path / "a.json").write_text('[{"text": "\\udc80"}]')
+    assert [row.problem for row in read_rows(tmp_path / "a.json")] == [None]
