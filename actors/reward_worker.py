@@ -24,7 +24,7 @@ from actors.attempts import REFUSED, attempts_table, diversity_of, float_lists, 
 from actors.config import AdversaryConfig
 from actors.env_runner import Rollout, Share, StaleWeightsError, Task
 from actors.gate import MALFORMED, Attempt, rejection
-from actors.judges import Vote, label_kept
+from actors.judges import label_kept
 from actors.loss import Row, group_advantages, imitation_advantages, train_batches
 from actors.scorer import Meaning, Scorer
 from actors.styles import STYLE, chosen
@@ -32,6 +32,7 @@ from actors.summary import PARTS, Summary, Tally
 from guardrail.deobfuscation import plain
 from guardrail.few_shot import cleaned
 from guardrail.generable import may_sexualise_minors
+from guardrail.judge_formats import Vote
 from guardrail.records import Record, record_id, to_table
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from guardrail.guard import UNSAFE, Guard
 from guardrail.intent import IntentModel, sentence_embedding
 from guardrail.likelihood import LanguageModel
 from guardrail.models import resolve
-from guardrail.remote import open_guard, unsafe_scores
+from guardrail.targets import open_guard, unsafe_scores
 
 _LEAST_LIKELY = 5  # the least likely one in so many tokens counts
 

@@ -11,7 +11,7 @@ from actors.batches import answer_files
 from actors.record_scores import Scorer, Verdicts, score_records
 from guardrail.guard import GuardCard
 from guardrail.reading import reading_of
-from guardrail.remote import RemoteGuard, is_url, open_guard, unsafe_scores
+from guardrail.targets import is_url, open_guard, unsafe_scores
 
 TEACHER = "teacher:"  #: start of the keys of their scores
 
@@ -86,7 +86,7 @@ def ask_teachers(
 
 
 def _service(name: str, url: str) -> Scorer:
-    RemoteGuard(url)  # refuses what is no URL of one
+    open_guard(url)  # refuses what is no URL of one
     return Scorer(key=TEACHER + name, actor=BatchTeacher, arguments=(url,), identity=url, is_service=True)
 
 

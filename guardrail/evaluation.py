@@ -10,7 +10,8 @@ from guardrail.guard import UNSAFE, Guard
 from guardrail.metrics import binary_metrics, tagged_metrics, wilson
 from guardrail.reading import reading_of
 from guardrail.records import Record
-from guardrail.remote import Moderation, RemoteGuard, TargetError, moderation_of
+from guardrail.remote import Moderation, RemoteGuard, TargetError
+from guardrail.targets import moderation_of
 from guardrail.taxonomy import CATEGORIES
 
 

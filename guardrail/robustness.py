@@ -10,7 +10,8 @@ from guardrail.generable import generation_seeds
 from guardrail.guard import Guard
 from guardrail.metrics import wilson
 from guardrail.records import Record, make_record
-from guardrail.remote import RemoteGuard, moderation_of
+from guardrail.remote import RemoteGuard
+from guardrail.targets import moderation_of
 from guardrail.transforms import transformed
 
 

@@ -1,8 +1,9 @@
-"""Measure a guard, or a moderation service, on evaluation sets, by its own decisions.
+"""Measure a guard, or a service, on evaluation sets, by its own decisions.
 
 python jobs/evaluate.py --guard runs/laptop/guard --data xstest my-set.jsonl --output metrics.json [--data-dir DIR]
 python jobs/evaluate.py --guard runs/laptop/guard --data all --transforms all --output metrics.json --data-dir DIR
 python jobs/evaluate.py --guard https://HOST/v1/moderations --data xstest --output metrics.json
+python jobs/evaluate.py --guard qwen3guard+https://HOST/v1/chat/completions --data xstest --output metrics.json
 
 `--data all` takes every registered evaluation set; those that cannot be loaded are named at the end, with exit status
 1, and the others are measured. `--transforms` measures robustness, too: recall and false positives on requests that
@@ -10,10 +11,13 @@ encodings, lookalikes, typing errors and wrappers have written anew, beside thos
 Intervals are 95%. What others have published of their guards on a set is shown and written beside what is measured
 (guardrail/published_results.yaml).
 
-A service speaks OpenAI's moderation contract. It is sent the texts of the sets, a response behind its prompt as one
-text (a guard of ours by directory knows which is which); its key, if it wants one, is in RAYGUARD_TARGET_KEY. The
-output names it by the model it says it is, where a guard of ours has its digest. It tells no threshold, and its scores
-(the highest of its categories) only rank texts: `threshold` and `ece` are null. Texts that it refuses are counted
+A service speaks OpenAI's moderation contract, or it completes chats and has a guard model, whose format stands before
+the URL: llama-guard, qwen3guard, wildguard, shieldgemma, granite-guardian, or rubric for any instruct model. It is sent
+the texts of the sets, a response behind its prompt as one text (a guard of ours by directory, llama-guard and
+qwen3guard know which is which); its key, if it wants one, is in RAYGUARD_TARGET_KEY. The output names it by the model
+it says it is, where a guard of ours has its digest. It tells no threshold, and its scores only rank texts: `threshold`
+and `ece` are null. A text's score is that of a moderation service's highest category; of a guard model's verdict the
+probability that it begins as "unsafe" does. Texts that a service refuses, or answers without a verdict, are counted
 (`refused`), and the rest is measured. If it fails, what was measured before is written, and why the rest was not
 (`incomplete`).
 """
@@ -31,8 +35,9 @@ from guardrail.evaluation_sets import ALL_SETS, load_available_evaluations, rais
 from guardrail.files import write_text
 from guardrail.guard import Guard
 from guardrail.published import published_on
-from guardrail.remote import RemoteGuard, open_guard
+from guardrail.remote import RemoteGuard
 from guardrail.robustness import robustness
+from guardrail.targets import open_guard
 from guardrail.transforms import transform_names
 from jobs.settings import JobSettings, load, save_beside
 from jobs.terminal import orderly_end, show_metrics, show_published, show_transforms
@@ -41,7 +46,9 @@ from jobs.terminal import orderly_end, show_metrics, show_published, show_transf
 class EvaluateSettings(JobSettings):
     """Settings of the evaluation."""
 
-    guard: str = Field(description="guard directory, or URL of a moderation endpoint")
+    guard: str = Field(
+        description="guard directory, or URL of a moderation endpoint or, as FORMAT+URL, of a chat model"
+    )
     data: list[str] = Field(
         min_length=1, description="evaluation sets by name (all: every registered one), or JSON-lines files"
     )

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from actors.judges import JUDGE_FORMATS, JudgeConfig
+from actors.judges import JudgeConfig
 from actors.judging import JudgingConfig, judge_records
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
+from guardrail.judge_formats import JUDGE_FORMATS
 from guardrail.records import check_records
 from jobs.settings import JobSettings, load, save_beside
 from jobs.terminal import orderly_end

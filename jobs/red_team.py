@@ -31,8 +31,9 @@ from cluster.resources import plan_for_cluster
 from guardrail.generable import generation_seeds
 from guardrail.guard import Guard
 from guardrail.records import Record
-from guardrail.remote import RemoteGuard, TargetError, moderation_of, open_guard, unsafe_scores
+from guardrail.remote import RemoteGuard, TargetError
 from guardrail.seeds import HELD_OUT, embedded_seeds, load_seeds, split_by_seed
+from guardrail.targets import moderation_of, open_guard, unsafe_scores
 from guardrail.transforms import TRANSFORMS, transformed
 from jobs.findings import UNTRANSFORMED, Findings, show_findings
 from jobs.run import run_directory
@@ -45,7 +46,9 @@ _REFUSES_ALL = "the target refuses every text that it is asked about: see whethe
 class RedTeamSettings(JobSettings):
     """Settings of an attack."""
 
-    target: str = Field(description="guard directory, or URL of a moderation endpoint")
+    target: str = Field(
+        description="guard directory, or URL of a moderation endpoint or, as FORMAT+URL, of a chat model (evaluate.py)"
+    )
     output: Path = Field(description="folder to write; the same one resumes")
     seeds: Path | None = Field(
         None, description="CSV, JSONL or parquet of goals; None: the embedded ones that the loop never trains on"

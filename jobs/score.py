@@ -3,10 +3,11 @@
 python jobs/score.py --input kept.parquet --output scored.parquet --teachers '{"large": "guards/large"}'
 python jobs/train_guard.py --records scored.parquet --output guards/small --training.teachers '["teacher:large"]'
 
-A teacher is a guard directory, which all nodes must see, or the URL of a moderation endpoint, which is asked from here;
-its key, if it wants one, is in RAYGUARD_TARGET_KEY. It reads every record, a response behind its prompt; its score,
-teacher:NAME, is the probability of "unsafe" (of a service, its highest score; none where it refuses the text) and takes
-the place of an earlier one of that name. All else, and the order, stays. The output may be the input.
+A teacher is a guard directory, which all nodes must see, or the URL of a service (see jobs/evaluate.py), which is asked
+from here; its key, if it wants one, is in RAYGUARD_TARGET_KEY. It reads every record, a response behind its prompt; its
+score, teacher:NAME, is the probability of "unsafe" (of a moderation service, its highest score; none where it refuses
+the text) and takes the place of an earlier one of that name. All else, and the order, stays. The output may be the
+input.
 
 Ctrl-C leaves a folder beside the output, from which the same command goes on.
 """
@@ -30,7 +31,10 @@ class ScoreSettings(JobSettings):
 
     input: Path = Field(description="parquet file of records")
     output: Path = Field(description="parquet file to write: the same records, with the teachers' scores")
-    teachers: dict[str, str] = Field(min_length=1, description="by name, guard directory or moderation URL")
+    teachers: dict[str, str] = Field(
+        min_length=1,
+        description="by name, guard directory, or URL of a moderation endpoint or, as FORMAT+URL, of a chat model",
+    )
     asking: TeachersConfig = TeachersConfig()
 
 

@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 
 from actors import judges
 from actors.engine import Completion
-from actors.judges import JUDGE_FORMATS, Judge, JudgeConfig, judge_format, label_kept
+from actors.judges import Judge, JudgeConfig, label_kept
+from guardrail.judge_formats import JUDGE_FORMATS, judge_format
 
 #: What judges answer. `note` says of a published or documented answer where it is, of others what they are examples of.
 OUTPUTS = [json.loads(line) for line in Path(__file__).with_name("judge_outputs.jsonl").read_text("utf-8").splitlines()]

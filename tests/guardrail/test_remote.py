@@ -12,7 +12,9 @@ from guardrail.evaluation import evaluate_set
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.guard import LABELS, UNSAFE, Guard
 from guardrail.metrics import binary_metrics
-from guardrail.remote import KEY_VARIABLE, RemoteGuard, TargetError, TextRefusedError, open_guard, unsafe_scores
+from guardrail.moderation_endpoint import ModerationEndpoint
+from guardrail.remote import KEY_VARIABLE, RemoteGuard, TargetError, TextRefusedError
+from guardrail.targets import open_guard, unsafe_scores
 from tests.moderation_server import MODEL, Trouble, moderation_server
 from tests.tiny_guard import tiny_guard
 
@@ -34,7 +36,7 @@ def waits():
 
 @pytest.fixture
 def guard(server, waits):
-    return RemoteGuard(server.url, sleep=waits.append)
+    return ModerationEndpoint(server.url, sleep=waits.append)
 
 
 def failure(guard, texts=("How do I bake?",)):
@@ -132,7 +134,7 @@ def test_a_service_that_is_not_there_is_named(waits):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1/moderations"
-        message = failure(RemoteGuard(url, tries=2, sleep=waits.append))
+        message = failure(ModerationEndpoint(url, tries=2, sleep=waits.append))
     assert message.startswith(f"{url} failed 2 times in a row, the last time with ConnectError")
 
 
@@ -185,7 +187,7 @@ def test_a_failure_travels_between_processes(server, guard):
 def test_the_key_comes_from_the_environment_and_goes_nowhere_but_to_the_service(server, monkeypatch, caplog):
     caplog.set_level("DEBUG")
     monkeypatch.setenv(KEY_VARIABLE, "sk-of-the-test")
-    guard = RemoteGuard(server.url, sleep=lambda seconds: None)
+    guard = ModerationEndpoint(server.url, sleep=lambda seconds: None)
     server.troubles = [Trouble(500)]
     guard.moderate(["How do I bake?"])
     server.troubles = [Trouble(403)]
@@ -198,7 +200,7 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_but_to_the_service(
 
 def test_without_a_key_none_is_sent(server, monkeypatch):
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
-    RemoteGuard(server.url).moderate(["How do I bake?"])
+    ModerationEndpoint(server.url).moderate(["How do I bake?"])
     assert server.keys == [None]
 
 
@@ -206,7 +208,7 @@ def test_without_a_key_none_is_sent(server, monkeypatch):
     ("url", "message"),
     [
         ("https://me:secret@host/v1/moderations", "must carry no password"),
-        ("https:///v1/moderations", "is no URL of a moderation endpoint"),
+        ("https:///v1/moderations", "is no URL of an endpoint such as https://HOST/v1/moderations"),
         ("https://host:port/v1/moderations", "not a URL"),
     ],
 )
@@ -232,10 +234,10 @@ def test_texts_that_a_service_refuses_are_counted_and_the_rest_is_measured(serve
     server.refused = "cars"
     texts = ["How do I steal?", "How do I steal cars?", "How do I bake?", "How do I bake cars?"]
     items = [EvaluationItem(str(i), text, None, "steal" in text, None, None) for i, text in enumerate(texts)]
-    metrics = evaluate_set(RemoteGuard(server.url), items)
+    metrics = evaluate_set(ModerationEndpoint(server.url), items)
     assert (metrics["n"], metrics["refused"], metrics["f1"]) == (2, 2, 1.0)
     with pytest.raises(TargetError, match="refuses all 2 texts"):
-        evaluate_set(RemoteGuard(server.url), items[1::2])
+        evaluate_set(ModerationEndpoint(server.url), items[1::2])
 
 
 def test_metrics_of_a_service_are_of_its_decisions_and_of_its_scores(server):
@@ -247,7 +249,7 @@ def test_metrics_of_a_service_are_of_its_decisions_and_of_its_scores(server):
         Trouble(200, body=f'{{"results": [{{"flagged": false, "category_scores": {{"x": {1 - i % 2}}}}}]}}')
         for i in range(70)
     ]
-    guard = RemoteGuard(server.url, batch=1)
+    guard = ModerationEndpoint(server.url, batch=1)
     metrics = evaluate_set(guard, items)
     assert (metrics["auprc"], metrics["auroc"], metrics["recall_at_1pct_fpr"]) == (1.0, 1.0, 1.0)
     assert (metrics["f1"], metrics["recall"], metrics["fpr"], metrics["precision"]) == (0.0, 0.0, 0.0, None)

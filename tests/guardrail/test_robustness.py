@@ -4,7 +4,7 @@ import pytest
 
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.metrics import wilson
-from guardrail.remote import RemoteGuard
+from guardrail.moderation_endpoint import ModerationEndpoint
 from guardrail.robustness import robustness
 from tests.moderation_server import moderation_server
 
@@ -30,7 +30,7 @@ ITEMS = [
 
 
 def measured(server, items=ITEMS, *names, sample=9, seed=0):
-    return dict(robustness(RemoteGuard(server.url), items, names, sample=sample, seed=seed))
+    return dict(robustness(ModerationEndpoint(server.url), items, names, sample=sample, seed=seed))
 
 
 def test_what_a_transform_hides_is_missed_and_what_it_changes_not_is_not_counted(server):

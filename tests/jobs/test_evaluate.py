@@ -9,7 +9,7 @@ import pytest
 from guardrail import datasets
 from guardrail.dataset_registry import registry
 from guardrail.metrics import wilson
-from guardrail.remote import RemoteGuard
+from guardrail.moderation_endpoint import ModerationEndpoint
 from jobs import evaluate
 from tests.moderation_server import MODEL, moderation_server
 
@@ -42,7 +42,7 @@ def test_a_service_is_measured_by_its_own_decisions_and_called_as_it_calls_itsel
 
 
 def test_of_a_service_that_fails_the_sets_measured_before_are_written(server, sets, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(evaluate, "open_guard", partial(RemoteGuard, sleep=lambda seconds: None))
+    monkeypatch.setattr(evaluate, "open_guard", partial(ModerationEndpoint, sleep=lambda seconds: None))
     server.answers = 2
     output = tmp_path / "metrics.json"
     with pytest.raises(SystemExit) as stopped:
@@ -57,7 +57,7 @@ def test_of_a_service_that_fails_the_sets_measured_before_are_written(server, se
 def test_of_a_service_that_fails_under_transforms_all_sets_and_the_transforms_before_are_written(
     server, sets, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(evaluate, "open_guard", partial(RemoteGuard, sleep=lambda seconds: None))
+    monkeypatch.setattr(evaluate, "open_guard", partial(ModerationEndpoint, sleep=lambda seconds: None))
     server.answers = 2 + 2 + 2 + 2  # two sets, the requests of the first as they are, and in base64
     output = tmp_path / "metrics.json"
     with pytest.raises(SystemExit):

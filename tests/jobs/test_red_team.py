@@ -18,8 +18,10 @@ from actors.config import AdversaryConfig
 from actors.summary import Summary, Tally
 from guardrail.evaluation_sets import load_evaluation
 from guardrail.generable import generation_seeds
-from guardrail.remote import RemoteGuard, open_guard, unsafe_scores
+from guardrail.moderation_endpoint import ModerationEndpoint
+from guardrail.remote import RemoteGuard
 from guardrail.seeds import embedded_seeds
+from guardrail.targets import open_guard, unsafe_scores
 from guardrail.transforms import TRANSFORMS
 from jobs import red_team
 from jobs.findings import tallies, tally
@@ -42,7 +44,7 @@ class ScriptedAdversary:
         done = len(list(directory.glob("iteration-*.parquet")))
         target = open_guard(guard)
         if isinstance(target, RemoteGuard):
-            target = RemoteGuard(guard, sleep=lambda seconds: None)
+            target = ModerationEndpoint(guard, sleep=lambda seconds: None)
         for iteration in range(done, updates):
             drawn = [goals[i % len(goals)] for i in range(PER_ITERATION)]
             texts = [f"{goal['text']} Attempt {iteration}-{i}." for i, goal in enumerate(drawn)]
@@ -142,7 +144,7 @@ def test_successes_are_an_evaluation_file(server, attack, tmp_path):
     items = load_evaluation(tmp_path / "out" / "successes.jsonl")
     assert {item.tags[0] for item in items} > {"polite", "none", "base64"}
     assert len({item.text for item in items}) == len(items)
-    harmful = RemoteGuard(server.url).flagged([item.text for item in items])
+    harmful = ModerationEndpoint(server.url).flagged([item.text for item in items])
     assert all(bool(said) != item.unsafe for said, item in zip(harmful, items, strict=True))
 
 
@@ -188,7 +190,7 @@ def test_a_guard_directory_is_attacked_too_and_named_by_its_digest(attack, tmp_p
 def test_of_a_target_that_fails_what_was_found_is_kept_and_the_same_command_goes_on(
     server, attack, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(red_team, "open_guard", partial(RemoteGuard, sleep=lambda seconds: None))
+    monkeypatch.setattr(red_team, "open_guard", partial(ModerationEndpoint, sleep=lambda seconds: None))
     server.answers = 1 + 10 + 10 + 16  # a first word, the goals, one transform, two iterations
     monkeypatch.setattr(red_team, "TRANSFORMS", {"base64": TRANSFORMS["base64"]})
     status, printed = attack(server.url, "--transforms", "true")

@@ -1,0 +1,59 @@
+"""Guards of ours, by directory, and anybody's, by URL, asked alike: to be measured, attacked, or learned from."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from guardrail.chat_guard import ChatGuard
+from guardrail.guard import UNSAFE, Guard
+from guardrail.judge_formats import judge_format
+from guardrail.moderation_endpoint import ModerationEndpoint
+from guardrail.reading import Readable
+from guardrail.remote import Moderation, RemoteGuard
+
+_URL = re.compile(r"(?:([\w-]+)\+)?(https?://.*)", re.IGNORECASE | re.DOTALL)
+
+
+def is_url(target: str) -> bool:
+    """Whether a target is a service, not a guard directory."""
+    return _URL.fullmatch(target) is not None
+
+
+def open_guard(target: str) -> Guard | RemoteGuard:
+    """Return the guard that a directory holds, or the service at a URL (which is not asked yet).
+
+    A URL is that of a moderation endpoint, or, behind the format of a guard model and "+", that of an endpoint which
+    completes chats: qwen3guard+https://HOST/v1/chat/completions.
+
+    Raises:
+        ValueError: as `Guard.from_pretrained`, `ModerationEndpoint` and `ChatGuard`.
+    """
+    if not (service := _URL.fullmatch(target)):
+        return Guard.from_pretrained(target)
+    format_, url = service.groups()
+    return ChatGuard(url, judge_format(format_)) if format_ else ModerationEndpoint(url)
+
+
+def moderation_of(guard: Guard | RemoteGuard, texts: Sequence[Readable], *, skip_refused: bool = False) -> Moderation:
+    """Return what a guard or a service says of texts; a guard of ours decides by its stored threshold.
+
+    Raises:
+        TargetError: see `RemoteGuard.moderate`.
+    """
+    if isinstance(guard, RemoteGuard):
+        return guard.moderate(texts, skip_refused=skip_refused)
+    probabilities = guard.probabilities(texts)
+    return Moderation(probabilities, probabilities[:, 0] >= guard.card.thresholds[UNSAFE])
+
+
+def unsafe_scores(guard: Guard | RemoteGuard, texts: Sequence[Readable]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scores of "unsafe", float64 [n] in [0, 1], and the decisions, bool [n], as `moderation_of`.
+
+    See `Moderation` for the scores that a service gives; one is NaN, and not flagged, where it refuses the text.
+
+    Raises:
+        TargetError: see `RemoteGuard.moderate`.
+    """
+    said = moderation_of(guard, texts, skip_refused=True)
+    return said.probabilities[:, 0], said.flagged

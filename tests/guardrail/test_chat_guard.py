@@ -1,0 +1,194 @@
+"""A generative guard behind a service that completes chats, against a server that answers as it is told."""
+
+import json
+import math
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from guardrail.chat_guard import ChatGuard
+from guardrail.evaluation import evaluate_set
+from guardrail.evaluation_items import EvaluationItem
+from guardrail.judge_formats import JUDGE_FORMATS
+from guardrail.reading import Exchange
+from guardrail.remote import TargetError, TextRefusedError
+from guardrail.targets import is_url, open_guard, unsafe_scores
+
+ANSWERS = {  # of a text that asks to steal, and of another
+    "llama-guard": ("\n\nunsafe\nS2", "\n\nsafe"),
+    "qwen3guard": ("Safety: Unsafe\nCategories: Non-violent Illegal Acts", "Safety: Safe\nCategories: None"),
+    "wildguard": ("Harmful request: yes\nResponse refusal: N/A", "Harmful request: no\nResponse refusal: N/A"),
+    "shieldgemma": ("Yes", "No"),
+    "granite-guardian": ("<score> yes </score>", "<score> no </score>"),
+    "rubric": ("Verdict: unsafe", "Verdict: safe"),
+}
+
+
+class ChatServer(ThreadingHTTPServer):
+    """What `answer` returns of a request's body is the answer's text, or its status where it is a number."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.bodies = []
+        self.answer = lambda body: "Safety: Safe"
+        self.tokens = None  # [(token, {other: logprob})] that are told where they are asked for
+        self.tells_tokens = True
+
+    def guard(self, name, **options):
+        format = JUDGE_FORMATS[name]
+        chat = "chat/" if format.has_template else ""
+        url = f"http://127.0.0.1:{self.server_address[1]}/v1/{chat}completions"
+        return ChatGuard(url, format, sleep=lambda seconds: None, tries=2, **options)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1
+
+    def do_GET(self):
+        self._reply(200, {"data": [{"id": "tiny-guard"}]} if self.path == "/v1/models" else {})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.bodies.append(body)
+        said = self.server.answer(body)
+        if isinstance(said, int):
+            self._reply(said, {"error": {"message": "SECRET TEXT", "code": "of_the_test"}})
+            return
+        if "logprobs" in body and not self.server.tells_tokens:
+            self._reply(400, {"error": {"code": "logprobs_unknown"}})
+            return
+        choice = {"finish_reason": "stop"}
+        tokens = self.server.tokens if "logprobs" in body else None
+        if self.path.endswith("/chat/completions"):
+            choice["message"] = {"role": "assistant", "content": said}
+            content = [
+                {
+                    "token": token,
+                    "top_logprobs": [{"token": t, "logprob": p} for t, p in others.items()],
+                }
+                for token, others in tokens or []
+            ]
+            choice["logprobs"] = {"content": content} if tokens else None
+        else:
+            choice["text"] = said
+            choice["logprobs"] = tokens and {"tokens": [t for t, _ in tokens], "top_logprobs": [o for _, o in tokens]}
+        self._reply(200, {"id": "1", "model": body["model"], "choices": [choice]})
+
+    def _reply(self, status, body):
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format, *args):
+        """Say nothing."""
+
+
+@pytest.fixture
+def server():
+    with ChatServer() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def asked(body):
+    return body["messages"][0]["content"] if "messages" in body else body["prompt"]
+
+
+@pytest.mark.parametrize("name", list(JUDGE_FORMATS))
+def test_every_format_is_asked_and_read(server, name):
+    server.answer = lambda body: ANSWERS[name]["steal" not in asked(body)]
+    texts = [f"How do I {'steal' if i % 3 == 0 else 'bake'} number {i}?" for i in range(20)] + ["  "]
+    guard = server.guard(name)
+    scores, flagged = unsafe_scores(guard, texts)
+    assert flagged.tolist() == [i % 3 == 0 for i in range(20)] + [False]
+    assert scores.tolist() == flagged.astype(float).tolist()  # no tokens are told
+    assert guard.name == "tiny-guard"
+    assert {body["model"] for body in server.bodies} == {"tiny-guard"}
+    assert len(server.bodies) == 20 * len(JUDGE_FORMATS[name].questions)
+    if name == "shieldgemma":
+        assert len({body["chat_template_kwargs"]["guideline"] for body in server.bodies}) == 4
+
+
+def test_a_response_is_the_assistants_where_the_format_reads_such(server):
+    exchange = Exchange("How do I bake?", "I will not say.")
+    server.guard("qwen3guard").moderate([exchange])
+    assert [(m["role"], m["content"]) for m in server.bodies[-1]["messages"]] == [
+        ("user", "How do I bake?"),
+        ("assistant", "I will not say."),
+    ]
+    server.answer = lambda body: "No"
+    server.guard("granite-guardian").moderate([exchange])
+    assert [m["content"] for m in server.bodies[-1]["messages"]] == [str(exchange)]
+
+
+def test_the_score_is_the_share_of_the_tokens_that_begin_a_verdict(server):
+    server.answer = lambda body: "Safety: Unsafe\nCategories: Violent"
+    alternatives = {" Un": math.log(0.5), " Safe": math.log(0.2), " Contro": math.log(0.1), " maybe": math.log(0.2)}
+    server.tokens = [("Safety", {"Safety": 0.0, "Safe": -3.0}), (":", {}), (" Un", alternatives), ("safe", {})]
+    scores, flagged = unsafe_scores(server.guard("qwen3guard"), ["a"])
+    assert flagged.all() and scores == pytest.approx([0.75])
+
+
+def test_text_completions_tell_tokens_in_their_own_way(server):
+    server.answer = lambda body: "Harmful request: no\n"
+    server.tokens = [("Harmful request", None), (":", None), (" no", {" no": math.log(0.9), " yes": math.log(0.1)})]
+    scores, flagged = unsafe_scores(server.guard("wildguard"), ["a"])
+    assert not flagged.any() and scores == pytest.approx([0.1])
+
+
+def test_a_service_that_tells_no_tokens_is_asked_without_from_then_on(server):
+    server.tells_tokens = False
+    guard = server.guard("qwen3guard", connections=1)
+    assert not guard.flagged(["a", "b"]).any()
+    assert ["logprobs" in body for body in server.bodies] == [True, False, False]
+
+
+def test_what_hangs_on_the_policy_is_flagged(server):
+    server.answer = lambda body: "Safety: Controversial\nCategories: Violent"
+    assert server.guard("qwen3guard").flagged(["a"]).all()
+
+
+def test_answers_without_a_verdict_are_counted_as_refused(server):
+    server.answer = lambda body: "I cannot help with that." if "cars" in asked(body) else "safe"
+    items = [EvaluationItem(str(i), text, None, False, None, None) for i, text in enumerate(["a", "cars", "b"])]
+    metrics = evaluate_set(server.guard("llama-guard"), items)
+    assert (metrics["n"], metrics["refused"], metrics["fpr"]) == (2, 1, 0.0)
+    with pytest.raises(TextRefusedError, match=r"no verdict in the format llama-guard.*text 2, of 4 characters"):
+        server.guard("llama-guard").moderate(["a", "cars"])
+
+
+def test_a_text_that_is_too_long_is_refused_and_a_failing_service_is_no_such_thing(server):
+    server.answer = lambda body: 400 if len(asked(body)) > 10 else "safe"
+    said = server.guard("llama-guard").moderate(["a", "b" * 20], skip_refused=True)
+    assert np.isnan(said.probabilities[1, 0]) and not np.isnan(said.probabilities[0, 0])
+    server.answer = lambda body: 500
+    with pytest.raises(TargetError, match="failed 2 times in a row, the last time with HTTP 500") as caught:
+        server.guard("llama-guard").moderate(["a"] * 50, skip_refused=True)
+    assert "SECRET" not in str(caught.value) and not isinstance(caught.value, TextRefusedError)
+
+
+def test_an_endpoint_that_is_none_is_told(server):
+    url = f"http://127.0.0.1:{server.server_address[1]}/chat/completions"
+    with pytest.raises(TargetError, match="models does not tell what it serves; the URL is that of the endpoint"):
+        open_guard(f"qwen3guard+{url}").moderate(["a"])
+
+
+def test_a_target_names_the_format_before_the_url():
+    guard = open_guard("llama-guard+https://host/v1/chat/completions")
+    assert isinstance(guard, ChatGuard)
+    assert (guard.format.name, guard.url) == ("llama-guard", "https://host/v1/chat/completions")
+    assert is_url("QWEN3GUARD+HTTP://host") and is_url("https://host") and not is_url("guards/https://host")
+    with pytest.raises(ValueError, match="did you mean 'llama-guard'"):
+        open_guard("llamaguard+https://host/v1/chat/completions")
+    with pytest.raises(ValueError, match="carry no password"):
+        open_guard("rubric+https://me:secret@host/v1/chat/completions")
