@@ -114,7 +114,7 @@ class Adversary:
         Args:
             round_index: of the loop, from 1.
             goals: records to attack with.
-            guard: directory or moderation URL of the guard.
+            guard: the guard's directory or URL (`guardrail.targets.open_guard`).
             directory: where attempts, archive and checkpoint of the round are kept; all nodes see it.
             after_iteration: called with how many iterations are done, and the last one.
             updates: policy updates of the whole round; None: those of the settings.

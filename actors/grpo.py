@@ -185,7 +185,7 @@ class GRPO(Algorithm):
         Args:
             round_index: of the loop; seeds what is drawn and sampled.
             goals: records to attack with; `goals_left_out` then says how many cannot be used, and why.
-            target: guard directory or moderation URL.
+            target: guard directory or URL.
             directory: where attempts and the archive are written; all nodes see it.
             target_version, attacker_version: names that the records of attempts get.
             earlier: (category, style, id, text) of earlier successes, for novelty.

@@ -48,7 +48,7 @@ class RoundSetup:
     Attributes:
         index: of the round.
         goals: records to attack with.
-        target: guard directory or moderation URL.
+        target: guard directory or URL.
         target_version, attacker_version: names that records of attempts give guard and attacker.
         directory: where attempts and archive are written.
         earlier: (category, style, id, text) of successes of earlier rounds.

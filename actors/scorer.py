@@ -49,7 +49,7 @@ class Scorer:
         self._one_encoder = resolve(embedder) == self.intent.encoder.source
 
     def set_target(self, target: str) -> None:
-        """Attack a guard, by its directory or moderation URL, from now on."""
+        """Attack a guard, by its directory or URL, from now on."""
         self.target = open_guard(target)
         # Where a service decides is not told: rewards take the middle, successes its word.
         self.threshold = self.target.card.thresholds[UNSAFE] if isinstance(self.target, Guard) else 0.5

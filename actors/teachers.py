@@ -60,7 +60,7 @@ def ask_teachers(
 
     Args:
         records: parquet file of records.
-        teachers: by name, guard directory, which all nodes see, or URL of a moderation endpoint.
+        teachers: by name, guard directory, which all nodes see, or URL of a service.
         config: how they are asked.
         output: parquet file to write.
         num_cpus, num_gpus: what a copy of a guard reserves.

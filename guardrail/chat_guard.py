@@ -1,12 +1,14 @@
 """A generative guard (Qwen3Guard, Llama Guard, ...) behind a service that completes chats: vLLM's, say.
 
-Its decision is the verdict that it writes, in the format it was trained with. A text's score is the probability of that
-verdict being "unsafe", by the tokens that the service says it might have written in its place; where it tells none, 1
-or 0. A verdict that the label hangs on one's policy ("controversial") is taken for "unsafe".
+Its decision is the verdict that it writes, in the format it was trained with; one that the label hangs on one's policy
+("controversial") is taken for "unsafe". A text's score is the probability of a verdict that is not "safe", by the
+tokens that the service says it might have written in its place; where it tells none, 1 or 0.
 """
 
+import logging
 import math
 import re
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -18,24 +20,26 @@ from guardrail.judge_formats import TEXT, JudgeFormat, Question
 from guardrail.reading import Exchange, Readable
 from guardrail.remote import TEXT_REFUSALS, Moderation, RemoteGuard, TargetError, TextRefusedError, nothing, sendable
 
-_ALTERNATIVES = 8  # tokens that the service tells in the place of each
+logger = logging.getLogger(__name__)
+
+_ALTERNATIVES = 5  # tokens that the service tells in the place of each; some tell no more
 
 
 class _Said(NamedTuple):
     text: str
     finished: bool
-    #: In the place of each token, log-probabilities of some that might have been written.
-    alternatives: list[tuple[str, dict[str, float]]]
+    #: In the place of each token, some that might have been written, with their log-probabilities.
+    alternatives: list[tuple[str, list[tuple[str, float]]]]
 
 
 class _Alternative(BaseModel):
     token: str
-    logprob: float
+    logprob: float | None = None
 
 
 class _Token(BaseModel):
     token: str
-    top_logprobs: list[_Alternative] = []
+    top_logprobs: list[_Alternative] | None = None
 
 
 class _Tokens(BaseModel):
@@ -52,14 +56,16 @@ class _ChatChoice(BaseModel):
     logprobs: _Tokens | None = None
 
     def said(self) -> _Said:
-        tokens = (self.logprobs and self.logprobs.content) or []
-        alternatives = [(each.token, {other.token: other.logprob for other in each.top_logprobs}) for each in tokens]
-        return _Said(self.message.content or "", self.finish_reason == "stop", alternatives)
+        alternatives = [
+            (token.token, [(each.token, each.logprob) for each in token.top_logprobs or () if each.logprob is not None])
+            for token in (self.logprobs and self.logprobs.content) or ()
+        ]
+        return _Said(self.message.content or "", self.finish_reason != "length", alternatives)
 
 
 class _TextTokens(BaseModel):
-    tokens: list[str] = []
-    top_logprobs: list[dict[str, float] | None] | None = None
+    tokens: list[str] | None = None
+    top_logprobs: list[dict[str, float | None] | None] | None = None
 
 
 class _TextChoice(BaseModel):
@@ -68,14 +74,20 @@ class _TextChoice(BaseModel):
     logprobs: _TextTokens | None = None
 
     def said(self) -> _Said:
-        tokens = self.logprobs or _TextTokens()
-        others = tokens.top_logprobs or []
-        alternatives = [(token, other or {}) for token, other in zip(tokens.tokens, others, strict=False)]
-        return _Said(self.text, self.finish_reason == "stop", alternatives)
+        told = self.logprobs or _TextTokens()
+        alternatives = [
+            (token, [(other, logprob) for other, logprob in (others or {}).items() if logprob is not None])
+            for token, others in zip(told.tokens or (), told.top_logprobs or (), strict=False)
+        ]
+        return _Said(self.text, self.finish_reason != "length", alternatives)
 
 
-class _Answer(BaseModel):
-    choices: list[_ChatChoice | _TextChoice] = Field(min_length=1)
+class _ChatAnswer(BaseModel):
+    choices: list[_ChatChoice] = Field(min_length=1)
+
+
+class _TextAnswer(BaseModel):
+    choices: list[_TextChoice] = Field(min_length=1)
 
 
 class _Model(BaseModel):
@@ -93,21 +105,29 @@ class ChatGuard(RemoteGuard):
     text. What holds control tokens of the model's may end its question: the service alone could tell.
 
     Args:
-        url: of the endpoint itself.
+        url: of the endpoint itself. Where the service has several models, "#" and a name behind it says which.
         format: how it is asked, and how its answers are read.
         connections: questions at a time.
         options: see `RemoteGuard`.
 
     Raises:
-        ValueError: see `RemoteGuard`.
+        ValueError: see `RemoteGuard`; or the endpoint is of the other kind.
     """
+
+    timeout = 300.0  # a large model on a small machine
 
     def __init__(self, url: str, format: JudgeFormat, *, connections: int = 16, **options: Any) -> None:
         self.format = format
-        self.endpoint = f"https://HOST/v1/{'chat/' if format.has_template else ''}completions"
-        super().__init__(url, connections=connections, **options)
+        ending = "/chat/completions" if format.has_template else "/completions"
+        self.endpoint = f"https://HOST/v1{ending}"
+        super().__init__(url, connections=connections, **{"sleep": self._wait, **options})
+        parsed = httpx.URL(url)
+        if not parsed.path.endswith(ending) or parsed.path.endswith("/chat/completions") is not format.has_template:
+            raise ValueError(f"{url} is no endpoint for {format.name}: {self.hint}")
+        self.model = parsed.fragment or None
         self._connections = connections
-        self._tells_alternatives = True
+        self._accepted: int | None = None  # of `_extras`: the first that the service has taken
+        self._worker = threading.local()  # `ended`: the event that what the thread works for has ended
 
     def moderate(self, texts: Sequence[Readable], *, skip_refused: bool = False) -> Moderation:
         """Return what the service says of texts; see `RemoteGuard`.
@@ -118,42 +138,56 @@ class ChatGuard(RemoteGuard):
         asked = [index for index, text in enumerate(texts) if str(text).strip()]
         if asked and self.model is None:
             self.model = self._served()
-        pool = ThreadPoolExecutor(self._connections)
+        ended = threading.Event()
+        pool = ThreadPoolExecutor(self._connections, initializer=self._worker.__setattr__, initargs=("ended", ended))
         try:
             verdicts = pool.map(lambda index: self._verdict(texts[index], index, skip_refused), asked)
             for index, verdict in zip(asked, verdicts, strict=True):
                 said.flagged[index], said.probabilities[index, 0] = verdict
         finally:
-            pool.shutdown(cancel_futures=True)
+            ended.set()  # after a failure or an interrupt nobody waits for what the others do
+            pool.shutdown(wait=False, cancel_futures=True)
         return said
 
-    def _served(self) -> str:
-        """Return the model that the service names first."""
+    def _wait(self, seconds: float) -> None:
+        if getattr(self._worker, "ended", threading.Event()).wait(seconds):
+            raise TargetError(f"{self.url} is not asked any more")
+
+    def _served(self) -> str | None:
+        """Return the model that the service has; None if it does not tell."""
         url = httpx.URL(self.url)
-        path = url.path.removesuffix("/completions").removesuffix("/chat")
-        response = self.get(str(url.copy_with(path=f"{path}/models")))
+        path = url.path.removesuffix("/completions").removesuffix("/chat") + "/models"
+        response = self.get(str(url.copy_with(path=path)))
+        if response.status_code == 404:
+            return None
+        if not response.is_success:
+            raise TargetError(self.refusal(response))
         try:
-            return _Models.model_validate_json(response.content).data[0].id
+            names = list(dict.fromkeys(model.id for model in _Models.model_validate_json(response.content).data))
         except ValidationError:
-            raise TargetError(f"{self.url}: {path}/models does not tell what it serves; {self.hint}") from None
+            raise TargetError(f"{self.url}: {path} does not tell what it serves; {self.hint}") from None
+        if len(names) > 1:
+            raise TargetError(f"{self.url} serves {', '.join(names[:10])}; say which, with #NAME behind the URL")
+        return names[0]
 
     def _verdict(self, text: Readable, index: int, skip_refused: bool) -> tuple[bool, float]:
         """Return decision and score of the text at `index`; of one that is skipped, False and NaN."""
-        try:
-            verdicts = [self._answer(question, text) for question in self.format.questions]
-        except TextRefusedError as error:
+        verdicts, refusal = [], None
+        for question in self.format.questions:
+            try:
+                verdicts.append(self._answer(question, text))
+            except TextRefusedError as error:
+                refusal = error
+        if refusal and not any(flagged for flagged, _ in verdicts):
             if skip_refused:
                 return False, math.nan
-            raise TextRefusedError(f"{error}; that is text {index + 1}, of {len(str(text)):,} characters") from None
+            raise TextRefusedError(f"{refusal}; that is text {index + 1}, of {len(str(text)):,} characters") from None
         return any(flagged for flagged, _ in verdicts), max(score for _, score in verdicts)
 
     def _answer(self, question: Question, text: Readable) -> tuple[bool, float]:
         response = self._ask(question, text)
-        try:
-            said = _Answer.model_validate_json(response.content).choices[0].said()
-        except ValidationError as error:
-            problem = error.errors(include_input=False, include_url=False)[0]
-            raise TargetError(f"{self.url} does not answer as it should ({problem['msg']}); {self.hint}") from None
+        answer = self.read(response, _ChatAnswer) if self.format.has_template else self.read(response, _TextAnswer)
+        said = answer.choices[0].said()
         verdict = self.format.verdict(said.text, finished=said.finished)
         if verdict is None:
             raise TextRefusedError(
@@ -164,21 +198,34 @@ class ChatGuard(RemoteGuard):
         return flagged, self._score(said, start, flagged)
 
     def _ask(self, question: Question, text: Readable) -> httpx.Response:
-        """Return the answer to one question; without alternatives where the service gives none."""
-        body = self._body(question, text)
-        if self._tells_alternatives:
-            chat = {"logprobs": True, "top_logprobs": _ALTERNATIVES}
-            response = self.post(body | (chat if self.format.has_template else {"logprobs": _ALTERNATIVES}))
+        """Return the answer to one question, asked with as much as the service takes."""
+        body, extras = self._body(question, text), self._extras(question)
+        for number, extra in enumerate(extras):
+            if self._accepted not in (None, number):
+                continue
+            response = self.post(body | extra)
             if response.is_success:
+                if self._accepted is None and number:
+                    logger.warning("%s takes no %s", self.url, ", ".join(sorted(extras[0].keys() - extra.keys())))
+                self._accepted = number
                 return response
-        response = self.post(body)
-        if response.is_success:
-            self._tells_alternatives = False
-            return response
+            if response.status_code not in TEXT_REFUSALS:
+                break
         raise (TextRefusedError if response.status_code in TEXT_REFUSALS else TargetError)(self.refusal(response))
 
+    def _extras(self, question: Question) -> list[dict[str, Any]]:
+        """Return what is asked beside, the best first: not all services tell tokens, or take arguments of templates."""
+        tokens: dict[str, Any] = {"logprobs": _ALTERNATIVES}
+        if self.format.has_template:
+            tokens = {"logprobs": True, "top_logprobs": _ALTERNATIVES}
+        arguments = {"chat_template_kwargs": dict(question.arguments)} if question.arguments else {}
+        with_arguments = [arguments | tokens, arguments]
+        return with_arguments if self.format.needs_arguments or not arguments else [*with_arguments, tokens, {}]
+
     def _body(self, question: Question, text: Readable) -> dict[str, Any]:
-        body = {"model": self.model, "temperature": 0.0, "max_tokens": self.format.max_new_tokens}
+        body: dict[str, Any] = {"temperature": 0.0, "max_tokens": self.format.max_new_tokens}
+        if self.model is not None:
+            body["model"] = self.model
         answer = text.response if isinstance(text, Exchange) and self.format.reads_answers else None
         shown = text.prompt if isinstance(text, Exchange) and answer is not None else str(text)
         message = question.message.replace(TEXT, sendable(shown))
@@ -187,7 +234,7 @@ class ChatGuard(RemoteGuard):
         messages = [{"role": "user", "content": message}]
         if answer is not None:
             messages.append({"role": "assistant", "content": sendable(answer)})
-        return body | {"messages": messages, "chat_template_kwargs": dict(question.arguments)}
+        return body | {"messages": messages}
 
     def _score(self, said: _Said, start: int, flagged: bool) -> float:
         """Return the probability of a verdict other than "safe" where one starts in an answer."""
@@ -196,7 +243,7 @@ class ChatGuard(RemoteGuard):
             place += len(token)
             if place > start:
                 sums = {True: 0.0, False: 0.0}
-                for other, logprob in alternatives.items():
+                for other, logprob in alternatives:
                     begun = re.sub(r"[^a-z]", "", other.casefold())
                     kinds = {word != self.format.words[1] for word in self.format.verdicts if word.startswith(begun)}
                     if begun and len(kinds) == 1:

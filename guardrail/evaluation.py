@@ -21,7 +21,7 @@ def evaluate_set(
     """Return the metrics of a guard, by its own decisions, on an evaluation set; see `tagged_metrics`.
 
     Of a service f1, precision, recall and fpr are of its decisions, the others of its scores. `threshold` and `ece` are
-    None: it tells no threshold, and its highest category is no probability that could be calibrated.
+    None: it tells no threshold, and a highest category is no probability that could be calibrated.
 
     With a seed (of the bootstrap) there are `intervals` and `categories` (`category_metrics`), too. Where a service
     refuses texts, `refused` counts them, and the rest is measured.
@@ -32,7 +32,10 @@ def evaluate_set(
     said = moderation_of(guard, [reading_of(item.text, item.response) for item in items], skip_refused=True)
     judged = np.isfinite(said.probabilities[:, 0])
     if items and not judged.any():
-        raise TargetError(f"the service refuses all {len(items)} texts of a set: it may take shorter ones only")
+        raise TargetError(
+            f"the service refuses all {len(items)} texts of a set, or its answers hold no verdict: it may take shorter "
+            "ones only, or be asked in a format that is not its model's"
+        )
     items = [item for item, read in zip(items, judged, strict=True) if read]
     said = Moderation(said.probabilities[judged], said.flagged[judged])
     thresholds = None if isinstance(guard, RemoteGuard) else guard.card.thresholds

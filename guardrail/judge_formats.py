@@ -47,6 +47,7 @@ class JudgeFormat:
         undecided: the verdict that the label hangs on one's policy, if there is one.
         has_template: the model has a chat template; without one, the question's message is the whole prompt.
         reads_answers: an assistant's message behind the text is what is judged then.
+        needs_arguments: what the questions give the chat template is part of them.
     """
 
     name: str
@@ -57,6 +58,7 @@ class JudgeFormat:
     undecided: str | None = None
     has_template: bool = True
     reads_answers: bool = False
+    needs_arguments: bool = True
 
     def prompts(self, tokenizer: Any, text: str) -> list[list[int]]:
         """Return the prompt of each question about a text, as token ids.
@@ -258,6 +260,7 @@ _RUBRIC = JudgeFormat(
     questions=(Question(_RUBRIC_PROMPT, {"enable_thinking": False}),),
     pattern=_verdict(r"(?:\A|^[ \t\r*]*(?:final )?verdict[ \t\r*]*:)[\s*]*(unsafe|safe)[ \t\r*]*(?:[.,;(]|$)"),
     max_new_tokens=64,
+    needs_arguments=False,
 )
 
 #: Every format by its name.

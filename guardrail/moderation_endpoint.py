@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import httpx
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from guardrail.guard import LABELS
 from guardrail.reading import Readable
@@ -97,15 +97,7 @@ class ModerationEndpoint(RemoteGuard):
         return results if len(results) == len(texts) else None  # else it reads a list as the parts of one message
 
     def _read(self, response: httpx.Response) -> list[_Result]:
-        try:
-            answer = _Answer.model_validate_json(response.content)
-        except ValidationError as error:
-            problem = error.errors(include_input=False, include_url=False)[0]
-            where = ".".join(str(part) for part in problem["loc"])
-            raise TargetError(
-                f"{self.url} does not answer as a moderation endpoint does ({where + ': ' if where else ''}"
-                f"{problem['msg']}); {self.hint}"
-            ) from None
+        answer = self.read(response, _Answer)
         self.model = answer.model or self.model
         return answer.results
 

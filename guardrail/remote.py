@@ -8,21 +8,23 @@ import random
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 import numpy as np
+from pydantic import BaseModel, ValidationError
 
 from guardrail.guard import LABELS
 from guardrail.reading import Readable
 
 logger = logging.getLogger(__name__)
 
+_Model = TypeVar("_Model", bound=BaseModel)
+
 #: The environment variable that holds the service's bearer key; a Ray actor reads that of its own process.
 KEY_VARIABLE = "RAYGUARD_TARGET_KEY"
 TEXT_REFUSALS = frozenset({400, 413, 422})  #: statuses of a service that takes other texts, or no list of them
 
-_TIMEOUT_SECONDS = 60.0
 _LONGEST_BACKOFF_SECONDS = 30.0
 _LONGEST_WAIT_SECONDS = 120.0  # that a service may ask for; a quota that is used up for today is a failure
 _ERROR_CODE = re.compile(r'"(?:code|type)"\s*:\s*"([\w.-]{1,60})"')
@@ -32,8 +34,9 @@ class Moderation(NamedTuple):
     """What a guard or a service says of n texts.
 
     Attributes:
-        probabilities: float64 [n, len(LABELS)] in [0, 1]. A service's "unsafe" is the highest score of all its
-            categories, known here or not (where it scores none, its decision); of ours that it does not have, 0.
+        probabilities: float64 [n, len(LABELS)] in [0, 1]. The "unsafe" of a moderation endpoint is the highest score of
+            all its categories, known here or not (where it scores none, its decision); of ours that a service does not
+            have, 0.
         flagged: the decisions, bool [n].
     """
 
@@ -67,6 +70,7 @@ class RemoteGuard(abc.ABC):
     """
 
     endpoint: str  #: such an endpoint's URL, for messages
+    timeout = 60.0  #: seconds that an answer may take
 
     def __init__(
         self, url: str, *, tries: int = 9, sleep: Callable[[float], object] = time.sleep, connections: int = 1
@@ -84,7 +88,7 @@ class RemoteGuard(abc.ABC):
         key = os.environ.get(KEY_VARIABLE)
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(_TIMEOUT_SECONDS, pool=None),
+            timeout=httpx.Timeout(self.timeout, connect=60.0, pool=None),
             limits=httpx.Limits(max_connections=connections),
         )
 
@@ -155,6 +159,22 @@ class RemoteGuard(abc.ABC):
             f"{self.url} failed {self.tries} times in a row, the last time with {problem}; see that it runs and can be "
             "reached from here, then try again"
         )
+
+    def read(self, response: httpx.Response, answer: type[_Model]) -> _Model:
+        """Return what an answer says.
+
+        Raises:
+            TargetError: it is none of this kind.
+        """
+        try:
+            return answer.model_validate_json(response.content)
+        except ValidationError as error:
+            problem = error.errors(include_input=False, include_url=False)[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            raise TargetError(
+                f"{self.url} does not answer as such an endpoint does ({where + ': ' if where else ''}"
+                f"{problem['msg']}); {self.hint}"
+            ) from None
 
     def refusal(self, response: httpx.Response) -> str:
         """Return why the service gives no answer, and what to do."""

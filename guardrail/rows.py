@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+from pyarrow.dataset import dataset
 
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is no UTF-8
 _NOT_UTF8 = "is not UTF-8; save it as UTF-8"
@@ -101,7 +101,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def _opened(path: Path, newline: str) -> Iterator[TextIO]:
     """Open a file, perhaps gzipped, to read; bytes that are no UTF-8 become `_UNDECODED`, for the row that has them."""
     try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as opened:
+            file = opened if opened.seekable() else io.BytesIO(opened.read())  # a pipe is read as a whole
             yield io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=newline)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
@@ -137,7 +138,7 @@ def _csv_rows(file: TextIO, delimiter: str) -> Iterator[SourceRow]:
         if header is None:
             header = cells
             if any(map(_UNDECODED.search, header)):
-                raise ValueError("not UTF-8 (line 1, its header); save it as UTF-8")
+                raise ValueError(f"is not UTF-8 (line {line}, its header); save it as UTF-8")
             if twice := sorted({name for name in header if header.count(name) > 1}):
                 raise ValueError(f"two columns are named {twice[0]!r}")
             continue
@@ -161,7 +162,7 @@ def json_line_rows(lines: Iterable[str]) -> Iterator[SourceRow]:
             yield SourceRow(where, {}, _NOT_UTF8)
             continue
         try:
-            values = json.loads(line)
+            values = json.loads(line.rstrip())
         except (ValueError, RecursionError) as error:
             yield SourceRow(where, {}, f"is not JSON: {error}")
             continue
@@ -212,7 +213,7 @@ def _nested_rows(content: Any, levels: tuple[str, str, str]) -> Iterator[SourceR
 
 def _parquet_rows(path: Path) -> Iterator[SourceRow]:
     try:
-        batches = pq.ParquetFile(path).iter_batches(1_000)
+        batches = dataset(path, format="parquet").to_batches(batch_size=1_000)  # a folder of files is one, too
         rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
         for number, values in enumerate(rows, 1):
             yield SourceRow(f"row {number}", values)

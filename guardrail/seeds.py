@@ -116,11 +116,11 @@ def labelled_rows(path: Path) -> Iterator[LabelledRow]:
     suffix = path.suffix.lower()
     if suffix not in SEED_SUFFIXES:
         raise ValueError(f"{path}: seeds are read from {', '.join(SEED_SUFFIXES)} files, not {suffix or 'this one'}")
-    number, header_read = 0, suffix not in (".csv", ".parquet")
+    number, header_checked = 0, suffix not in (".csv", ".parquet")
     for number, row in enumerate(read_rows(path), 1):
-        if not header_read and not row.problem:  # one header for all rows: complain of it once
+        if not header_checked and not row.problem:  # one header for all rows: complain of it once
             raise_problems(path, list(_header_problems(row.values)))
-            header_read = True
+            header_checked = True
         fields, found = _seed_fields(row)
         record = None
         if not found:

@@ -13,6 +13,7 @@ were set aside because they fit no record: OUTPUT/set_aside.parquet has file, ro
 were curated.
 """
 
+import contextlib
 import json
 import sys
 from collections import Counter
@@ -26,9 +27,10 @@ from pydantic import Field
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
 from guardrail.cards import KEPT_OUT
-from guardrail.curation import CurationConfig, curate
+from guardrail.curation import CurationConfig, CurationReport, curate
 from guardrail.curation.story import story
 from guardrail.dataset_registry import registry
+from guardrail.evaluation_items import EvaluationItem
 from guardrail.evaluation_sets import evaluation_texts, load_available_evaluations, raise_missing
 from guardrail.files import write_text
 from jobs.curation_inputs import CurationInput
@@ -67,17 +69,28 @@ def _curate(settings: CurateSettings) -> None:
     if idle := sorted(settings.at_most.keys() - ({*settings.input} & registry().keys())):
         raise ValueError(f"at_most names {', '.join(idle)}, which --input does not name or which is no public set")
     evaluation, missing = load_available_evaluations(settings.evaluation, settings.data_dir)
+    with contextlib.ExitStack() as made:
+        report = _curated(settings, _inputs(settings, made), evaluation)
+    save_beside(settings, settings.output)
+    show_funnel(report)
+    _tell_of_set_aside(settings.output / "set_aside.parquet")
+    raise_missing(missing, "kept out")
+
+
+def _inputs(settings: CurateSettings, made: contextlib.ExitStack) -> list[CurationInput]:
+    """Return the inputs; what is made of them is removed at the end."""
     output = settings.output.resolve()
-    inputs = [
-        CurationInput.of(
-            name,
-            output.with_name(f"{output.name}.{number}-{Path(name).stem}.parquet"),
-            settings.data_dir,
-            settings.at_most.get(name),
-            settings.seed,
-        )
-        for number, name in enumerate(settings.input, 1)
-    ]
+    inputs = []
+    for number, name in enumerate(settings.input, 1):
+        path = output.with_name(f"{output.name}.{number}-{Path(name).stem}.parquet")
+        inputs.append(CurationInput.of(name, path, settings.data_dir, settings.at_most.get(name), settings.seed))
+        made.callback(inputs[-1].remove)
+    return inputs
+
+
+def _curated(
+    settings: CurateSettings, inputs: Sequence[CurationInput], evaluation: Mapping[str, Sequence[EvaluationItem]]
+) -> CurationReport:
     if not settings.evaluation:
         print("no --evaluation: texts that guards are measured on are not kept out", file=sys.stderr)
     (settings.output / KEPT_OUT).unlink(missing_ok=True)  # of other records
@@ -95,10 +108,7 @@ def _curate(settings: CurateSettings) -> None:
     write_text(settings.output / KEPT_OUT, json.dumps(kept_out, indent=2) + "\n")
     for each in inputs:
         each.tell_of_set_aside(settings.output / "set_aside.parquet")
-    save_beside(settings, settings.output)
-    show_funnel(report)
-    _tell_of_set_aside(settings.output / "set_aside.parquet")
-    raise_missing(missing, "kept out")
+    return report
 
 
 def _tell_of_stage(entry: Mapping[str, Any], done_before: bool) -> None:

@@ -90,10 +90,11 @@ class CurationInput:
             if len(waiting) == _RECORDS_AT_ONCE or size > _CHARACTERS_AT_ONCE:
                 yield to_table(waiting)
                 waiting, size = [], 0
-        yield to_table(waiting)
+        if waiting:
+            yield to_table(waiting)
 
     def tell_of_set_aside(self, set_aside: Path) -> None:
-        """Name rows that were set aside as the user knows them, add those that made no record, remove what was made.
+        """Name rows that were set aside as the user knows them, and add those that made no record.
 
         Args:
             set_aside: parquet file of `SET_ASIDE`.
@@ -106,7 +107,11 @@ class CurationInput:
                 row |= {"file": self.name, "row": self.numbers[row["row"] - 1]}
         told += [{"file": self.name, "row": number, "reason": reason, "id": None} for number, reason in self.problems]
         write_table(pa.Table.from_pylist(told, SET_ASIDE), set_aside)
-        self.path.unlink()
+
+    def remove(self) -> None:
+        """Remove the file of records, if it is not the user's."""
+        if self.numbers is not None:
+            self.path.unlink(missing_ok=True)
 
 
 def evenly_drawn(rows: Iterable[LabelledRow], most: int, seed: int) -> Iterator[LabelledRow]:

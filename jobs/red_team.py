@@ -1,4 +1,4 @@
-"""Attack a guard, or a moderation service, with freshly trained attackers, and say how often it is fooled.
+"""Attack a guard, or a service that moderates, with freshly trained attackers, and say how often it is fooled.
 
 python jobs/red_team.py --target runs/laptop/guard --output out/ [--budget 500] [--seeds FILE] [--transforms true]
 python jobs/red_team.py --target https://HOST/v1/moderations --output out/ [--adversary.groups 16 ...]
@@ -40,7 +40,10 @@ from jobs.run import run_directory
 from jobs.settings import JobSettings, SplitConfig, load
 from jobs.terminal import orderly_end, terminal
 
-_REFUSES_ALL = "the target refuses every text that it is asked about: see whether its key, or its limits, have changed"
+_REFUSES_ALL = (
+    "the target refuses every text that it is asked about, or answers without a verdict: see whether its key, its limits "
+    "or its model have changed"
+)
 
 
 class RedTeamSettings(JobSettings):

@@ -5,10 +5,11 @@ import math
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import numpy as np
 import pytest
 
-from guardrail.chat_guard import ChatGuard
+from guardrail.chat_guard import ChatGuard, _ChatAnswer
 from guardrail.evaluation import evaluate_set
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.judge_formats import JUDGE_FORMATS
@@ -37,6 +38,10 @@ class ChatServer(ThreadingHTTPServer):
         self.answer = lambda body: "Safety: Safe"
         self.tokens = None  # [(token, {other: logprob})] that are told where they are asked for
         self.tells_tokens = True
+        self.takes_arguments = True
+        self.finish_reason = "stop"
+        self.models = ["tiny-guard"]
+        self.key = None
 
     def guard(self, name, **options):
         format = JUDGE_FORMATS[name]
@@ -50,7 +55,12 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
 
     def do_GET(self):
-        self._reply(200, {"data": [{"id": "tiny-guard"}]} if self.path == "/v1/models" else {})
+        if self.path != "/v1/models":
+            self._reply(404, {})
+        elif self.server.key and self.headers["Authorization"] != f"Bearer {self.server.key}":
+            self._reply(401, {"error": "Unauthorized"})
+        else:
+            self._reply(200, {"data": [{"id": model} for model in self.server.models]})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -59,10 +69,11 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(said, int):
             self._reply(said, {"error": {"message": "SECRET TEXT", "code": "of_the_test"}})
             return
-        if "logprobs" in body and not self.server.tells_tokens:
-            self._reply(400, {"error": {"code": "logprobs_unknown"}})
+        known = {"logprobs": self.server.tells_tokens, "chat_template_kwargs": self.server.takes_arguments}
+        if any(name in body and not takes for name, takes in known.items()):
+            self._reply(400, {"error": {"code": "unknown_argument"}})
             return
-        choice = {"finish_reason": "stop"}
+        choice = {"finish_reason": self.server.finish_reason}
         tokens = self.server.tokens if "logprobs" in body else None
         if self.path.endswith("/chat/completions"):
             choice["message"] = {"role": "assistant", "content": said}
@@ -77,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             choice["text"] = said
             choice["logprobs"] = tokens and {"tokens": [t for t, _ in tokens], "top_logprobs": [o for _, o in tokens]}
-        self._reply(200, {"id": "1", "model": body["model"], "choices": [choice]})
+        self._reply(200, {"id": "1", "choices": [choice]})
 
     def _reply(self, status, body):
         content = json.dumps(body).encode()
@@ -133,7 +144,7 @@ def test_a_response_is_the_assistants_where_the_format_reads_such(server):
 
 def test_the_score_is_the_share_of_the_tokens_that_begin_a_verdict(server):
     server.answer = lambda body: "Safety: Unsafe\nCategories: Violent"
-    alternatives = {" Un": math.log(0.5), " Safe": math.log(0.2), " Contro": math.log(0.1), " maybe": math.log(0.2)}
+    alternatives = {" Un": math.log(0.5), " Safe": math.log(0.2), " Contro": math.log(0.1), " maybe": None}
     server.tokens = [("Safety", {"Safety": 0.0, "Safe": -3.0}), (":", {}), (" Un", alternatives), ("safe", {})]
     scores, flagged = unsafe_scores(server.guard("qwen3guard"), ["a"])
     assert flagged.all() and scores == pytest.approx([0.75])
@@ -146,11 +157,79 @@ def test_text_completions_tell_tokens_in_their_own_way(server):
     assert not flagged.any() and scores == pytest.approx([0.1])
 
 
-def test_a_service_that_tells_no_tokens_is_asked_without_from_then_on(server):
-    server.tells_tokens = False
-    guard = server.guard("qwen3guard", connections=1)
-    assert not guard.flagged(["a", "b"]).any()
-    assert ["logprobs" in body for body in server.bodies] == [True, False, False]
+@pytest.mark.parametrize(
+    ("name", "tells_tokens", "takes_arguments", "first"),
+    [("qwen3guard", False, True, 1), ("rubric", True, False, 2), ("rubric", False, False, 3)],
+)
+def test_a_service_is_asked_with_what_it_takes_from_then_on(server, name, tells_tokens, takes_arguments, first, caplog):
+    server.tells_tokens, server.takes_arguments = tells_tokens, takes_arguments
+    server.answer = lambda body: ANSWERS[name][1]
+    assert not server.guard(name, connections=1).flagged(["a", "b"]).any()
+    asked_with = [{"logprobs", "chat_template_kwargs"} & body.keys() for body in server.bodies]
+    assert len(asked_with) == first + 2 and asked_with[-1] == asked_with[-2]
+    assert ("logprobs" in caplog.text, "chat_template_kwargs" in caplog.text) == (not tells_tokens, not takes_arguments)
+
+
+def test_what_a_service_takes_is_not_unlearned_by_a_text_that_it_refuses(server):
+    server.answer = lambda body: 400 if len(asked(body)) > 10 else "Safety: Safe"
+    said = server.guard("qwen3guard", connections=1).moderate(["a", "b" * 20, "c"], skip_refused=True)
+    assert np.isnan(said.probabilities[:, 0]).tolist() == [False, True, False]
+    assert ["logprobs" in body for body in server.bodies] == [True, True, True]
+
+
+@pytest.mark.parametrize(("reason", "vote"), [("stop", True), ("eos_token", True), (None, True), ("length", False)])
+def test_an_answer_is_cut_only_where_the_service_says_so(server, reason, vote):
+    server.answer, server.finish_reason = (lambda body: "safe"), reason
+    said = server.guard("llama-guard").moderate(["a"], skip_refused=True)
+    assert np.isfinite(said.probabilities[0, 0]) == vote
+
+
+def test_unsafe_under_one_policy_is_unsafe_whatever_another_question_gets(server):
+    policies = ["Yes", "as an AI", "No", "No"]
+    server.answer = lambda body: policies.pop()
+    assert server.guard("shieldgemma", connections=1).flagged(["a"]).all()
+
+
+def test_a_service_with_several_models_is_told_which(server):
+    server.models = ["base", "base", "adapter"]
+    with pytest.raises(TargetError, match="serves base, adapter; say which, with #NAME behind the URL"):
+        server.guard("qwen3guard").moderate(["a"])
+    guard = open_guard(f"qwen3guard+{server.guard('qwen3guard').url}#adapter")
+    guard.moderate(["a"])
+    assert guard.name == "adapter" and server.bodies[-1]["model"] == "adapter"
+
+
+def test_a_service_that_names_no_models_is_asked_without(server):
+    url = server.guard("qwen3guard").url.replace("/v1/", "/gateway/")
+    guard = open_guard(f"qwen3guard+{url}")
+    assert not guard.flagged(["a"]).any()
+    assert "model" not in server.bodies[-1] and guard.name == url
+
+
+def test_a_missing_key_is_named(server):
+    server.key = "secret"
+    with pytest.raises(TargetError, match=r"HTTP 401; put the service's key into RAYGUARD_TARGET_KEY"):
+        server.guard("qwen3guard").moderate(["a"])
+
+
+def test_a_failure_does_not_wait_for_what_others_ask(server):
+    release = threading.Event()
+
+    def answer(body):
+        if asked(body) == "a":
+            return 404
+        release.wait()
+        return 503
+
+    server.answer = answer
+    guard = ChatGuard(server.guard("llama-guard").url, JUDGE_FORMATS["llama-guard"])  # which really waits
+    try:
+        with pytest.raises(TargetError, match="HTTP 404"):
+            guard.moderate(["a", *"bcdef"])
+    finally:
+        release.set()
+    server.answer = lambda body: "safe"
+    assert not guard.flagged(["a"]).any()  # and can be asked again
 
 
 def test_what_hangs_on_the_policy_is_flagged(server):
@@ -177,10 +256,19 @@ def test_a_text_that_is_too_long_is_refused_and_a_failing_service_is_no_such_thi
     assert "SECRET" not in str(caught.value) and not isinstance(caught.value, TextRefusedError)
 
 
-def test_an_endpoint_that_is_none_is_told(server):
-    url = f"http://127.0.0.1:{server.server_address[1]}/chat/completions"
-    with pytest.raises(TargetError, match="models does not tell what it serves; the URL is that of the endpoint"):
-        open_guard(f"qwen3guard+{url}").moderate(["a"])
+@pytest.mark.parametrize(("name", "path"), [("wildguard", "chat/completions"), ("qwen3guard", "completions")])
+def test_an_endpoint_of_the_other_kind_is_refused(name, path):
+    with pytest.raises(ValueError, match=f"is no endpoint for {name}: the URL is that of the endpoint itself"):
+        open_guard(f"{name}+https://host/v1/{path}")
+
+
+def test_what_answers_as_something_else_is_told(server):
+    guard = server.guard("qwen3guard")
+    server.models = []
+    with pytest.raises(TargetError, match="/v1/models does not tell what it serves"):
+        guard.moderate(["a"])
+    with pytest.raises(TargetError, match=r"does not answer as such an endpoint does \(choices: Field required\)"):
+        guard.read(httpx.Response(200, json={"text": "safe"}), _ChatAnswer)
 
 
 def test_a_target_names_the_format_before_the_url():
