@@ -41,8 +41,8 @@ from jobs.settings import JobSettings, SplitConfig, load
 from jobs.terminal import orderly_end, terminal
 
 _REFUSES_ALL = (
-    "the target refuses every text that it is asked about, or answers without a verdict: see whether its key, its limits "
-    "or its model have changed"
+    "the target refuses every text that it is asked about, or answers without a verdict: see whether its key, limits "
+    "or model have changed"
 )
 
 
