@@ -71,9 +71,17 @@ class Curriculum:
         return self.config.floor / len(categories) + (1 - self.config.floor) * estimates / estimates.sum()
 
     def draw(self, categories: Sequence[str], random: np.random.Generator) -> list[Style]:
-        """Return a style for each of the categories."""
-        weights = {category: self.weights(category) for category in set(categories)}
-        return [self.styles[int(random.choice(len(self.styles), p=weights[each]))] for each in categories]
+        """Return a style for each of the categories, by its weights.
+
+        The draws are spread (systematic sampling): an iteration has few groups, and drawn each by itself they would now
+        and then be nearly all framed, or none.
+        """
+        bounds = {category: np.cumsum(self.weights(category)) for category in set(categories)}
+        places = (random.permutation(len(categories)) + random.random(len(categories))) / max(1, len(categories))
+        return [
+            self.styles[min(int(np.searchsorted(bounds[each], place, side="right")), len(self.styles) - 1)]
+            for each, place in zip(categories, places, strict=True)
+        ]
 
     def _estimate(self, category: str, style: str) -> float:
         """Return the smoothed yield of a cell, in (0, 1)."""

@@ -107,6 +107,28 @@ def test_weights_are_a_distribution_with_a_floor(rows, floor):
     assert np.allclose(again.weights("hate"), weights)
 
 
+@given(groups=st.integers(1, 60), seed=st.integers(0, 2**32 - 1))
+def test_draws_are_spread_over_the_styles(groups, seed):
+    curriculum = Curriculum(CurriculumConfig())
+    drawn = curriculum.draw(["hate"] * groups, np.random.default_rng(seed))
+    for wanted in (
+        FRAMES,
+        [style.name for style in STYLES if style.transforms],
+    ):  # neighbours
+        expected = groups * share(curriculum, "hate", lambda style, wanted=wanted: style.name in wanted)
+        assert abs(sum(style.name in wanted for style in drawn) - expected) <= 2
+
+
+def test_each_draw_has_the_weights_of_its_category():
+    curriculum = Curriculum(CurriculumConfig())
+    curriculum.record("hate", "polite", 40, 40)
+    random = np.random.default_rng(0)
+    drawn = [curriculum.draw(["fraud", "hate", "privacy"], random)[1].name for _ in range(2000)]
+    shares = np.array([drawn.count(style.name) for style in STYLES]) / len(drawn)
+    assert np.abs(shares - curriculum.weights("hate")).max() < 0.03
+    assert curriculum.draw([], random) == []
+
+
 def test_a_draw_follows_the_weights_and_the_seed():
     curriculum = Curriculum(CurriculumConfig(floor=0.01))
     curriculum.record("hate", "polite", 1000, 1000)
