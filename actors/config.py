@@ -102,7 +102,7 @@ class AdversaryConfig(_Settings):
     generate_ahead: bool = Field(
         False, description="generate while learners update, with weights one version old (but after a restore)"
     )
-    benign_share: float = Field(0.3, ge=0, le=1, description="share of goals that are benign look-alikes to over-block")
+    benign_share: float = Field(0.3, ge=0, le=1, description="share of goals that are benign, to be over-blocked")
     archive_per_cell: int = Field(40, ge=1, description="successes kept for each category and style")
     gate: GateConfig = GateConfig()
     reward: RewardConfig = RewardConfig()

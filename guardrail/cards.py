@@ -32,6 +32,8 @@ KEPT_OUT = "kept_out.json"
 FEW = 20  #: texts; of fewer, a share has an interval of up to 0.4 and more, and no failure is claimed
 MIN_RECALL = 0.8  #: below it, a set, tag or category is a known failure
 
+_MOST_SOURCES = 100  # of which each is listed; of more, the topics of a source ("source:topic") are told together
+_MOST_FEW = 20  # parts of sets that are named although nothing can be said of them
 _SHOWN = ("f1", "precision", "recall", "fpr", "auprc")
 _HUB_METRICS = {"f1": "f1", "precision": "precision", "recall": "recall", "auprc": "average_precision"}
 _HUB_IDS = {
@@ -132,12 +134,21 @@ def _model_facts(card: GuardCard, provenance: Provenance) -> dict[str, Any]:
         ],
         "failures": beyond,
         "few": [s for s in shares if s.n < FEW],
+        "most_few": _MOST_FEW,
+        "calibration": _calibration_errors(card),
         "bounds": {"recall": MIN_RECALL, "fpr": max_fpr, "few": FEW},
         "unmeasured": unmeasured(provenance),
         "versions": {name: found for name in _VERSIONED if (found := _version(name))},
         "attack_interval": provenance.attacks
         and wilson(round(provenance.attacks[0] * provenance.attacks[1]), provenance.attacks[0]),
     }
+
+
+def _calibration_errors(card: GuardCard) -> tuple[float | None, float | None, float | None]:
+    """Return the calibration error before temperature, after it, and of each half of the split by that of the other."""
+    validation = card.training["validation"]
+    before, after = (validation["calibration"][name]["ece"] for name in ("before", "after"))
+    return before, after, (validation.get("cross_fitted") or {}).get("ece")
 
 
 def front_matter(card: GuardCard, provenance: Provenance) -> dict[str, Any]:
@@ -247,12 +258,13 @@ def unmeasured(provenance: Provenance) -> list[str]:
 
 def _data_facts(provenance: Provenance) -> dict[str, Any]:
     records = provenance.records
+    sources = {record["source"] for record in records}
     compositions: dict[tuple[str, str, str], Counter[bool]] = {}
     for record in records:
         method = record["method"].split(":", 1)[0]  # the transforms together
-        key = record["source"], method, record["licence"] or "not told"
+        source = record["source"].partition(":")[0] if len(sources) > _MOST_SOURCES else record["source"]
+        key = source, method, record["licence"] or "not told"
         compositions.setdefault(key, Counter())[record["unsafe"]] += 1
-    sources = {record["source"] for record in records}
     excluded = [record for record in records if NEVER_GENERATED.intersection(record["categories"] or ())]
     return {
         "compositions": [(*key, counts[True], counts[False]) for key, counts in sorted(compositions.items())],

@@ -231,12 +231,14 @@ def languages(run: FinishedRun, further: Sequence[Record]) -> list[Row]:
         run: its seeds that no guard was trained on are read.
         further: labelled texts, of evaluation sets.
 
-    A record's language is what it says, else what its text looks like.
+    A record's language is what it says, else what its text looks like. What the guard was trained on is left out.
     """
     guard = Guard.from_pretrained(run.guards[run.in_use()])
+    trained_on = {record["id"] for record in run.training[run.in_use()]}
     by_language: dict[str, list[Record]] = {}
     for record in [*run.seeds, *further]:
-        by_language.setdefault(_language(record), []).append(record)
+        if record["id"] not in trained_on:
+            by_language.setdefault(_language(record), []).append(record)
     english = by_language.pop(_ENGLISH, [])
     rows: list[Row] = []
     for metric in METRICS:

@@ -35,6 +35,7 @@ class PublishedGuard(_Declared):
 class PublishedResults(_Declared):
     """The contents of the file."""
 
+    sets: dict[str, str]  #: in what a set of the papers is another than the registered one
     sources: dict[str, Source]
     guards: tuple[PublishedGuard, ...]
 
@@ -49,7 +50,8 @@ def published_results() -> PublishedResults:
 def published_on(name: str) -> list[dict[str, Any]]:
     """Return the published numbers on a registered set, one entry for each guard and source.
 
-    An entry has guard, size, the metrics (shares, by name), threshold, reported_by, and the source's title and url.
+    An entry has guard, size, the metrics (shares, by name), threshold, reported_by, the source's title and url, and
+    `set`: in what the source's set is another than the registered one; None: in nothing that is known.
     """
     known = published_results()
     return [
@@ -57,6 +59,7 @@ def published_on(name: str) -> list[dict[str, Any]]:
             **entry.model_dump(exclude={"results"}),
             "metrics": entry.results[name],
             "source": known.sources[entry.source].model_dump(),
+            "set": known.sets.get(name),
         }
         for entry in known.guards
         if name in entry.results

@@ -145,7 +145,7 @@ def precision_recall(name: str, guards: Labelled, points: Mapping[str, tuple[flo
     for number, (guard, (unsafe, scores)) in enumerate(guards.items()):
         precisions, recalls, _ = precision_recall_curve(unsafe, scores, drop_intermediate=True)
         color = _SERIES[number]
-        axes.plot(*_thinned(recalls, precisions), color=color, label=guard, ls=_dashes(number), drawstyle="steps-pre")
+        axes.plot(*_thinned(recalls, precisions), color=color, label=guard, ls=_dashes(number), drawstyle="steps-post")
         if (point := points[guard]) is not None:
             axes.plot(*point, marker="o", color=color)
     axes.legend(loc="lower left")

@@ -168,17 +168,12 @@ def split_by_seed(records: Sequence[Record], *, validation: float, held_out: flo
         records: any; those of one `seed_id` stay together, and responses to one request.
         validation, held_out: shares of the seeds, in [0, 1).
     """
-    # Two responses to one request are two seeds, and it is the request that must not be on two sides.
-    asked: dict[str, str] = {
-        r["id"]: record_id(r["text"]) for r in records if r["response"] and r["seed_id"] == r["id"]
-    }
-    families: dict[str, list[Record]] = {}
-    for record in records:
-        seed_id = record["seed_id"]
-        families.setdefault(asked.get(seed_id) or seed_id, []).append(record)
+    members: dict[str, list[Record]] = {}
+    for record, family in zip(records, families(records), strict=True):
+        members.setdefault(family, []).append(record)
     kinds: dict[tuple[str, bool], list[str]] = {}
-    for seed_id in sorted(families):
-        eldest = min(families[seed_id], key=lambda r: (r["id"] != seed_id, r["id"]))
+    for seed_id in sorted(members):
+        eldest = min(members[seed_id], key=lambda r: (r["id"] != seed_id, r["id"]))
         kinds.setdefault((eldest["source"], eldest["unsafe"]), []).append(seed_id)
     # Of a kind so small that a part of it rounds to nothing all would be trained on: such kinds are dealt together.
     shares = [share for share in (validation, held_out) if share]
@@ -190,8 +185,17 @@ def split_by_seed(records: Sequence[Record], *, validation: float, held_out: flo
         first, second = round(len(ordered) * validation), round(len(ordered) * (validation + held_out))
         for index, seed_id in enumerate(ordered):
             name = VALIDATION if index < first else HELD_OUT if index < second else TRAIN
-            parts[name] += families[seed_id]
+            parts[name] += members[seed_id]
     return parts
+
+
+def families(records: Sequence[Record]) -> list[str]:
+    """Return what each record grew from: the id of its seed, or that of the request that its seed answers.
+
+    Two responses to one request are two seeds, and it is the request that must not be on two sides of a split.
+    """
+    asked = {r["id"]: record_id(r["text"]) for r in records if r["response"] and r["seed_id"] == r["id"]}
+    return [asked.get(record["seed_id"]) or record["seed_id"] for record in records]
 
 
 def _header_problems(header: Mapping[str, Any]) -> Iterator[str]:

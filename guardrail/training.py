@@ -24,7 +24,7 @@ from transformers import AutoConfig
 from guardrail.blocks import cluster_cpus, mapped
 from guardrail.examples import tokenised
 from guardrail.fitted_on import fitted_on
-from guardrail.guard import GUARD_FILE, GuardCard, check_layers, load_tokenizer
+from guardrail.guard import GUARD_FILE, GuardCard, check_layers, content_digest, load_tokenizer
 from guardrail.models import resolve
 from guardrail.objective import teacher_scores
 from guardrail.records import Record, from_table, read_records
@@ -198,7 +198,8 @@ def _check_base(source: str, config: TrainingConfig) -> None:
 def _discard_other_training(work: Path, settings: dict[str, Any]) -> None:
     """Remove a killed training's state unless it is of the same settings and data."""
     data = hashlib.sha256(Path(settings["data"]).read_bytes()).hexdigest()
-    wanted = digest(json.dumps(settings, sort_keys=True), data)
+    start = Path(settings["start"])
+    wanted = digest(json.dumps(settings, sort_keys=True), data, content_digest(start) if start.is_dir() else "")
     name = work / "of"
     if not name.is_file() or name.read_text() != wanted:
         shutil.rmtree(work, ignore_errors=True)

@@ -12,6 +12,7 @@ from guardrail.guard import UNSAFE, Guard, GuardCard, write_card
 from guardrail.metrics import binary_metrics, expected_calibration_error, tagged_metrics
 from guardrail.reading import reading_of
 from guardrail.records import Record
+from guardrail.seeds import families
 from guardrail.taxonomy import CATEGORIES
 from guardrail.text import digest
 
@@ -83,7 +84,8 @@ def cross_fitted(
 ) -> dict[str, Any] | None:
     """Return the metrics of each half of the split by the temperature and the threshold that the other half sets.
 
-    So no text is measured by what was fitted on it, or on another that grew from its seed. The tags are the sources.
+    So no text is measured by what was fitted on it, on another that grew from its seed, or on another answer to its
+    request. (An early stopping has seen both halves.) The tags are the sources, without topics.
 
     Args:
         records: n, of both labels.
@@ -95,7 +97,7 @@ def cross_fitted(
     Returns:
         `tagged_metrics`; None where a half lacks a label.
     """
-    first = np.array([int(digest(record["seed_id"]), 16) % 2 == 0 for record in records], dtype=bool)
+    first = np.array([int(digest(family), 16) % 2 == 0 for family in families(records)], dtype=bool)
     if any(len(set(unsafe[half])) < 2 for half in (first, ~first)):
         return None
     scores, flagged = np.empty(len(records)), np.empty(len(records), dtype=bool)
@@ -103,7 +105,8 @@ def cross_fitted(
         probability = 1.0 / (1.0 + np.exp(-logits / fit_temperature(logits[~own], unsafe[~own])))
         scores[own] = probability[own]
         flagged[own] = probability[own] >= choose_threshold(probability[~own], unsafe[~own], max_fpr)
-    return tagged_metrics(unsafe, scores, [[record["source"]] for record in records], threshold, flagged)
+    tags = [[record["source"].partition(":")[0]] for record in records]
+    return tagged_metrics(unsafe, scores, tags, threshold, flagged)
 
 
 def known_categories(record: Record) -> list[str] | None:

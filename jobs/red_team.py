@@ -2,6 +2,7 @@
 
 python jobs/red_team.py --target runs/laptop/guard --output out/ [--budget 500] [--seeds FILE] [--transforms true]
 python jobs/red_team.py --target https://HOST/v1/moderations --output out/ [--adversary.groups 16 ...]
+python jobs/red_team.py --target qwen3guard+https://HOST/v1/chat/completions --output out/     # as jobs/evaluate.py
 
 Attack only what is yours or what you may test. A service's key, if it wants one, is in RAYGUARD_TARGET_KEY; on a
 running cluster, in the environment of the job (ray job submit --runtime-env-json '{"env_vars": {...}}').

@@ -296,6 +296,8 @@ class Rounds:
         write_text(self.run.round(round_index) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         if metrics["promoted"]:
             self._promote(round_index)
+        else:  # it may yet be, by hand
+            write_cards(self.guard_of(round_index), self._provenance(round_index))
         validation = metrics["evaluation"][VALIDATION]
         return {
             "promoted": metrics["promoted"],

@@ -121,7 +121,8 @@ def show_published(metrics: dict[str, Any], published: dict[str, list[dict[str, 
         ours = metrics[name]
         table = Table(
             title=f"beside published numbers of other guards on {name}",
-            caption="threshold best: the one with the highest F1 on this very set",
+            caption="threshold best: the one with the highest F1 on this very set"
+            + (f"\n{others[0]['set']}" if others[0]["set"] else ""),
         )
         for column in ("guard", "f1", "auprc", "threshold", "source"):
             table.add_column(column, justify="right" if column in ("f1", "auprc") else "left")
@@ -143,6 +144,9 @@ def show_transforms(metrics: dict[str, Any], sample: int) -> None:
     """Print how a guard fares under transforms, a table for each evaluation set that was measured under them."""
     for name, values in metrics.items():
         if not values.get("transforms"):
+            continue
+        if not any(under["positives"] + under["negatives"] for under in values["transforms"].values()):
+            terminal().print(f"{name}: transforms are tried on requests, and it has none without a response")
             continue
         table = Table(title=f"requests of {name}, at most {sample} of each label, written anew by transforms")
         for column in ("transform", "unsafe", "recall (95%)", "of plain", "benign", "fpr (95%)", "over plain"):

@@ -36,7 +36,7 @@ class SynthesisConfig(BaseModel):
     max_requests: int | None = Field(
         None, ge=1, description="pairs of seed and strategy that are asked for, spread over both; None: all"
     )
-    max_prompt_tokens: int = Field(256, ge=32, description="longest instruction; seeds that need more are left out")
+    max_prompt_tokens: int = Field(256, ge=32, description="longest instruction; what is longer is not asked")
     max_new_tokens: int = Field(40, ge=4, description="longest answer")
     max_around_tokens: int = Field(96, ge=4, description="longest text around a seed; cut to whole sentences")
     temperature: float = Field(0.6, gt=0, description="of sampling")

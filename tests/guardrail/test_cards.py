@@ -34,6 +34,7 @@ TRAINING = {
     "loss": 0.25,
     "truncated": 3,
     "config": {"max_fpr": 0.05},
+    "validation": {"calibration": {"before": {"ece": 0.08}, "after": {"ece": 0.02}}, "cross_fitted": {"ece": 0.031}},
 }
 METRICS = {
     "n": 100,
@@ -178,6 +179,20 @@ def test_where_nothing_fails_and_little_was_measured_both_are_said(guard):
         "* texts that encodings, lookalikes, typing errors or wrappers disguise",
         "* recall by language",
     ]
+
+
+def test_calibration_errors_are_told_before_and_after(guard):
+    page, _ = written(guard)
+    assert "0.080 before the temperature, 0.020 after it" in page and "of the other 0.031." in page
+
+
+def test_what_is_said_of_hundreds_of_small_parts_is_short(guard):
+    part = {**METRICS, "n": 2, "positives": 1}
+    metrics = {**METRICS, "tags": {f"topic {i}": part for i in range(300)}}
+    topics = [make_record(f"text {i}", unsafe=False, source=f"mine:topic {i}", licence="MIT") for i in range(300)]
+    page, data = written(guard, metrics={"validation": metrics}, records=topics)
+    assert "* recall: 300 sets, tags and categories\n" in page and max(map(len, page.splitlines())) < 1000
+    assert ["mine", "seed", "MIT", "0", "300"] in tables(data)[0]
 
 
 def test_how_to_train_it_again_is_told(guard):

@@ -113,6 +113,14 @@ def test_temperature_undoes_overconfidence():
     assert fit_temperature(logits * 3, unsafe) == pytest.approx(3.0, rel=0.1)
 
 
+@pytest.mark.parametrize("count", [4, 30, 1000])
+def test_labels_that_are_told_apart_are_as_certain_as_so_many_can_be(count):
+    logits = np.concatenate([np.linspace(1, 3, count), np.linspace(-3, -1, count)])
+    unsafe = np.arange(2 * count) < count
+    scores = 1 / (1 + np.exp(-logits / fit_temperature(logits, unsafe)))
+    assert 1 - scores.max() > 1e-9 and scores[unsafe].mean() == pytest.approx((count + 1) / (count + 2), abs=0.04)
+
+
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.02, 0.2]))
 def test_a_threshold_keeps_its_promise_on_false_positives(seed, max_fpr):
     random = np.random.default_rng(seed)

@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from guardrail.chat_guard import _ALTERNATIVES, _Answer
+from guardrail.chat_guard import _ALTERNATIVES, _ChatAnswer, _TextAnswer
 from guardrail.targets import open_guard, unsafe_scores
 from tests.tiny_llama import tiny_llama_that_says
 from tests.waiting import PATIENCE, free_port, until
@@ -47,8 +47,8 @@ def test_vllms_server_is_asked_and_its_tokens_are_read(tmp_path: Path) -> None:
         plain = open_guard(f"wildguard+http://127.0.0.1:{port}/v1/completions")
         scores, flagged = unsafe_scores(plain, texts)
         assert np.isnan(scores).all() and not flagged.any()  # "unsafe" is no verdict of that format
-        for guard in (chat, plain):
-            said = _Answer.model_validate_json(guard._ask(guard.format.questions[0], "Hello").content).choices[0].said()
+        for guard, kind in ((chat, _ChatAnswer), (plain, _TextAnswer)):
+            said = guard.read(guard._ask(guard.format.questions[0], "Hello"), kind).choices[0].said()
             assert "".join(token for token, _ in said.alternatives) == said.text
             assert all(len(others) >= _ALTERNATIVES for _, others in said.alternatives)
     finally:
