@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from guardrail.records import Record
+
+_RAREST = 1e-3  # share that a label is taken to have at least when a training begins
 
 # --- Targets and weights --------------------------------------------------------------------------------------------
 
@@ -67,7 +69,7 @@ def balanced(records: Sequence[Record], power: float) -> np.ndarray:
 
 
 class Totals(NamedTuple):
-    """Summed weights of the unsafe label, and of all categories, over a step's whole batch; both > 0."""
+    """Summed weights of records, for the unsafe label and for their categories, over a step's whole batch; both > 0."""
 
     unsafe: float
     categories: float
@@ -75,7 +77,7 @@ class Totals(NamedTuple):
     @classmethod
     def of(cls, weights: np.ndarray) -> "Totals":
         """Return the totals of weights [batch, labels]; 1 in the place of 0, where nothing is to be divided."""
-        return cls(float(weights[:, 0].sum()) or 1.0, float(weights[:, 1:].sum()) or 1.0)
+        return cls(float(weights[:, 0].sum()) or 1.0, float(weights[:, 1:].mean(axis=1).sum()) or 1.0)
 
 
 def guard_loss(
@@ -84,14 +86,52 @@ def guard_loss(
     """Return the binary cross-entropy of "unsafe" plus `category_weight` times that of the categories.
 
     Each is a weighted sum over the total weight of the step, so that parts of a batch add up to the mean of the whole.
+    A record's categories are added up: a mean over so many, most of which are rare, would teach a guard none of them.
 
     Args:
         logits, targets, weights: [part of the batch, labels], "unsafe" first; weight 0 masks what is not known.
         totals: of the whole batch.
-        category_weight: of the categories' mean beside that of "unsafe".
+        category_weight: of a record's categories together beside "unsafe".
     """
     entropy = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none") * weights
     return entropy[:, 0].sum() / totals.unsafe + category_weight * entropy[:, 1:].sum() / totals.categories
+
+
+@torch.no_grad()
+def start_at_priors(
+    model: torch.nn.Module, targets: np.ndarray, weights: np.ndarray, sample: Mapping[str, torch.Tensor]
+) -> None:
+    """Have a new head begin with how frequent each label is: to learn that would take most steps of a training.
+
+    A head without a bias (those of decoders) has it along what all texts have in common: their mean state, which is
+    long beside what tells them apart.
+    Source: Lin et al., "Focal Loss for Dense Object Detection", arXiv 1708.02002, section 4.1.
+
+    Args:
+        model: a classifier; the last of its layers that has an output for each label is the head.
+        targets, weights: of all that is trained on, [n, labels].
+        sample: some texts, as the model takes them.
+    """
+    labels = targets.shape[1]
+    heads = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and part.out_features == labels]
+    if not heads:
+        return
+    head = heads[-1]
+    shares = (targets * weights).sum(axis=0) / np.maximum(weights.sum(axis=0), 1e-9)
+    shares = np.clip(shares, _RAREST, 1 - _RAREST)
+    prior = torch.from_numpy(np.log(shares / (1 - shares))).to(head.weight)
+    states: list[torch.Tensor] = []
+    handle = head.register_forward_hook(lambda _module, inputs, _output: states.append(inputs[0]))
+    try:
+        logits = model(**sample).logits.mean(dim=0)
+    finally:
+        handle.remove()
+    if head.bias is not None:
+        head.bias += prior - logits
+        return
+    last = sample["attention_mask"].cumsum(dim=1).argmax(dim=1)  # a decoder's state of a text is that of its last token
+    mean = states[0][torch.arange(len(last)), last].mean(dim=0)
+    head.weight += torch.outer(prior - logits, mean / mean.dot(mean))
 
 
 # --- Adversarial training -------------------------------------------------------------------------------------------

@@ -103,6 +103,7 @@ def fine_tune(
         "data": str(data.resolve()),
         "work": str(work.resolve()),
         "start": source,
+        "new_head": not (Path(source) / GUARD_FILE).is_file(),
         "epochs": config.retrain_epochs if start else config.epochs,
         "learning_rate": config.retrain_learning_rate if start else config.learning_rate,
         "seed": seed,

@@ -39,7 +39,9 @@ class TrainingConfig(BaseModel):
         1, ge=1, description="passes that a worker's part of a step is computed in: less memory, the same gradients"
     )
     mixed_precision: bool = Field(True, description="compute in bfloat16 where the device has units for it")
-    category_weight: float = Field(2.0, ge=0, description="weight of the category loss beside the unsafe loss")
+    category_weight: float = Field(
+        1.0, ge=0, description='weight of the loss of a record\'s categories, added up, beside that of "unsafe"'
+    )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of a target that is 1/2 instead: labels are wrong now and then"
     )

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_sc
 from guardrail.backends import TorchBackend
 from guardrail.examples import Examples, epoch_batches, examples_of, tokenised
 from guardrail.guard import UNSAFE, Guard, GuardCard, load_base
-from guardrail.objective import Totals, guard_loss, moved, watched, worst_step
+from guardrail.objective import Totals, guard_loss, moved, start_at_priors, watched, worst_step
 from guardrail.optimisation import (
     choose_trainable,
     computes_bfloat16,
@@ -41,6 +41,7 @@ from guardrail.training_progress import write_progress
 PROGRESS_FILE = "progress.json"
 DATASET = "train"  # what `guardrail.examples.tokenised` made of the records
 _STATE_FILE = "state.pt"
+_SAMPLE = 32  # texts whose mean state is that of all
 _TOLD_EVERY = 10  # steps
 _LARGEST_GRADIENT = 1.0  # L2 norm
 
@@ -77,6 +78,10 @@ def train_loop(settings: dict[str, Any]) -> None:
 
     bare, tokenizer = load_base(settings["start"], config.layers)
     data = _training_data(settings, config, tokenizer)
+    if settings["new_head"]:
+        some = np.random.default_rng(settings["seed"]).permutation(len(data.input_ids))[:_SAMPLE]
+        inputs = tokenizer.pad({"input_ids": [data.input_ids[i] for i in some]}, return_tensors="pt")
+        start_at_priors(bare.eval(), data.targets, data.weights, inputs.to(bare.device))
     choose_trainable(bare, config)
     # Buffers are constants, and writing them anew would break the first of two passes of adversarial training.
     model = prepare_model(bare, parallel_strategy_kwargs={"broadcast_buffers": False})

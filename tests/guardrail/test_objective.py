@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guardrail.guard import LABELS, load_base
 from guardrail.objective import (
     Totals,
     balanced,
@@ -15,11 +16,13 @@ from guardrail.objective import (
     guard_loss,
     moved,
     smoothed,
+    start_at_priors,
     teacher_scores,
     watched,
     worst_step,
 )
 from guardrail.records import make_record
+from tests.tiny_guard import tiny_decoder_guard, tiny_guard
 
 
 def record(text, unsafe=True, source="s", **scores):
@@ -60,13 +63,28 @@ def test_the_loss_is_the_mean_over_what_is_known():
     targets = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     weights = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])  # the second's categories are unknown
     unsafe = (math.log(2) + math.log(4)) / 2  # sigmoid(log 3) = 3/4
-    categories = (math.log(2) + math.log(4 / 3)) / 2
+    categories = math.log(2) + math.log(4 / 3)  # of one record
     loss = guard_loss(logits, targets, weights, Totals.of(weights.numpy()), 2.0)
     assert loss.item() == pytest.approx(unsafe + 2 * categories, rel=1e-6)
     weights[0] *= 3
     loss = guard_loss(logits, targets, weights, Totals.of(weights.numpy()), 0.0)
     assert loss.item() == pytest.approx((3 * math.log(2) + math.log(4)) / 4, rel=1e-6)
     assert Totals.of(np.zeros((2, 3))) == (1.0, 1.0)  # nothing is known: the loss is 0
+
+
+@pytest.mark.parametrize("has_bias", [True, False], ids=["encoder", "decoder"])
+def test_a_new_head_begins_with_how_frequent_labels_are(tmp_path, has_bias):
+    base = tiny_guard(tmp_path / "base") if has_bias else tiny_decoder_guard(tmp_path / "base")
+    model, tokenizer = load_base(str(base))
+    texts = tokenizer(["a tea", "bake some bread today", "wash"] * 4, padding=True, return_tensors="pt")
+    targets = np.zeros((40, len(LABELS)))
+    targets[:10, 0] = targets[:4, 1] = 1
+    weights = np.ones_like(targets)
+    weights[4:10, 1:] = 0  # whose categories are unknown
+    start_at_priors(model.eval(), targets, weights, texts)
+    logits = model(**texts).logits.mean(dim=0)
+    expected = [math.log(1 / 3), math.log(4 / 30), math.log(0.001 / 0.999)]
+    assert logits[:3].tolist() == pytest.approx(expected, abs=1e-3)
 
 
 @given(rows=st.integers(1, 7), cut=st.integers(0, 7), seed=st.integers(0, 99))

@@ -73,7 +73,9 @@ def test_more_frozen_layers_than_there_are_is_refused(tmp_path):
 def test_only_a_training_of_the_same_settings_and_data_is_gone_on_with(tmp_path):
     data, work = tmp_path / "data.parquet", tmp_path / ".guard.training"
     data.write_bytes(b"1")
-    settings = {"data": str(data), "seed": 1}
+    base = tmp_path / "base"
+    base.mkdir()
+    settings = {"data": str(data), "seed": 1, "start": str(base)}
 
     def kept():
         _discard_other_training(work, settings)
@@ -85,4 +87,6 @@ def test_only_a_training_of_the_same_settings_and_data_is_gone_on_with(tmp_path)
     data.write_bytes(b"2")
     assert [kept(), kept()] == [False, True]
     settings["seed"] = 2
+    assert [kept(), kept()] == [False, True]
+    (base / "model.safetensors").write_bytes(b"1")  # other weights under the same name
     assert [kept(), kept()] == [False, True]

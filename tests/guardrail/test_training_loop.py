@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
+from sklearn.metrics import average_precision_score
 from torch.nn.parallel import DistributedDataParallel
 
 from guardrail import training_loop
 from guardrail.examples import examples_of, tokenised
-from guardrail.guard import Guard, load_base
+from guardrail.guard import LABELS, Guard, load_base
 from guardrail.records import make_record, write_records
 from guardrail.training import fine_tune
 from guardrail.training_config import TrainingConfig
@@ -168,7 +169,7 @@ def test_dropout_of_a_step_hangs_on_nothing_before_it(tmp_path, monkeypatch, bas
 )
 def test_each_option_changes_the_guard_which_stays_a_plain_model(tmp_path, monkeypatch, base, plain_guard, options):
     card, _ = trained(tmp_path, monkeypatch, "guard", tiny_config(base, **options))
-    assert card.training["loss"] < 5
+    assert card.training["loss"] < 20  # of 20 labels together
     if set(options) != {"accumulate"}:
         assert card.digest != plain_guard.digest
     names = set(load_base(base)[0].state_dict())
@@ -205,6 +206,27 @@ def test_the_validation_split_is_ranked_as_the_guard_ranks_it(tmp_path):
     validation = [(text, None, bool(score >= np.median(scores))) for text, score in zip(texts, scores, strict=True)]
     model, tokenizer = load_base(str(directory))
     assert training_loop._validation_auprc(model.train(), tokenizer, validation, guard.card.window) == 1.0
+
+
+def test_categories_are_learned_beside_unsafe(tmp_path, monkeypatch):
+    words = {"violence": "maim", "hate": "loathe", "illicit": "purloin"}
+    records = [
+        make_record(f"{'so ' * (i % 4)}{word} {i}", unsafe=True, source="s", categories=[key])
+        for key, word in words.items()
+        for i in range(24)
+    ]
+    records += [make_record(f"{'so ' * (i % 4)}bake {i}", unsafe=False, source="s", categories=[]) for i in range(72)]
+    write_records(records, tmp_path / "data.parquet")
+    monkeypatch.setattr(training_loop.os, "cpu_count", lambda: 1)
+    fine_tune(
+        TrainingConfig(workers=0, window=WINDOW, epochs=4, tokens_per_batch=128),
+        **{"data": tmp_path / "data.parquet", "validation": records, "version": "v", "seed": 1},
+        output=tmp_path / "guard",
+    )
+    scores = Guard.from_pretrained(tmp_path / "guard").probabilities([record["text"] for record in records])
+    for label in ("unsafe", *words):
+        has = [record["unsafe"] if label == "unsafe" else label in record["categories"] for record in records]
+        assert average_precision_score(has, scores[:, LABELS.index(label)]) > 0.9
 
 
 def test_teachers_that_no_record_has_are_refused_before_anything_is_trained(tmp_path, monkeypatch, base):
