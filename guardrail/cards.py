@@ -136,6 +136,7 @@ def _model_facts(card: GuardCard, provenance: Provenance) -> dict[str, Any]:
         "few": [s for s in shares if s.n < FEW],
         "most_few": _MOST_FEW,
         "calibration": _calibration_errors(card),
+        "category_recall": _category_recall(card),
         "bounds": {"recall": MIN_RECALL, "fpr": max_fpr, "few": FEW},
         "unmeasured": unmeasured(provenance),
         "versions": {name: found for name in _VERSIONED if (found := _version(name))},
@@ -149,6 +150,12 @@ def _calibration_errors(card: GuardCard) -> tuple[float | None, float | None, fl
     validation = card.training["validation"]
     before, after = (validation["calibration"][name]["ece"] for name in ("before", "after"))
     return before, after, (validation.get("cross_fitted") or {}).get("ece")
+
+
+def _category_recall(card: GuardCard) -> list[tuple[str, int, float]]:
+    """Return category, texts that have it and its recall, of those with a threshold, which was set on these texts."""
+    found = card.training["validation"]["categories"]
+    return [(key, each["positives"], each["recall"]) for key, each in found.items() if each["threshold"] is not None]
 
 
 def front_matter(card: GuardCard, provenance: Provenance) -> dict[str, Any]:

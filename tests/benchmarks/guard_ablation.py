@@ -38,6 +38,7 @@ DEFAULT = "default"
 VARIANTS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
     "no categories": {"category_weight": 0.0},
+    "categories twice": {"category_weight": 2.0},
     "label smoothing": {"label_smoothing": 0.05},
     "layer-wise rates": {"layer_decay": 0.85},
     "weight average": {"average": 0.99},
