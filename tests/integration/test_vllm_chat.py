@@ -20,7 +20,7 @@ def test_vllms_server_is_asked_and_its_tokens_are_read(tmp_path: Path) -> None:
     model = tiny_llama_that_says("unsafe", tmp_path / "model")
     port, log = free_port(), tmp_path / "vllm.log"
     server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--dtype", "float32"]
-    server += ["--enforce-eager", "--max-model-len", "256", "--host", "127.0.0.1", "--port", str(port)]
+    server += ["--enforce-eager", "--max-model-len", "1024", "--host", "127.0.0.1", "--port", str(port)]
     environment = {
         **os.environ,
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -49,7 +49,7 @@ def test_vllms_server_is_asked_and_its_tokens_are_read(tmp_path: Path) -> None:
         assert np.isnan(scores).all() and not flagged.any()  # "unsafe" is no verdict of that format
         for guard, kind in ((chat, _ChatAnswer), (plain, _TextAnswer)):
             said = guard.read(guard._ask(guard.format.questions[0], "Hello"), kind).choices[0].said()
-            assert "".join(token for token, _ in said.alternatives) == said.text
+            assert "".join(token for token, _ in said.alternatives).startswith(said.text)  # its end may be told, too
             assert all(len(others) >= _ALTERNATIVES for _, others in said.alternatives)
     finally:
         process.terminate()
