@@ -2,7 +2,11 @@
 
 import gzip
 import json
+import os
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from guardrail.rows import read_rows
@@ -61,6 +65,21 @@ def test_a_file_of_spaces_is_empty(tmp_path, content):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match="is empty"):
             list(read_rows(tmp_path / name))
+
+
+def test_a_pipe_is_read_and_so_is_a_folder_of_parquet_files(tmp_path):
+    reading, writing = os.pipe()
+    os.write(writing, b'{"text": "a"}\n{"text": "b"}\n')
+    os.close(writing)
+    try:
+        assert [row.values["text"] for row in read_rows(Path(f"/dev/fd/{reading}"), lines=True)] == ["a", "b"]
+    finally:
+        os.close(reading)
+    (tmp_path / "many.parquet").mkdir()
+    for number, text in enumerate("ab"):
+        pq.write_table(pa.table({"text": [text]}), tmp_path / "many.parquet" / f"{number}.parquet")
+    rows = [(row.where, row.values["text"]) for row in read_rows(tmp_path / "many.parquet")]
+    assert rows == [("row 1", "a"), ("row 2", "b")]
 
 
 def test_half_a_surrogate_that_json_escapes_is_no_matter_of_encoding(tmp_path):

@@ -119,6 +119,7 @@ def base(tmp_path_factory):
 
 def tiny_config(base, **options):
     values = {"epochs": 2, "learning_rate": 5e-3, "tokens_per_batch": 128, "workers": 0, "window": WINDOW}
+    values["category_weight"] = 2 / 19  # a head of random opinions on 19 categories would drown "unsafe"
     return TrainingConfig(base=base, **(values | options))
 
 
@@ -168,7 +169,7 @@ def test_dropout_of_a_step_hangs_on_nothing_before_it(tmp_path, monkeypatch, bas
 )
 def test_each_option_changes_the_guard_which_stays_a_plain_model(tmp_path, monkeypatch, base, plain_guard, options):
     card, _ = trained(tmp_path, monkeypatch, "guard", tiny_config(base, **options))
-    assert card.training["loss"] < 20  # of 20 labels together
+    assert card.training["loss"] < 5
     if set(options) != {"accumulate"}:
         assert card.digest != plain_guard.digest
     names = set(load_base(base)[0].state_dict())

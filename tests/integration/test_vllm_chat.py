@@ -42,8 +42,8 @@ def test_vllms_server_is_asked_and_its_tokens_are_read(tmp_path: Path) -> None:
         until(answers, "vLLM answers")
         texts = [f"How do I bake bread number {number}?" for number in range(20)]
         chat = open_guard(f"llama-guard+http://127.0.0.1:{port}/v1/chat/completions")
-        scores, flagged = unsafe_scores(chat, texts)
-        assert chat.name == str(model) and flagged.all() and (scores > 0.5).all()
+        _, flagged = unsafe_scores(chat, texts)
+        assert chat.name == str(model) and flagged.all()
         plain = open_guard(f"wildguard+http://127.0.0.1:{port}/v1/completions")
         scores, flagged = unsafe_scores(plain, texts)
         assert np.isnan(scores).all() and not flagged.any()  # "unsafe" is no verdict of that format
