@@ -4,6 +4,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
 from guardrail import report_figures as figures
 
@@ -31,6 +32,19 @@ def drawn():
     stages = [{"stage": "near", "in": 20, "kept": 5}, {"stage": "noise", "in": 5, "kept": 0}]
     yield figures.funnel(stages, "round 0"), "taken in 20, near 5, noise 0"
     yield figures.seconds_by_phase(rounds), "round 2: 1.0"
+
+
+def test_a_precision_recall_curve_has_the_area_that_is_told_of_it(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "_svg", lambda figure, name, alt: drawn.extend(figure.axes[0].lines) or "")
+    tied = np.array([0.9] * 10 + [0.2] * 10)  # the highest score says little
+    unsafe = np.array([True, False] * 5 + [False] * 8 + [True] * 2)
+    figures.precision_recall("one", {"guard": (unsafe, tied)}, {"guard": None})
+    (line,) = drawn
+    recalls, precisions = line.get_data()
+    assert line.get_drawstyle() == "steps-post"  # a step's height is where it starts
+    area = -np.sum(np.diff(recalls) * np.asarray(precisions)[:-1])
+    assert area == pytest.approx(average_precision_score(unsafe, tied))
 
 
 def test_charts_are_said_in_words_and_take_the_colours_of_the_page():

@@ -135,6 +135,8 @@ def test_languages_are_told_by_records_by_tags_and_by_the_text(run, tmp_path):
             "unsafe": True,
         },
     ]
+    seen = read_records(run / "rounds" / "02" / "training.parquet")[0]  # which the guard has learned
+    lines.append({"id": "3", "text": seen["text"], "unsafe": seen["unsafe"], "tags": ["language:nl"]})
     (tmp_path / "set.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = found(run, "--signatures", "languages", "--data", str(tmp_path / "set.jsonl"))["signatures"]["languages"]
     assert [(each["name"], each["metric"], each["n"]) for each in rows] == [
