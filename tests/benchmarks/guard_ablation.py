@@ -6,7 +6,8 @@ python -m tests.benchmarks.guard_ablation --data-dir DIR [--data RECORDS.parquet
 For each random seed a guard is trained with the default settings, and one with each variant of them, on a sample of the
 records (the embedded seeds unless a file is given; all that grew from a seed is drawn together, and a part of the seeds
 sets thresholds). Measured are AUPRC, which hangs on no threshold, and F1 at the guard's own, as means over the public
-sets that have both labels. The difference from the default is of guards of the same seed, with its standard error.
+sets that have both labels, and the mean AUPRC of categories by their own scores, over all categories of these sets. The
+difference from the default is of guards of the same seed, with its standard error.
 `--teachers` names scores in the records, and adds the variant that learns from them. What is measured is not measured
 again, and a killed training goes on at its step.
 """
@@ -50,7 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "LoRA": {"lora_rank": 16, "learning_rate": 1e-3},
     "early stopping": {"epochs": 6, "patience": 1},
 }
-MEASURED = ("auprc", "f1")
+MEASURED = ("auprc", "f1", "categories")  #: the last: AUPRC of these
 _HELD_BACK = 0.15  # share of the seeds that sets thresholds
 
 
@@ -74,7 +75,9 @@ def measured(
     seed: int,
 ) -> dict[str, float]:
     """Return the means over the sets of a guard trained so, which is trained and measured unless it was."""
-    key = digest(config.model_dump_json(), *sorted(sets), *(f"{r['id']} {r['unsafe']}" for r in parts[TRAIN]))
+    key = digest(
+        config.model_dump_json(), *sorted(sets), *MEASURED, *(f"{r['id']} {r['unsafe']}" for r in parts[TRAIN])
+    )
     found = directory / f"{key}-{seed}.json"
     if not found.exists():
         directory.mkdir(parents=True, exist_ok=True)
@@ -82,8 +85,10 @@ def measured(
         write_records(parts[TRAIN], data)
         fine_tune(config, data=data, validation=parts[VALIDATION], output=output, version="ablation", seed=seed)
         guard = Guard.from_pretrained(output)
-        metrics = [evaluate_set(guard, items) for items in sets.values()]
-        write_text(found, json.dumps({name: float(np.mean([each[name] for each in metrics])) for name in MEASURED}))
+        metrics = [evaluate_set(guard, items, seed=seed) for items in sets.values()]
+        row = {name: float(np.mean([each[name] for each in metrics])) for name in ("auprc", "f1")}
+        ranked = [of["auprc"] for each in metrics for of in each["categories"].values() if of["auprc"] is not None]
+        write_text(found, json.dumps(row | {"categories": float(np.mean(ranked))}))
         shutil.rmtree(output)
         data.unlink()
     return dict(json.loads(found.read_text()))
@@ -118,13 +123,15 @@ def main(arguments: Sequence[str]) -> None:
                 scores[name][key].append(row[key])
             print(f"{seed} {name}: {row}", file=sys.stderr, flush=True)
     print(f"{len(parts[TRAIN])} records, {len(options.random_seeds)} guards each; means over {', '.join(sets)}\n")
-    print("| variant | settings | AUPRC | F1 | AUPRC over the default |\n|---|---|---:|---:|---:|")
+    print("| variant | settings | AUPRC | F1 | AUPRC of categories | AUPRC over the default |")
+    print("|---|---|---:|---:|---:|---:|")
     for name, row in scores.items():
         told = ", ".join(f"`{key} {value}`" for key, value in variants[name].items())
         gain = np.array(row["auprc"]) - np.array(scores[DEFAULT]["auprc"])
         error = f" ± {gain.std(ddof=1) / len(gain) ** 0.5:.3f}" if len(gain) > 1 else ""
         over = "" if name == DEFAULT else f"{gain.mean():+.3f}{error}"
-        print(f"| {name} | {told} | {np.mean(row['auprc']):.3f} | {np.mean(row['f1']):.3f} | {over} |")
+        means = " | ".join(f"{np.mean(row[key]):.3f}" for key in MEASURED)
+        print(f"| {name} | {told} | {means} | {over} |")
     print(json.dumps({"records": len(parts[TRAIN]), "sets": list(sets), "variants": scores}))
 
 
