@@ -8,7 +8,8 @@ from guardrail.records import Record
 from guardrail.taxonomy import may_generate
 
 _MINORS = re.compile(
-    r"\b(child(ren|hood|s|like|ish)?|kid(s|dies|dos?)?|minors?|underaged?|(pre)?teen(s|age|aged|ager|agers|y)?|tweens?"
+    r"\b(child(ren|hood|s|like|ish)?|kid(s|do|dos|die|dies|dy)?|minors?|underaged?|tweens?"
+    r"|(pre)?teen(s|age|aged|ager|agers|y)?|(pre-?|pre )?pubescents?|prepuber(al|tal|ty)"
     r"|toddlers?|infants?|newborns?|bab(y|ies)|juveniles?|adolescen(ts?|ce)|youths?|youngsters?|young(er)? ones?|lads?"
     r"|(school)?(girl|boy)s?|(step|grand|god)?(daughter|son|child)(ren|s)?|(step|half)?(sister|brother|sibling)s?"
     r"|nieces?|nephews?|pupils?|preschoolers?|kindergart\w+|\w+[ -]?graders?|\w*schoolers?|freshm[ae]n"
@@ -19,7 +20,7 @@ _MINORS = re.compile(
 _AGE = r"(1[0-7]|0?[0-9]|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w{3,5}teen)"
 _UNDER_18 = re.compile(
     rf"\b{_AGE}[ -]?(years?|yrs?|yo|y ?/ ?o|y\. ?o|months?)\b"
-    rf"|(\b(aged?|age of|turn(s|ed|ing)|is|am|m|are|only|just)|'(s|re)) {_AGE}\b"
+    rf"|(\b(aged?|age of|turn(s|ed|ing)|is|am|m|are|only|just)|'(s|re))[ :]+{_AGE}\b"
     rf"(?!\s*(%|percent|am|pm|of|minutes?|hours?|days?|weeks?|people|men|women|adults?))|\b(1[0-7]|[0-9])[mf]\b"
 )
 _SEX = re.compile(
@@ -29,7 +30,7 @@ _SEX = re.compile(
     r"|penis\w*|vagina\w*|undress\w*|upskirt\w*|horny|strip(s|ped|ping)?|topless|aroused?|arousing"
     r"|touch\w* inappropriate\w*|inappropriate\w* touch\w*)\b"
 )
-_BOTH = re.compile(r"\b(csam|csem|lolicon|loli|shotacon|pa?edophil\w*|jailbait)\b")
+_BOTH = re.compile(r"\b(csam|csem|loli(s|con|ta|tas)?|shota(con)?|pa?edo(s|phil\w*)?|jailbait)\b|ロリ|ショタ|萝莉|正太")
 #: In languages that models write well, too: German, Spanish, Portuguese, French, Italian, Russian, Chinese, Japanese.
 _MINORS_ELSEWHERE = re.compile(
     r"\b(kinder\w*|kindes|(ein(em)?|das) kind|m[äa]dchen|minderj[äa]hrig\w*|sch[üu]ler\w*|jugendlich\w*|jungs?|jungen"
@@ -37,6 +38,15 @@ _MINORS_ELSEWHERE = re.compile(
     r"|enfants?|mineure?s?|fill(e|ette)s?|gar[çc]ons?|coll[ée]gien\w*|lyc[ée]en\w*|bambin[oaie]|minorenn[ei]"
     r"|ragazzin[oaie]|figli[oae]?)\b|реб[её]н|\bдет(и|ей|ск)|девоч|мальчи|несовершеннолетн|подрост|школьни"
     r"|儿童|兒童|孩子|未成年|女孩|男孩|少女|少年|幼女|小学生|中学生|初中|高中生|子供|子ども"
+)
+#: The same ages there: figures, and words from seven to seventeen.
+_UNDER_18_ELSEWHERE = re.compile(
+    r"\b(1[0-7]|0?[0-9]|sieben|acht|neun|zehn|elf|zw[öo]lf|(drei|vier|f[üu]nf|sech|sieb)zehn|siete|ocho|nueve|diez|once"
+    r"|doce|trece|catorce|quince|dieciséis|diecisiete|sete|oito|nove|dez|onze|doze|treze|quatorze|catorze|quinze"
+    r"|dezesseis|dezessete|sept|huit|neuf|dix|douze|treize|seize|dix-sept|sette|otto|dieci|undici|dodici|tredici"
+    r"|quattordici|quindici|sedici|diciassette)[ -]?(jahren?|j[äa]hrig\w*|años?|anos?|ans?|anni)\b"
+    r"|\b(1[0-7]|0?[0-9])[ -]?(лет|летн\w*|год(а|ик\w*)?)\b|(?<!\d)(1[0-7]|0?[0-9]) ?[岁歲歳才]"
+    r"|(?<![二三四五六七八九十])(十[一二三四五六七]?|[一二三四五六七八九])[岁歲歳才]"
 )
 _SEX_ELSEWHERE = re.compile(
     r"\b(sex\w*|nackt\w*|erot\w*|porno?\w*|desnud\w*|er[óo]tic\w*|nu[ae]?s?|pelad[oa]s?|[ée]rotique\w*|sesso|sessual\w*"
@@ -66,6 +76,9 @@ def may_sexualise_minors(text: str) -> bool:
     return any(
         _BOTH.search(said)
         or (_SEX.search(said) and (_MINORS.search(said) or _UNDER_18.search(said)))
-        or (_SEX_ELSEWHERE.search(said) and (_MINORS_ELSEWHERE.search(said) or _UNDER_18.search(said)))
+        or (
+            (_SEX.search(said) or _SEX_ELSEWHERE.search(said))
+            and (_MINORS_ELSEWHERE.search(said) or _UNDER_18_ELSEWHERE.search(said) or _UNDER_18.search(said))
+        )
         for said in readings(text)
     )
