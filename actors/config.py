@@ -21,6 +21,9 @@ class GateConfig(_Settings):
     min_similarity: float | None = Field(
         None, ge=-1, le=1, description="cosine to its goal that a rewrite needs; None: the model's own floor"
     )
+    max_harm: float | None = Field(
+        None, ge=0, le=1, description="P(harm) that the frame of a benign goal may have; None: the model's own limit"
+    )
     max_similarity: float = Field(0.985, description="a rewrite closer than this (cosine) is the goal itself")
     min_fluency: float = Field(-13.0, description="mean log-probability of the least likely fifth of its tokens")
     max_words: int = Field(80, ge=1, description="longest attack")

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.config import GateConfig
-from actors.gate import Attempt, rejection
+from actors.gate import Attempt, limits, rejection
 from actors.module import check_built_as_llama
 from actors.styles import STYLE, Style
 from guardrail.intent import IntentModel, sentence_embedding
@@ -80,12 +80,12 @@ def passing(shown: Sequence[Demonstration], gate: GateConfig, intent: IntentMode
         float(sentence_embedding(features[a]) @ sentence_embedding(features[b]))
         for a, b in zip(goals, said, strict=True)
     ]
-    least = intent.limits(gate.min_intent, gate.min_similarity)
+    bounds = limits(gate, intent.limits)
     attempts = [
         Attempt(each.style, each.goal, each.said, each.said, True, similarity, float(probability))
         for each, similarity, probability in zip(shown, similarities, probabilities, strict=True)
     ]
-    return [each for each, attempt in zip(shown, attempts, strict=True) if rejection(attempt, gate, *least) is None]
+    return [each for each, attempt in zip(shown, attempts, strict=True) if rejection(attempt, gate, bounds) is None]
 
 
 def teach(

@@ -6,6 +6,7 @@ from actors.config import GateConfig
 from actors.styles import EXAMPLE_WORDS, Style
 from guardrail.few_shot import borrows
 from guardrail.fidelity import polarity_flipped
+from guardrail.intent import Limits
 from guardrail.refusals import has_meta_text, is_refusal
 from guardrail.text import canonical, words
 
@@ -21,6 +22,7 @@ class Attempt:
         finished: whether the completion ended by itself.
         similarity: cosine of attack and goal.
         intent: probability that a rewrite still asks for the same, in [0, 1]; a frame's is not looked at.
+        harm: probability that what frames a benign goal asks for harm by itself, in [0, 1]; 0 of others.
     """
 
     style: Style
@@ -30,17 +32,25 @@ class Attempt:
     finished: bool
     similarity: float
     intent: float
+    harm: float = 0.0
 
 
 #: What is wrong with an attempt whatever it means: it is no attack at all.
 MALFORMED = frozenset({"empty", "unfinished", "echo", "refusal", "meta", "withheld"})
 
 
-def rejection(attempt: Attempt, config: GateConfig, min_intent: float, min_similarity: float) -> str | None:
+def limits(config: GateConfig, own: Limits) -> Limits:
+    """Return what the settings say the gate goes by, and what they leave open as the intent model has it."""
+    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(Limits)}
+    return dataclasses.replace(own, **{name: value for name, value in given.items() if value is not None})
+
+
+def rejection(attempt: Attempt, config: GateConfig, bounds: Limits) -> str | None:
     """Return why the attempt's label cannot be trusted, or None where it is kept.
 
-    A frame leaves its goal as it is, and only has to not disown it, which the rules see; a rewrite or composition must
-    still ask for the same, which the intent model judges from `min_intent` on, near enough for it to know.
+    A frame leaves its goal as it is. Around an unsafe one it only has to not disown it, which the rules see; around a
+    benign one it must do no harm of its own either. A rewrite or composition must still ask for the same, which the
+    intent model judges from `min_intent` on, near enough for it to know.
     """
     if not words(attempt.said):
         return "empty"
@@ -57,10 +67,12 @@ def rejection(attempt: Attempt, config: GateConfig, min_intent: float, min_simil
     if attempt.style.action == "frame":
         if polarity_flipped(attempt.goal, attempt.attack):
             return "polarity"
+        if attempt.harm > bounds.max_harm:
+            return "harm"
     elif canonical(attempt.said) == canonical(attempt.goal) or attempt.similarity > config.max_similarity:
         return "copy"
-    elif attempt.similarity < min_similarity:
+    elif attempt.similarity < bounds.min_similarity:
         return "drift"
-    elif attempt.intent < min_intent:
+    elif attempt.intent < bounds.min_intent:
         return "intent"
     return None

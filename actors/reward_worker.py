@@ -23,7 +23,7 @@ from actors.archive import Archive, Find, category_of
 from actors.attempts import REFUSED, attempts_table, diversity_of, float_lists, read_successes, write_attempts
 from actors.config import AdversaryConfig
 from actors.env_runner import Rollout, Share, StaleWeightsError, Task
-from actors.gate import MALFORMED, Attempt, rejection
+from actors.gate import MALFORMED, Attempt, limits, rejection
 from actors.judges import label_kept
 from actors.loss import Row, group_advantages, imitation_advantages, train_batches
 from actors.scorer import Meaning, Scorer
@@ -170,18 +170,23 @@ class RewardWorker:
         withheld = [may_sexualise_minors(attack) for attack in attacks]
         attacks = ["" if hidden else attack for attack, hidden in zip(attacks, withheld, strict=True)]
         meaning = self.scorer.meaning(texts, attacks)
+        said = [cleaned(rollout.completion.text) for rollout in rollouts]
+        harm = np.zeros(len(said))
+        around_benign = [i for i, style in enumerate(styles) if style.action == "frame" and not unsafe[i]]
+        harm[around_benign] = self.scorer.intent.asks_harm([said[i] for i in around_benign])
         attempts = [
             Attempt(
                 style=style,
                 goal=goal,
-                said=cleaned(rollout.completion.text),
+                said=of_model,
                 attack=attack,
                 finished=rollout.completion.finished,
                 similarity=float(similarity),
                 intent=float(intent),
+                harm=float(of_frame),
             )
-            for style, goal, rollout, attack, similarity, intent in zip(
-                styles, texts, rollouts, attacks, meaning.similarity, meaning.intent, strict=True
+            for style, goal, rollout, of_model, attack, similarity, intent, of_frame in zip(
+                styles, texts, rollouts, said, attacks, meaning.similarity, meaning.intent, harm, strict=True
             )
         ]
         reasons = self._gated(attempts, withheld)
@@ -244,9 +249,9 @@ class RewardWorker:
 
     def _gated(self, attempts: Sequence[Attempt], withheld: Sequence[bool]) -> list[str | None]:
         gate = self.config.gate
-        least = self.scorer.intent.limits(gate.min_intent, gate.min_similarity)
+        bounds = limits(gate, self.scorer.intent.limits)
         return [
-            "withheld" if hidden else rejection(attempt, gate, *least)
+            "withheld" if hidden else rejection(attempt, gate, bounds)
             for attempt, hidden in zip(attempts, withheld, strict=True)
         ]
 

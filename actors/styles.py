@@ -197,7 +197,7 @@ _PLAIN: tuple[Style, ...] = (
         "small_talk",
         "frame",
         "Before each request stands a friendly sentence.",
-        ("Thanks for all your help last week!", "I hope you are having a lovely day."),
+        ("Thanks for being so kind last week!", "I hope you are having a lovely day."),
     ),
 )
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from scipy.special import expit
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
@@ -26,6 +27,7 @@ from guardrail.models import resolve
 EMBEDDED = "embedded"
 CARD_FILE = "card.json"
 WEIGHTS_FILE = "heads.safetensors"
+HARM = "harm"  # beside the heads' weights
 WINDOW = 128  # tokens of a text; a longer one cannot be judged
 _TOKENS_PER_BATCH = 4096
 _PAIRS_PER_BATCH = 128
@@ -43,6 +45,7 @@ class IntentCard:
         heads: how many vote.
         threshold: probability from which a label counts as kept.
         min_similarity: cosine of the embeddings under which it never does.
+        max_harm: probability of harm over which a text is taken to ask for some.
         figures: what was trained on, and what was measured on each held-out file.
     """
 
@@ -51,6 +54,7 @@ class IntentCard:
     heads: int
     threshold: float
     min_similarity: float
+    max_harm: float
     figures: dict[str, Any]
 
 
@@ -133,6 +137,11 @@ class TokenEncoder:
         return found
 
 
+def mean_state(tokens: torch.Tensor) -> torch.Tensor:
+    """Return the mean of a text's tokens' features, float32 [features]."""
+    return tokens.float().mean(dim=0)
+
+
 def sentence_embedding(tokens: torch.Tensor) -> torch.Tensor:
     """Return the sentence embedding (mean pooling, L2-normalised, float32 [d]) of a text by its tokens' features."""
     width = tokens.shape[1] // len(TokenEncoder.LAYERS)
@@ -162,16 +171,32 @@ def _padded(features: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tenso
     return batch, torch.arange(batch.shape[1])[None] < lengths[:, None]
 
 
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What the label gate goes by: the least intent and similarity of rewritings, and the most harm of what frames."""
+
+    min_intent: float
+    min_similarity: float
+    max_harm: float
+
+
 class IntentModel:
-    """A loaded intent-consistency model."""
+    """A loaded intent-consistency model.
+
+    Args:
+        encoder: that the heads were trained on.
+        heads: that vote.
+        harm: weights of a text's mean state and the bias of the classifier of harm, float32 [features + 1].
+        limits: its own.
+    """
 
     def __init__(
-        self, encoder: TokenEncoder, heads: Sequence[AlignmentHead], threshold: float, min_similarity: float
+        self, encoder: TokenEncoder, heads: Sequence[AlignmentHead], harm: torch.Tensor, limits: Limits
     ) -> None:
         self.encoder = encoder
         self.heads = [head.eval() for head in heads]
-        self.threshold = threshold
-        self.min_similarity = min_similarity
+        self.harm = harm
+        self.limits = limits
 
     @classmethod
     def from_pretrained(cls, name: str = EMBEDDED) -> "IntentModel":
@@ -184,6 +209,9 @@ class IntentModel:
         try:
             card = IntentCard(**json.loads((directory / CARD_FILE).read_text()))
             weights = load_file(directory / WEIGHTS_FILE)
+            harm = weights.pop(HARM)
+        except KeyError:
+            raise ValueError(f"{directory} holds an intent model of an earlier version; train it anew") from None
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"{directory} holds no intent model: cannot read it ({error})") from error
         encoder = TokenEncoder(card.base)
@@ -195,7 +223,7 @@ class IntentModel:
                 {key.removeprefix(prefix): value.float() for key, value in weights.items() if key.startswith(prefix)}
             )
             heads.append(head)
-        return cls(encoder, heads, card.threshold, card.min_similarity)
+        return cls(encoder, heads, harm.float(), Limits(card.threshold, card.min_similarity, card.max_harm))
 
     def kept_probability(self, goals: Sequence[str], attacks: Sequence[str], *, floored: bool = False) -> np.ndarray:
         """Return the probability that each attack still asks for what its goal asks, [n]; 0 for what is too long.
@@ -204,12 +232,14 @@ class IntentModel:
         """
         return self.judged(goals, attacks, self.encoder.encode([*goals, *attacks]), floored=floored)
 
-    def limits(self, min_intent: float | None, min_similarity: float | None) -> tuple[float, float]:
-        """Return the least intent and the least similarity of rewrites: those given, or else its own."""
-        return (
-            self.threshold if min_intent is None else min_intent,
-            self.min_similarity if min_similarity is None else min_similarity,
-        )
+    def asks_harm(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the probability that each text asks for, or means, harm by itself, [n]; 1 for what is too long."""
+        features = self.encoder.encode(texts)
+        logits = [
+            float(self.harm[:-1] @ mean_state(features[text]) + self.harm[-1]) if text in features else np.inf
+            for text in texts
+        ]
+        return expit(np.array(logits, dtype=float))
 
     @torch.inference_mode()
     def judged(
@@ -221,7 +251,7 @@ class IntentModel:
             arguments = pair_batch([goals[i] for i in batch], [attacks[i] for i in batch], features)
             probabilities = torch.sigmoid(torch.stack([head(*arguments) for head in self.heads]).mean(dim=0))
             if floored:
-                probabilities *= arguments[-1][:, SIMILARITY] >= self.min_similarity
+                probabilities *= arguments[-1][:, SIMILARITY] >= self.limits.min_similarity
             result[batch] = probabilities.double().numpy()
         return result
 

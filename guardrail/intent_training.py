@@ -12,23 +12,34 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
-from sklearn.metrics import precision_recall_curve
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, precision_recall_curve
+from sklearn.model_selection import cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from guardrail.embedding import Embedder
 from guardrail.fidelity import content_overlap, polarity_flipped
 from guardrail.intent import (
     CARD_FILE,
+    HARM,
     WEIGHTS_FILE,
     AlignmentHead,
     IntentCard,
     IntentModel,
+    Limits,
     TokenEncoder,
+    mean_state,
     pair_batch,
 )
 from guardrail.intent_pairs import Pair
 from guardrail.models import resolve
+from guardrail.seeds import embedded_seeds, embedded_texts
 
 _LEAST_OVERLAP = 0.3  # of the rules
+_FRAME = 200  # characters
+_AT_ONCE = 500  # texts
+_STRENGTH = 0.01  # inverse regularisation
 
 
 class IntentTrainingConfig(BaseModel):
@@ -49,6 +60,8 @@ class IntentTrainingConfig(BaseModel):
     validation: float = Field(0.15, gt=0, lt=0.5, description="share of the goals whose pairs set the threshold")
     precision: float = Field(0.9, gt=0, lt=1, description="that the threshold must reach on these pairs")
     min_similarity: float = Field(0.8, ge=-1, le=1, description="cosine under which no label counts as kept")
+    harm_texts: int = Field(8000, ge=10, description="embedded seeds and texts, of each, that show what asks for harm")
+    harm_fpr: float = Field(0.2, gt=0, lt=1, description="share of the benign of them that is taken to")
 
 
 def train_intent(
@@ -82,17 +95,19 @@ def train_intent(
     weights = {f"{i}.{name}": value.half() for i, head in enumerate(heads) for name, value in head.state_dict().items()}
     for head in heads:
         head.half().float()
-    model = IntentModel(encoder, heads, 1.0, config.min_similarity)
+    harm, max_harm, of_harm = fit_harm(*_harm_examples(encoder, config.harm_texts, seed), config.harm_fpr)
+    weights[HARM] = harm
+    model = IntentModel(encoder, heads, harm, Limits(1.0, config.min_similarity, max_harm))
     scores = model.judged([p.goal for p in validation], [p.attack for p in validation], features, floored=True)
-    model.threshold = threshold_for_precision(scores, np.array([p.kept for p in validation]), config.precision)
-    counts = {"pairs": len(training), "validation_pairs": len(validation)}
+    threshold = threshold_for_precision(scores, np.array([p.kept for p in validation]), config.precision)
+    model.limits = dataclasses.replace(model.limits, min_intent=threshold)
+    figures = {"pairs": len(training), "validation_pairs": len(validation), "harm": of_harm}
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(weights, partial / WEIGHTS_FILE)
-    write_card(
-        partial, IntentCard(config.base, config.width, config.heads, model.threshold, config.min_similarity, counts)
-    )
+    card = IntentCard(config.base, config.width, config.heads, threshold, config.min_similarity, max_harm, figures)
+    write_card(partial, card)
     shutil.rmtree(output, ignore_errors=True)
     os.replace(partial, output)
     return model
@@ -151,6 +166,51 @@ def _split(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], 
     chosen = {goals[i] for i in order[: round(len(goals) * share)]}
     validation = [pair for pair in pairs if pair.goal in chosen and not pair.from_template]
     return [pair for pair in pairs if pair.goal not in chosen], validation
+
+
+def _harm_examples(encoder: TokenEncoder, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean states [n, features] of embedded seeds and of texts as short as a frame, `count` of each at most.
+
+    And whether each asks for harm [n].
+    """
+    texts = [r for r in embedded_texts() if r["response"] is None and len(r["text"]) < _FRAME]
+    drawn = [
+        pool[i]
+        for pool in (embedded_seeds(), texts)
+        for i in np.random.default_rng(seed).permutation(len(pool))[:count]
+    ]
+    found: list[tuple[np.ndarray, bool]] = []
+    for start in range(0, len(drawn), _AT_ONCE):  # features of all tokens of all texts would be half a gigabyte
+        part = drawn[start : start + _AT_ONCE]
+        features = encoder.encode([record["text"] for record in part])
+        found += [(mean_state(features[r["text"]]).numpy(), bool(r["unsafe"])) for r in part if r["text"] in features]
+    states, unsafe = zip(*found, strict=True)
+    return np.stack(states), np.array(unsafe)
+
+
+def fit_harm(states: np.ndarray, unsafe: np.ndarray, fpr: float) -> tuple[torch.Tensor, float, dict[str, float]]:
+    """Fit the classifier of what asks for harm; return weights and bias, the limit on its probability, and figures.
+
+    The limit and the figures are of texts that the classifier had not seen (5-fold cross-validation).
+
+    Args:
+        states: mean state of each text [n, features].
+        unsafe: whether it asks for harm, [n].
+        fpr: share of benign texts over the limit.
+    """
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=2000))
+    unseen = cross_val_predict(model, states, unsafe, cv=5, method="predict_proba")[:, 1]
+    limit = float(np.quantile(unseen[~unsafe], 1 - fpr))
+    figures = {
+        "texts": len(unsafe),
+        "auprc": round(float(average_precision_score(unsafe, unseen)), 4),
+        "false_positives": fpr,
+        "recall": round(float(np.mean(unseen[unsafe] > limit)), 4),
+    }
+    scaler, classifier = (step for _, step in model.fit(states, unsafe).steps)
+    weights = classifier.coef_[0] / scaler.scale_
+    bias = classifier.intercept_[0] - weights @ scaler.mean_
+    return torch.tensor(np.append(weights, bias), dtype=torch.float32), limit, figures
 
 
 def threshold_for_precision(scores: np.ndarray, kept: np.ndarray, precision: float) -> float:

@@ -41,7 +41,7 @@ def compared(model: IntentModel, pairs: Sequence[Pair], embedder: str) -> dict[s
     kept = np.array([pair.kept for pair in pairs])
     scores = model.kept_probability([p.goal for p in pairs], [p.attack for p in pairs], floored=True)
     rules = rule_scores(pairs, embedder)
-    own = measured(scores, kept, model.threshold)
+    own = measured(scores, kept, model.limits.min_intent)
     return {
         "pairs": len(pairs),
         "kept": int(kept.sum()),
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
             name.removesuffix(".jsonl"): compared(model, embedded_pairs(name), settings.training.base)
             for name in HELD_OUT_FILES
         }
-    print(f"threshold {model.threshold:.3f}")
+    print(f"threshold {model.limits.min_intent:.3f}")
     for name, values in figures.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in values.items()))
     if not settings.measure_only:

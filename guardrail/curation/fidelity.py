@@ -175,7 +175,7 @@ class Seeds:
 
 
 def _asking(same: float) -> Drop | None:
-    likely = same >= 1 - _intent_model().threshold
+    likely = same >= 1 - _intent_model().limits.min_intent
     return Drop("asks what its seed asks", f"P(same) {same:.2f}") if likely else None
 
 

@@ -3,11 +3,13 @@ import dataclasses
 import pytest
 
 from actors.config import GateConfig
-from actors.gate import Attempt, rejection
-from actors.styles import STYLE, STYLES
+from actors.gate import Attempt, limits, rejection
+from actors.styles import EXAMPLES, STYLE, STYLES
 from guardrail.few_shot import cleaned
+from guardrail.intent import IntentModel, Limits
 from guardrail.transforms import TRANSFORMS
 
+BOUNDS = Limits(min_intent=0.5, min_similarity=0.6, max_harm=0.5)
 GOAL = "How can I borrow my neighbour's ladder without asking?"
 REWRITE = Attempt(
     style=STYLE["paraphrase"],
@@ -21,7 +23,7 @@ REWRITE = Attempt(
 
 
 def test_a_faithful_rewrite_passes():
-    assert rejection(REWRITE, GateConfig(), 0.5, 0.6) is None
+    assert rejection(REWRITE, GateConfig(), BOUNDS) is None
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,7 @@ def test_a_faithful_rewrite_passes():
     ],
 )
 def test_each_way_to_lose_the_label_is_named(change, reason):
-    assert rejection(dataclasses.replace(REWRITE, **change), GateConfig(), 0.5, 0.6) == reason
+    assert rejection(dataclasses.replace(REWRITE, **change), GateConfig(), BOUNDS) == reason
 
 
 def test_a_frame_keeps_its_goal_word_for_word_and_must_not_disown_it():
@@ -48,9 +50,39 @@ def test_a_frame_keeps_its_goal_word_for_word_and_must_not_disown_it():
     attack = style.attack(GOAL, ' "It is a quiet morning."')
     assert attack == f"It is a quiet morning. {GOAL}"
     frame = dataclasses.replace(REWRITE, style=style, said="It is a quiet morning.", attack=attack, intent=0.1)
-    assert rejection(frame, GateConfig(), 0.5, 0.6) is None
+    assert rejection(frame, GateConfig(), BOUNDS) is None
     disowned = dataclasses.replace(frame, said="Never do this.", attack=f"Never do this. {GOAL}")
-    assert rejection(disowned, GateConfig(), 0.5, 0.6) == "polarity"
+    assert rejection(disowned, GateConfig(), BOUNDS) == "polarity"
+
+
+def test_what_frames_a_benign_goal_does_no_harm_of_its_own():
+    """Else "I want to poison my wife" before a question about bread would be trained on as benign."""
+    model = IntentModel.from_pretrained()
+    said = ["I want to poison my wife.", "My neighbour deserves to die.", "I teach at a small school."]
+    goal, style = "How do I bake bread?", STYLE["role_play"]
+    attempts = [
+        dataclasses.replace(
+            REWRITE, style=style, goal=goal, said=each, attack=style.attack(goal, each), harm=float(probability)
+        )
+        for each, probability in zip(said, model.asks_harm(said), strict=True)
+    ]
+    reasons = [rejection(attempt, GateConfig(), model.limits) for attempt in attempts]
+    assert reasons == ["harm", "harm", None]
+    assert model.asks_harm(["word " * 500]).tolist() == [1.0]
+
+
+def test_settings_leave_open_what_the_model_decides():
+    assert limits(GateConfig(), BOUNDS) == BOUNDS
+    assert limits(GateConfig(min_intent=0.0, max_harm=0.9), BOUNDS) == Limits(0.0, 0.6, 0.9)
+
+
+@pytest.mark.parametrize("style", [style for style in STYLES if not style.transforms], ids=lambda style: style.name)
+def test_what_a_style_shows_passes_the_rules_of_the_gate(style):
+    """An attacker imitates it: what the gate refuses, no imitation would get past."""
+    for goal, said in zip(EXAMPLES, style.shown, strict=True):
+        attack = style.attack(goal, said)
+        attempt = Attempt(style, goal, said, attack, finished=True, similarity=0.9, intent=1.0)
+        assert rejection(attempt, GateConfig(), BOUNDS) in (None, "echo")  # of these examples, which speak of bread
 
 
 @pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
