@@ -23,7 +23,8 @@ class Meaning:
 
     Attributes:
         intent: P(still the request of its goal), [n].
-        similarity: cosine of attack and goal, [n].
+        similarity: cosine of attack and goal by the intent model's encoder, on which its floor was set, [n]; 0 where
+            one of them is too long for it.
         embeddings: L2-normalised, [n, d].
     """
 
@@ -57,12 +58,14 @@ class Scorer:
     def meaning(self, goals: Sequence[str], attacks: Sequence[str]) -> Meaning:
         """Return what attacks say, each beside the goal at the same place."""
         features = self.intent.encoder.encode([*goals, *attacks])
-        places = {text: i for i, text in enumerate(dict.fromkeys([*goals, *attacks]))}
-        vectors = self._embeddings(list(places), features)
-        embeddings = vectors[[places[attack] for attack in attacks]]
+        distinct = list(dict.fromkeys(attacks))
+        places = {text: i for i, text in enumerate(distinct)}
+        embeddings = self._embeddings(distinct, features)[[places[attack] for attack in attacks]]
         return Meaning(
             intent=self.intent.judged(goals, attacks, features),
-            similarity=(embeddings * vectors[[places[goal] for goal in goals]]).sum(axis=1),
+            similarity=np.array(
+                [_cosine(features.get(g), features.get(a)) for g, a in zip(goals, attacks, strict=True)]
+            ),
             embeddings=embeddings,
         )
 
@@ -90,3 +93,7 @@ class Scorer:
         found = self.reference.log_probabilities(texts, start)
         least = (np.sort(values)[: max(1, len(values) // _LEAST_LIKELY)] for values in found)
         return np.array([values.mean() if len(values) else -np.inf for values in least], dtype=float)
+
+
+def _cosine(goal: torch.Tensor | None, attack: torch.Tensor | None) -> float:
+    return 0.0 if goal is None or attack is None else float(sentence_embedding(goal) @ sentence_embedding(attack))
