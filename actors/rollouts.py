@@ -28,18 +28,21 @@ _SCORER_TIMEOUT_SECONDS = 3600.0  # judges of billions of parameters on CPUs tak
 _TRIES = 3
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Asked:
-    """Tasks that runners are at: by runner the reference of its share."""
+    """Tasks that runners are at: by runner the reference of its share; since when, and until when if that is known."""
 
     tasks: list[Task]
     seed: int
     shares: dict[int, ray.ObjectRef]
+    begun: float = dataclasses.field(default_factory=time.monotonic)
+    ended: float | None = None
 
     def wait(self) -> None:
         """Wait until the runners are done, or are to be taken for dead."""
         refs = list(self.shares.values())
         ray.wait(refs, num_returns=len(refs), timeout=RUNNER_TIMEOUT_SECONDS, fetch_local=False)
+        self.ended = time.monotonic()
 
 
 class Rollouts:
@@ -117,7 +120,7 @@ class Rollouts:
         waiting: list[int] = []
         scoring: dict[ray.ObjectRef, tuple[list[int], Any, ray.ObjectRef]] = {}
         free, scored, dead = list(self.workers), list[ray.ObjectRef](), list[int]()
-        begun = generated = time.monotonic()
+        begun, generated = time.monotonic(), asked.ended or asked.begun
         while generating or scoring:
             left = begun + RUNNER_TIMEOUT_SECONDS - time.monotonic() if generating else _SCORER_TIMEOUT_SECONDS
             ready = _ready([*generating, *scoring], max(0.0, left))
@@ -131,7 +134,7 @@ class Rollouts:
             for ref in ready:
                 if ref in generating:
                     waiting.append(generating.pop(ref))
-                    generated = time.monotonic()
+                    generated = asked.ended or time.monotonic()
                 else:
                     runners, worker, result = scoring.pop(ref)
                     free.append(worker)
@@ -146,8 +149,8 @@ class Rollouts:
                 receipt, result = self._have_scored(worker, iteration, shares)
                 scoring[receipt] = part, worker, result
                 del waiting[: len(part)]
-        _add(self.phase_seconds, "generate", generated - begun)
-        _add(self.phase_seconds, "score", time.monotonic() - generated)
+        _add(self.phase_seconds, "generate", generated - asked.begun)  # ahead: while learners updated
+        _add(self.phase_seconds, "score", time.monotonic() - max(begun, generated))
         if dead:
             logger.warning("%d of %d attackers died, or came back with old weights", len(dead), len(asked.shares))
             for runner in dead:

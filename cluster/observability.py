@@ -3,6 +3,7 @@
 Knows nothing of the loop but the entries of its report and the attackers' iterations.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -41,16 +42,17 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 _gauges: dict[str, Gauge] = {}
 _reasons: set[str] = set()  # of rejections so far: one that is no more is 0, not what it was
+_terms: set[str] = set()  # of updates so far: without an update there are none
 
 
 def record(name: str, value: float | None, **tags: str) -> None:
-    """Set a metric of `METRICS`; nothing happens without a value, or without Ray."""
-    if value is None or not ray.is_initialized():
+    """Set a metric of `METRICS`, to NaN without a value: it is none of before; nothing happens without Ray."""
+    if not ray.is_initialized():
         return
     if name not in _gauges:
         description, keys = METRICS[name]
         _gauges[name] = Gauge(name, description=description, tag_keys=keys)
-    _gauges[name].set(float(value), tags=tags)
+    _gauges[name].set(math.nan if value is None else float(value), tags=tags)
 
 
 def record_iteration(run: str, iteration: Any, step: int, board: Any) -> None:
@@ -63,6 +65,7 @@ def record_iteration(run: str, iteration: Any, step: int, board: Any) -> None:
         board: a TensorBoard `SummaryWriter`.
     """
     _reasons.update(iteration.summary.rejected)
+    _terms.update(iteration.learner)
     _show(run, _of_iteration(iteration), step, board)
 
 
@@ -86,7 +89,7 @@ def _of_iteration(iteration: Any) -> Iterator[tuple[str, str, float | None]]:
     tagged = {
         "rayguard_reward_part": summary.parts,
         "rayguard_gate_rejections": dict.fromkeys(_reasons, 0) | summary.rejected,
-        "rayguard_learner": iteration.learner,
+        "rayguard_learner": dict.fromkeys(_terms) | iteration.learner,
         "rayguard_tokens_per_second": {
             phase: summary.tokens / max(seconds, 1e-9) for phase, seconds in iteration.seconds.items()
         },
@@ -101,8 +104,7 @@ def _of_iteration(iteration: Any) -> Iterator[tuple[str, str, float | None]]:
     yield "rayguard_archive_size", "", summary.archive
     yield "rayguard_archive_coverage", "", summary.coverage
     yield "rayguard_staleness", "", summary.staleness
-    if iteration.sync:
-        yield "rayguard_probe_max_abs_logprob_diff", "", iteration.sync["probe_max_abs_logprob_diff"]
+    yield "rayguard_probe_max_abs_logprob_diff", "", iteration.sync.get("probe_max_abs_logprob_diff")
 
 
 def _of_round(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None]]:

@@ -146,6 +146,7 @@ def train_attackers(settings: RedTeamSettings, goals: Sequence[Record], findings
     adversary, updates = settings.adversary, updates_of(settings)
 
     def after_iteration(done: int, iteration: Iteration) -> None:
+        findings.goals_left_out = attackers.algorithm.goals_left_out  # what is interrupted tells it, too
         findings.write()
         summary = iteration.summary
         note = f"{summary.valid} of {summary.attempts} valid, {summary.successes} successes"

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from actors.adversary import Iteration
 from actors.summary import Summary, Tally
+from cluster import observability
 from cluster.observability import record_iteration, record_round
 
 
@@ -55,3 +57,26 @@ def test_a_round_shows_its_attacks_their_likeness_and_its_guard(transforms):
     expected |= {"phase_seconds/train": 1.5} | ({"transforms_misjudged": 0.25} if transforms else {})
     assert {name: board.get(name) for name in expected} == {name: (value, 2) for name, value in expected.items()}
     assert "attack_self_bleu" not in board and ("transforms_misjudged" in board) is bool(transforms)
+
+
+def test_a_figure_that_is_none_any_more_is_not_shown_as_it_was(monkeypatch):
+    """Attackers of which nothing is valid any more have no success rate, not the last good one."""
+    gauges = {}
+
+    class Kept:
+        def __init__(self, name, **_):
+            self.name = name
+
+        def set(self, value, tags):
+            gauges[self.name, *sorted(tags.values())] = value
+
+    monkeypatch.setattr(observability, "Gauge", Kept)
+    monkeypatch.setattr(observability, "_gauges", {})
+    monkeypatch.setattr(observability.ray, "is_initialized", lambda: True)
+    record_iteration("run", iteration(attempts=2, valid=2, successes=1), 1, Board())
+    assert gauges["rayguard_iteration_success_rate", "run"] == 0.5 and gauges["rayguard_learner", "kl", "run"] == 0.1
+    collapsed = iteration(attempts=2, rejected={"drift": 2})
+    record_iteration("run", dataclasses.replace(collapsed, learner={}, sync={}), 2, Board())
+    nothing = [("rayguard_iteration_success_rate", "run"), ("rayguard_learner", "kl", "run")]
+    nothing += [("rayguard_probe_max_abs_logprob_diff", "run")]
+    assert all(np.isnan(gauges[name]) for name in nothing)
