@@ -72,7 +72,8 @@ def test_a_guard_learns_on_any_number_of_workers(ray_cluster, tmp_path, workers)
     assert not list(tmp_path.glob(".guard*"))  # no half-finished work stays behind
 
 
-def test_a_worker_that_is_killed_goes_on_at_its_step(ray_cluster, tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_a_worker_that_is_killed_goes_on_at_its_step(ray_cluster, tmp_path, monkeypatch, workers):
     """Killed after a kept step in the midst of an epoch; the guard is the one of a training that nothing disturbed."""
     records = seeds()
     write_records(records, tmp_path / "data.parquet")
@@ -92,19 +93,20 @@ def test_a_worker_that_is_killed_goes_on_at_its_step(ray_cluster, tmp_path, monk
             output=tmp_path / name, version=name, seed=1, cpus_per_worker=0.5,
         )  # fmt: skip
 
-    whole = train("whole", workers=0)
+    whole = train("whole", workers=0 if workers == 1 else workers)  # one that is alone sums like none
     state, kept = tmp_path / ".killed.training" / "state.pt", []
 
     def kill() -> None:
         until(state.exists, "a step is kept")
         for child in psutil.Process().children(recursive=True):
             if "RayTrainWorker" in title(child):
-                child.kill()
                 kept.append(torch.load(state)["progress"])
+                child.kill()
+                return
 
     killer = threading.Thread(target=kill)
     killer.start()
-    card = train("killed", workers=1)
+    card = train("killed", workers=workers)
     killer.join()
     assert len(kept) == 1 and kept[0]["step"] > 0 and kept[0]["metrics"].get("epoch", 0) < config.epochs
     assert card.digest == whole.digest and card.training["loss"] == whole.training["loss"]
