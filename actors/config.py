@@ -70,8 +70,13 @@ class CurriculumConfig(_Settings):
     floor: float = Field(
         0.3, gt=0, le=1, description="share that all harm categories, and of each all styles, have in equal parts"
     )
-    saturated: float = Field(0.03, ge=0, lt=1, description="yield under which a cell hands its share to harder styles")
-    min_attempts: int = Field(24, ge=1, description="attempts in a style before it can be called saturated")
+    saturated: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="success rate of valid attempts under which a cell hands its share to harder styles",
+    )
+    min_valid: int = Field(24, ge=1, description="valid attempts at an action's styles before any can be saturated")
     memory: float = Field(0.5, ge=0, le=1, description="what counts against the last guard weigh against the next")
 
 
@@ -96,7 +101,11 @@ class AdversaryConfig(_Settings):
     )
     lora_rank: int = Field(0, ge=0, description="train low-rank adapters on these layers instead; 0: their weights")
     learning_rate: float = Field(3e-5, gt=0, description="AdamW")
-    warmup_iterations: int = Field(1, ge=0, description="over which the learning rate rises from a tenth")
+    warmup_iterations: int = Field(
+        1,
+        ge=0,
+        description="over which the learning rate rises from a tenth, from one to the next; the warm start's count",
+    )
     grad_clip: float = Field(1.0, gt=0, description="global norm")
     minibatch: int = Field(4, ge=1, description="groups per optimiser step, of all learners together")
     microbatch: int | None = Field(

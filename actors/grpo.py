@@ -19,7 +19,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from transformers import AutoTokenizer
 
 from actors.archive import category_of
-from actors.config import AdversaryConfig
+from actors.config import AdversaryConfig, CurriculumConfig
 from actors.curriculum import Curriculum
 from actors.engine import memory_share
 from actors.env_runner import SPACE, Task, VLLMEnvRunner
@@ -38,6 +38,7 @@ from guardrail.records import Record
 
 _PROBE = "The quick brown fox jumps over the lazy dog, and nobody asks why it would."
 _ANSWER_TIMEOUT_SECONDS = 60.0
+_EVEN = CurriculumConfig(floor=1.0)
 _RESTARTED_TASKS = 3  # how often Ray asks again what an actor died at
 
 
@@ -232,17 +233,16 @@ class GRPO(Algorithm):
         diversity = self.rollouts.diversity(self._iteration_in_round)  # while learners update
         if self._learn:
             self._samples += summary.attempts
-            for (category, style), (attempts, successes) in summary.cells.items():
-                self.curriculum.record(category, style, attempts, successes)
+            for (category, style), counts in summary.cells.items():
+                self.curriculum.record(category, style, *counts)
         self._iteration_in_round += 1
         more = self._iteration_in_round < self._iterations
         self._ahead = self._ask() if more and self.config.adversary.generate_ahead else None
         if self._learn and summary.learnable:
             with timed(self.phase_seconds, "update"):
                 self._update(batches)
-            if self._ahead:  # engines take weights between two calls
-                with timed(self.phase_seconds, "generate"):
-                    self._ahead.wait()
+            if self._ahead:
+                self._ahead.wait()  # engines take weights between two calls
             with timed(self.phase_seconds, "sync"):
                 self.sync = self.weight_sync.send()
         self.summary = dataclasses.replace(summary, diversity=scorers_say(diversity))
@@ -255,11 +255,11 @@ class GRPO(Algorithm):
         """Draw this iteration's tasks and have the runners generate."""
         adversary, seed = self.config.adversary, self._seed()
         random = np.random.default_rng(seed)
-        # Guards that are measured are to be measured on the same mix.
-        weigh = {"weigh": self.curriculum.category_weights} if self._learn else {}
-        goals = self._goals.draw(adversary.groups, random, **weigh)
+        # Guards that are measured are to be measured on the same mix, whatever worked against another.
+        curriculum = self.curriculum if self._learn else Curriculum(_EVEN, self.styles)
+        goals = self._goals.draw(adversary.groups, random, weigh=curriculum.category_weights)
         records = [self._goals.records[i] for i in goals]
-        styles = self.curriculum.draw([category_of(record) for record in records], random)
+        styles = curriculum.draw([category_of(record) for record in records], random)
         tasks = [
             Task(group, goal, record["text"], style.name)
             for group, (goal, record, style) in enumerate(zip(goals, records, styles, strict=True))

@@ -403,8 +403,9 @@ def _tally(
         versions=sum(rollout.weights_version for rollout in rollouts),
     )
     size = len(rollouts) // len(tasks)
-    for task, goal, succeeded in zip(tasks, goals[::size], success.reshape(-1, size).sum(axis=1), strict=True):
-        tally.add_to_cell((category_of(goal), task.style), size, int(succeeded))
+    of_groups = (each.reshape(-1, size).sum(axis=1) for each in (parts.kept, success))
+    for task, goal, valid, succeeded in zip(tasks, goals[::size], *of_groups, strict=True):
+        tally.add_to_cell((category_of(goal), task.style), size, int(valid), int(succeeded))
     measured = {"fluency": np.nan_to_num(fluency, nan=0.0, neginf=0.0), "reward": reward}
     for name in PARTS:
         values = measured[name] if name in measured else getattr(parts, name)

@@ -19,7 +19,7 @@ class Tally:
         read: attempts whose fluency was measured.
         tokens: generated.
         rejected: count by reason.
-        cells: (category, style) to [attempts, successes].
+        cells: (category, style) to [attempts, valid, successes].
         sums: of each of `PARTS`.
         versions: sum of the versions of the weights that were sampled with.
     """
@@ -41,14 +41,13 @@ class Tally:
         self.rejected.update(other.rejected)
         for name in PARTS:
             self.sums[name] += other.sums[name]
-        for cell, (attempts, successes) in other.cells.items():
-            self.add_to_cell(cell, attempts, successes)
+        for cell, counts in other.cells.items():
+            self.add_to_cell(cell, *counts)
 
-    def add_to_cell(self, cell: tuple[str, str], attempts: int, successes: int) -> None:
+    def add_to_cell(self, cell: tuple[str, str], attempts: int, valid: int, successes: int) -> None:
         """Count attempts in a cell."""
-        counts = self.cells.setdefault(cell, [0, 0])
-        counts[0] += attempts
-        counts[1] += successes
+        before = self.cells.get(cell, (0, 0, 0))
+        self.cells[cell] = [n + more for n, more in zip(before, (attempts, valid, successes), strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Summary:
         attempts, valid, successes: counts.
         tokens: generated.
         rejected: count by reason.
-        cells: (category, style) to (attempts, successes).
+        cells: (category, style) to (attempts, valid, successes).
         parts: mean of each of `PARTS`.
         archive: finds in it.
         coverage: share of its cells that hold one.
@@ -73,7 +72,7 @@ class Summary:
     successes: int
     tokens: int
     rejected: dict[str, int]
-    cells: dict[tuple[str, str], tuple[int, int]]
+    cells: dict[tuple[str, str], tuple[int, int, int]]
     parts: dict[str, float]
     archive: int
     coverage: float
@@ -97,7 +96,7 @@ class Summary:
             successes=total.successes,
             tokens=total.tokens,
             rejected=dict(total.rejected),
-            cells={cell: (attempts, successes) for cell, (attempts, successes) in total.cells.items()},
+            cells={cell: (attempts, valid, hits) for cell, (attempts, valid, hits) in total.cells.items()},
             parts={name: float(total.sums[name] / max(1, over[name])) for name in PARTS},
             archive=archive,
             coverage=coverage,
@@ -112,4 +111,6 @@ class Summary:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Summary":
         """Return what `as_json` wrote."""
-        return cls(**{**values, "cells": {(category, style): (n, m) for category, style, n, m in values["cells"]}})
+        return cls(
+            **{**values, "cells": {(category, style): tuple(counts) for category, style, *counts in values["cells"]}}
+        )

@@ -22,7 +22,7 @@ def tallies(draw):
         read=valid + rejected["gibberish"],
         tokens=draw(counts),
         rejected=rejected,
-        cells={("hate", "polite"): [attempts, successes]},
+        cells={("hate", "polite"): [attempts, valid, successes]},
         sums={name: float(draw(counts)) for name in PARTS},
         versions=2 * attempts,
     )
@@ -38,7 +38,8 @@ def test_a_summary_is_the_same_however_the_attempts_were_dealt_out(parts):
     assert total == summary(parts[::-1])
     assert total.attempts == sum(part.attempts for part in parts) == total.valid + sum(total.rejected.values())
     if total.attempts:
-        assert total.staleness == 1 and total.cells == {("hate", "polite"): (total.attempts, total.successes)}
+        counts = (total.attempts, total.valid, total.successes)
+        assert total.staleness == 1 and total.cells == {("hate", "polite"): counts}
         assert total.parts["kept"] == sum(part.sums["kept"] for part in parts) / total.attempts
     if total.valid:
         for name in ("evasion", "novelty"):
