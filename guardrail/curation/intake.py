@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from guardrail.curation.folders import INPUT_SCHEMA
 from guardrail.records import SCHEMA, check_records, write_table
-from guardrail.taxonomy import CATEGORIES
+from guardrail.taxonomy import CATEGORIES, with_parents
 
 #: Rows that were set aside: file, number of the row in it (from 1), why, and the row's id if it has one.
 SET_ASIDE = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("id", pa.string())])
@@ -31,9 +31,9 @@ def take_in(paths: Sequence[Path], folder: Path, set_aside: Path, rows_per_file:
     """Copy the rows that fit to numbered files in `folder`, tell of the others in `set_aside`; return how many fit.
 
     A row fits if its values have the types of the record schema or can be cast to them, its text is neither empty nor
-    longer than `LONGEST`, its strings are UTF-8, and its categories are known and none if it is benign. Rows of one id
-    that people labelled differently do not fit, nor does what grew from them; what else was generated is the stages'
-    business.
+    longer than `LONGEST`, its strings are UTF-8, and its categories are known and none if it is benign; they get their
+    parents. Rows of one id that people labelled differently do not fit, nor does what grew from them; what else was
+    generated is the stages' business.
 
     Args:
         paths: parquet files of records; they are read twice, and never as a whole.
@@ -91,7 +91,7 @@ def _packed(tables: Iterable[pa.Table], rows_per_file: int) -> Iterator[pa.Table
 
 
 def checked(table: pa.Table, twice: pa.Array | None = None) -> tuple[pa.Table, pa.Table]:
-    """Return the rows that fit, in the types of the record schema, and of the others place, reason and id.
+    """Return the rows that fit, as the record schema has them, and of the others place, reason and id.
 
     Args:
         table: has the columns of the record schema, of any type; `place` counts its rows from 0.
@@ -119,7 +119,14 @@ def checked(table: pa.Table, twice: pa.Array | None = None) -> tuple[pa.Table, p
     others = pa.table(
         {"place": places, "reason": pa.array(problems.reasons[places], pa.string()), "id": ids.take(pa.array(places))}
     )
-    return pa.table(columns, schema=SCHEMA).filter(pa.array(~problems.found)), others
+    return _with_parents(pa.table(columns, schema=SCHEMA).filter(pa.array(~problems.found))), others
+
+
+def _with_parents(records: pa.Table) -> pa.Table:
+    """Return records whose categories have their parents beside them: other makers of records may give just the one."""
+    place = SCHEMA.get_field_index("categories")
+    categories = [each and with_parents(each) for each in records["categories"].to_pylist()]
+    return records.set_column(place, SCHEMA.field(place), pa.array(categories, SCHEMA.field(place).type))
 
 
 def contradictory(paths: Sequence[Path]) -> pa.Array:

@@ -76,6 +76,14 @@ def test_categories_are_ours_and_of_unsafe_records():
     assert reasons(table) == {1: unknown, 3: unknown, 5: "categories of a benign record"}
 
 
+def test_categories_come_with_their_parents():
+    records = [seed(f"text {i}", unsafe=i < 4) for i in range(5)]
+    values = [["hate/threatening"], ["violence/graphic", "fraud", "violence"], [], None, None]
+    table = table_with("categories", pa.array(values, pa.list_(pa.string())), records)
+    closed = [["hate", "hate/threatening"], ["violence", "violence/graphic", "fraud"], [], None, None]
+    assert checked(table)[0]["categories"].to_pylist() == closed
+
+
 @pytest.mark.parametrize(
     "kind", [pa.large_string(), pa.string_view(), pa.binary(), pa.dictionary(pa.int32(), pa.string())]
 )
