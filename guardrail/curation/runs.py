@@ -46,7 +46,8 @@ class RunIndex:
 
     Args:
         texts: what others are looked up in.
-        run: so many words in a row are shared by more than chance; of shorter texts, from `SHORTEST` on, all words.
+        run: so many words in a row are shared by more than chance. Shorter texts, from `SHORTEST` on, count whole, and
+            only where they are half of the other text: "I understand how you feel" may stand in any.
     """
 
     def __init__(self, texts: Sequence[str], run: int) -> None:
@@ -95,6 +96,7 @@ class RunIndex:
     def _compared(self, way: int, listed: list[str], seeds: list[tuple[int, int]]) -> Shared | None:
         known = self._ways[way].split()
         length = min(_SEED, len(known))
+        fewest = len(listed) / 2 if len(known) < self._run else 0
         mirrored = [(len(known) - length - place, at) for place, at in seeds]
         for words, pairs in ((known, seeds), (known[::-1], mirrored)):
             matched: set[int] = set()
@@ -104,11 +106,11 @@ class RunIndex:
                     start, end = _extent(words, listed, place, at)
                     matched.update(range(start, end))
                     compared.update((each, at - place) for each in range(start, end))
-                    if end - start >= min(self._run, len(words)):
+                    if end - start >= self._run:
                         return Shared(way // 2, " ".join(words[start:end]))
-            share = sum(rarity(words[place]) for place in matched) / sum(map(rarity, words))
-            if share >= _MOST:
-                return Shared(way // 2, " ".join(words[place] for place in sorted(matched)))
+            shared = [words[place] for place in sorted(matched)]
+            if len(shared) >= fewest and sum(map(rarity, shared)) >= _MOST * sum(map(rarity, words)):
+                return Shared(way // 2, " ".join(shared))
         return None
 
 
