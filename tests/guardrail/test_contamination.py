@@ -155,6 +155,14 @@ def test_a_short_text_is_found_where_it_is_half_of_another():
     assert dropped(index, longer) is None
 
 
+def test_an_ordinary_ending_in_a_script_without_spaces_is_no_copy():
+    japanese, thai = "夏の山に咲く花の名前を教えてください", "ช่วยอธิบายวิธีปลูกข้าวในนาให้หน่อยได้ไหมครับ"
+    index = Index(CONFIG, {"set": [("1", japanese), ("2", thai)]})
+    assert dropped(index, "犬を初めて飼うときに気をつけることを教えてください") is None
+    assert dropped(index, "ขอสูตรขนมปังง่ายๆหน่อยได้ไหมครับ") is None
+    assert dropped(index, f"すみません、{japanese}。お願いします。").evidence.startswith("set/1")
+
+
 def test_a_near_duplicate_without_a_common_run_of_words_is_found():
     word = "antidisestablishmentarianism"
     evaluation = {"long": [("1", f"{word} {word} of seven words, is it?")]}
