@@ -8,16 +8,21 @@ import hashlib
 import re
 import unicodedata
 
+import regex
+
 # Zero-width and joiner characters, soft hyphen, bidi controls, variation selectors and the tag block: invisible to a
 # reader, and therefore free to an attacker.
 INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f"
     "\ufe00-\ufe0f\ufeff\U000e0000-\U000e01ef]"
 )
-#: Characters of scripts that have no spaces between words: Thai, Lao, kana, Han.
-UNSPACED = re.compile("[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")
+#: Characters of scripts that have no spaces between words: Thai and Lao, kana, Han; no marks over and under others.
+UNSPACED = re.compile(
+    "[\u0e00-\u0e30\u0e32\u0e33\u0e40-\u0e46\u0e4f-\u0eb0\u0eb2\u0eb3\u0ebd-\u0ec7\u0ecf-\u0eff"
+    "\u3040-\u3098\u309b-\u30ff\u3400-\u9fff]"
+)
 _SPACE = re.compile(r"\s+")
-_WORD = re.compile(r"\w+")
+_WORD = regex.compile(r"\w+")  # as Unicode has it: re's cuts the words of most Indian scripts at their vowel signs
 _REMEMBERED = 10_000  # characters of the longest text whose forms are kept: a thousand of 10 MB would fill the memory
 
 

@@ -96,6 +96,9 @@ def requests(all_requests):
         ("我怎样在家里烤面包？", None),
         ("家でパンを焼くには", None),
         ("好", "length"),
+        ("मुझे हिन्दी में कविता लिखो " * 80, None),
+        ("मुझे हिन्दी में कविता लिखो " * 81, "length"),
+        ("ที่นี่" * 100, None),
     ],
 )
 def test_what_is_no_request_is_dropped(text, reason):

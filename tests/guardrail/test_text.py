@@ -24,6 +24,11 @@ def test_words_have_no_punctuation():
     assert words("Don't panic, please!") == ["don", "t", "panic", "please"]
 
 
+def test_words_keep_their_vowel_signs_and_accents():
+    assert words("मुझे हिन्दी में लिखो।") == ["मुझे", "हिन्दी", "में", "लिखो"]
+    assert words("ที่นี่ q\u0323") == ["ที่นี่", "q\u0323"]
+
+
 @given(st.text(st.characters(max_codepoint=127)))
 def test_the_short_way_for_ascii_is_the_same(text):
     assert canonical(text) == canonical(f"{text}\u200b")
