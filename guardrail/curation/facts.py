@@ -16,7 +16,8 @@ from rensa import RMinHash
 
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.stage import are_attacks
-from guardrail.deobfuscation import plain
+from guardrail.decoders.wrappings import EXTRACTING
+from guardrail.deobfuscation import deciphered
 from guardrail.text import canonical, joined, words
 
 Hashes = NDArray[np.uint64]
@@ -26,6 +27,7 @@ Signatures = NDArray[np.uint16]  # [texts, permutations]
 SETTINGS = ("permutations", "shingle", "shingle_unit")
 
 _SEED = 1
+_WRAPPING = 100  # characters of the keys, tags and words that a text is wrapped in: no transform needs as many
 _NUMBERS_AT_ONCE = 1_000_000  # characters' hashes and signatures' slots that are in memory together, a few times
 # Random odd factors of multilinear hashing: sums of units times factors, modulo 2^64.
 _FACTORS = np.random.default_rng(20).integers(0, 2**63, 256, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
@@ -34,17 +36,28 @@ _FACTORS = np.random.default_rng(20).integers(0, 2**63, 256, dtype=np.uint64) * 
 def facts(config: CurationConfig, batch: pa.Table) -> pa.Table:
     """Return what a batch of records has beside its columns: `signature`, as `stored_signatures` reads it.
 
-    It is of what a text says, so that a copy in lookalikes or leet is near its original; an attack is disguised on
-    purpose, and signed as it is written.
+    It is of what a text says, so that a copy in lookalikes, leet or JSON is near its original; an attack is disguised
+    on purpose, and signed as it is written.
     """
     columns = (batch[name].to_pylist() for name in ("text", "response"))
     texts = [
-        joined(*both) if attack else joined(plain(both[0]), both[1] and plain(both[1]))
+        joined(*both) if attack else joined(_said(both[0]), both[1] and _said(both[1]))
         for both, attack in zip(zip(*columns, strict=True), are_attacks(batch), strict=True)
     ]
     found = signatures(texts, config)
     width = pa.binary(found.itemsize * config.permutations)
     return pa.table({"signature": pa.Array.from_buffers(width, len(found), [None, pa.py_buffer(found.tobytes())])})
+
+
+def _said(text: str) -> str:
+    """Return what a text says, or the text itself where that leaves out more than what it is wrapped in.
+
+    Prompts that share a question may quote documents about anything.
+    """
+    said, steps = deciphered(text)
+    if steps and EXTRACTING.issuperset(steps) and len(canonical(text)) - len(said) > max(_WRAPPING, len(said) / 2):
+        return text
+    return said
 
 
 def stored_signatures(column: pa.ChunkedArray) -> Signatures:

@@ -86,3 +86,7 @@ def split_payload(view: View) -> Iterator[str]:
         return
     if len(whole) >= _SHORTEST:
         yield whole
+
+
+#: Names of the decoders that leave out what stands around what they find.
+EXTRACTING = frozenset(decoder.__name__ for decoder in (json_message, xml_message, code_block, split_payload))

@@ -1,9 +1,12 @@
+import json
+
 import numpy as np
 import pytest
 
 from guardrail.curation import CurationConfig
-from guardrail.curation.facts import NearIndex, bands, facts, signatures, stored_signatures
+from guardrail.curation.facts import NearIndex, bands, facts, signatures, similarity, stored_signatures
 from guardrail.records import to_table
+from guardrail.transforms import TRANSFORMS
 from tests.guardrail.surveys import BREAD, CONFIG, jaccard, seed
 
 
@@ -11,6 +14,39 @@ def test_spelling_does_not_matter_and_words_do():
     assert jaccard(BREAD, f"  {BREAD.upper()}\u200b") == 1
     assert 0 < jaccard(BREAD, BREAD + " please") < 1
     assert jaccard(BREAD, "Name three birds that sing at night") < 0.1
+
+
+def likeness(*texts):
+    """The similarity of two records' texts by their facts."""
+    one, two = stored_signatures(facts(CONFIG, to_table(map(seed, texts)))["signature"])
+    return float(similarity(one[None], two[None])[0])
+
+
+@pytest.mark.parametrize("name", ["json", "xml", "payload_splitting"])
+@pytest.mark.parametrize("text", [BREAD, "Is rye bread good for me?"])
+def test_a_wrapped_text_is_signed_as_what_it_says(text, name):
+    assert likeness(text, TRANSFORMS[name].apply(text, np.random.default_rng(0))) == 1
+
+
+def in_json(document, question):
+    return json.dumps({"system": "Answer from these alone.", "documents": [document], "question": question})
+
+
+def in_xml(document, question):
+    return f"<documents><document>{document}</document></documents>\n<question>{question}</question>"
+
+
+def in_a_block(document, question):
+    return f"x9 = '{document}'; y7 == ${{x9}} && z3\n```text\n{question}\n```"
+
+
+@pytest.mark.parametrize("written", [in_json, in_xml, in_a_block])
+def test_prompts_that_share_a_question_are_what_stands_around_it(written):
+    documents = [
+        "Der Turm wurde 1889 gebaut; im Jahr besuchen ihn sechs Millionen Menschen, die meisten davon im Sommer.",
+        "Het water in de grachten van Amsterdam wordt elke week ververst, sinds 1872 met een gemaal bij Zeeburg.",
+    ]
+    assert likeness(*[written(each, "What does the text say about this?") for each in documents]) < 0.6
 
 
 @pytest.mark.parametrize("unit", ["characters", "words"])
