@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from guardrail.rows import did_you_mean
 from guardrail.taxonomy import check_category
 
 
@@ -43,6 +44,18 @@ class CurationConfig(BaseModel):
     balance: float = Field(
         4.0, ge=1, description="most generated records of one label, category and method, over the median of these"
     )
+
+    @field_validator("languages")
+    @classmethod
+    def _languages_can_be_told(cls, codes: tuple[str, ...]) -> tuple[str, ...]:
+        if codes:
+            from guardrail.languages import detectable  # takes a second, and most runs keep all languages
+
+            known = sorted(detectable())
+            for code in codes:
+                if code not in known:
+                    raise ValueError(f"unknown language {code!r}{did_you_mean(code, known)} Known: {', '.join(known)}")
+        return codes
 
     @field_validator("excluded_categories")
     @classmethod

@@ -8,9 +8,8 @@ import pyarrow as pa
 
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.stage import Drop, Judge, Survey, keep_all
-from guardrail.languages import declared_language, detectable, detected
+from guardrail.languages import declared_language, detected
 from guardrail.records import WRITTEN_BY_TRANSFORMS
-from guardrail.rows import did_you_mean
 
 
 class Language:
@@ -18,9 +17,6 @@ class Language:
 
     What a text looks like outweighs what its record says, which it may have from a parent that was translated. Records
     of neither are kept, and what a transform wrote goes by its record alone: a cipher is in no language.
-
-    Raises:
-        ValueError: a wanted language has a code that the detector does not know.
     """
 
     name = "language"
@@ -28,9 +24,6 @@ class Language:
     def __init__(self, config: CurationConfig) -> None:
         self.wanted = frozenset(config.languages)
         self.settings: Mapping[str, Any] = {"languages": sorted(self.wanted)}
-        known = detectable() if self.wanted else []
-        for code in sorted(self.wanted.difference(known)):
-            raise ValueError(f"unknown language {code!r}{did_you_mean(code, known)} Known: {', '.join(sorted(known))}")
 
     def prepare(self, survey: Survey) -> Judge:
         """Return the judge; where every language is wanted it looks at nothing."""

@@ -14,6 +14,12 @@ def test_lengths_that_keep_nothing_are_refused():
         CurationConfig(min_words=9, max_words=8)
 
 
+def test_a_language_that_cannot_be_told_is_refused():
+    with pytest.raises(ValidationError, match="unknown language 'eng'; did you mean 'en'"):
+        CurationConfig(languages=("de", "eng"))
+    assert CurationConfig(languages=("de", "en")).languages == ("de", "en")
+
+
 def test_every_setting_is_described_and_bears_on_a_stage():
     assert all(field.description for field in CurationConfig.model_fields.values())
     named = {key for stage in stages(CONFIG, {}) for key in stage.settings}

@@ -74,11 +74,6 @@ def test_what_a_transform_wrote_has_the_language_of_its_record():
     assert verdicts([transformed(seed(ENGLISH), "rot13", 0)], "en") == [None]
 
 
-def test_a_code_that_nobody_knows_is_refused():
-    with pytest.raises(ValueError, match="unknown language 'eng'"):
-        Language(CurationConfig(languages=("eng",)))
-
-
 @given(st.text())
 def test_any_text_can_be_asked(text):
     detected(text)
