@@ -39,7 +39,8 @@ class CurationConfig(BaseModel):
     )
     trusted_sources: tuple[str, ...] = Field(
         ("rayguard-seeds:", "rayguard-texts:"),
-        description="starts of sources labelled by hand: their labels are no noise, their seeds no semantic duplicates",
+        description="starts of sources labelled by hand: their labels outweigh others and are no noise, "
+        "their seeds no semantic duplicates",
     )
     balance: float = Field(
         4.0, ge=1, description="most generated records of one label, category and method, over the median of these"

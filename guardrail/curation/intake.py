@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from guardrail.curation.folders import INPUT_SCHEMA
+from guardrail.curation.stage import are_trusted
 from guardrail.records import SCHEMA, check_records, write_table
 from guardrail.taxonomy import CATEGORIES, with_parents
 
@@ -23,23 +24,31 @@ LONGEST = 1_000_000  # bytes of a text or response: a hundred thousand words are
 
 _ROWS_AT_ONCE = 1_000  # at most
 _BYTES_PER_FILE = 100_000_000
-_DECIDING = ["id", "unsafe", "method"]
+_DECIDING = ["id", "unsafe", "source", "method"]
+_LABEL = pa.schema([("id", pa.string()), ("unsafe", pa.bool_()), ("source", pa.string())])
 _WRONG = {pa.bool_(): "is neither true nor false", pa.int32(): "is no whole number"}
 
 
-def take_in(paths: Sequence[Path], folder: Path, set_aside: Path, rows_per_file: int = 20_000) -> int:
+def take_in(
+    paths: Sequence[Path],
+    folder: Path,
+    set_aside: Path,
+    rows_per_file: int = 20_000,
+    trusted_sources: Sequence[str] = (),
+) -> int:
     """Copy the rows that fit to numbered files in `folder`, tell of the others in `set_aside`; return how many fit.
 
     A row fits if its values have the types of the record schema or can be cast to them, its text is neither empty nor
     longer than `LONGEST`, its strings are UTF-8, and its categories are known and none if it is benign; they get their
-    parents. Rows of one id that people labelled differently do not fit, nor does what grew from them; what else was
-    generated is the stages' business.
+    parents. Rows of one id that people labelled differently do not fit, nor does what grew from them; where trusted
+    sources give one of the labels, only rows of the other do not. What else was generated is the stages' business.
 
     Args:
         paths: parquet files of records; they are read twice, and never as a whole.
         folder: gets files of records with a column `row`, which counts over all files.
         set_aside: parquet file of `SET_ASIDE` to write.
         rows_per_file: records of a file, at most: what one task has in memory.
+        trusted_sources: starts of sources whose labels outweigh others.
 
     Raises:
         ValueError: a file cannot be read, lacks a column, or has one of a type that no value of it can be cast from.
@@ -48,7 +57,7 @@ def take_in(paths: Sequence[Path], folder: Path, set_aside: Path, rows_per_file:
         check_records(path)
     aside = [SET_ASIDE.empty_table()]
     count = 0
-    for table in _packed(_fitting(paths, aside), rows_per_file):
+    for table in _packed(_fitting(paths, trusted_sources, aside), rows_per_file):
         rows = pa.array(range(count, count + table.num_rows), pa.int64())
         numbered = table.append_column(INPUT_SCHEMA.field("row"), rows)
         pq.write_table(numbered, folder / f"{count:012d}.parquet")
@@ -57,9 +66,9 @@ def take_in(paths: Sequence[Path], folder: Path, set_aside: Path, rows_per_file:
     return count
 
 
-def _fitting(paths: Sequence[Path], aside: list[pa.Table]) -> Iterator[pa.Table]:
+def _fitting(paths: Sequence[Path], trusted_sources: Sequence[str], aside: list[pa.Table]) -> Iterator[pa.Table]:
     """Yield the rows that fit, and add the others to `aside`."""
-    twice = contradictory(paths)
+    twice = contradictory(paths, trusted_sources)
     for path in paths:
         before = 0
         for table in _batches(path, SCHEMA.names):
@@ -90,12 +99,12 @@ def _packed(tables: Iterable[pa.Table], rows_per_file: int) -> Iterator[pa.Table
         yield pa.concat_tables(waiting)
 
 
-def checked(table: pa.Table, twice: pa.Array | None = None) -> tuple[pa.Table, pa.Table]:
+def checked(table: pa.Table, twice: pa.Table | None = None) -> tuple[pa.Table, pa.Table]:
     """Return the rows that fit, as the record schema has them, and of the others place, reason and id.
 
     Args:
         table: has the columns of the record schema, of any type; `place` counts its rows from 0.
-        twice: ids whose rows, and what grew from them, do not fit, because they have two labels.
+        twice: ids that have two labels, as `contradictory` returns them.
 
     Raises:
         ValueError: a column is of a type that cannot be cast to the schema's.
@@ -104,8 +113,12 @@ def checked(table: pa.Table, twice: pa.Array | None = None) -> tuple[pa.Table, p
     columns = {field.name: _fitted(table[field.name], field, problems) for field in SCHEMA}
     ids = columns["id"]
     if twice is not None:
-        problems.add(pc.is_in(ids, value_set=twice), "contradictory labels")
-        problems.add(pc.is_in(columns["seed_id"], value_set=twice), "its seed has contradictory labels")
+        undecided = twice.filter(pc.field("unsafe").is_null())["id"].combine_chunks()
+        problems.add(pc.is_in(ids, value_set=undecided), "contradictory labels")
+        problems.add(pc.is_in(columns["seed_id"], value_set=undecided), "its seed has contradictory labels")
+        right = twice.take(pc.index_in(ids, value_set=twice["id"].combine_chunks()))
+        reasons = [f"labelled otherwise by {source}" for source in right["source"].to_pylist()]
+        problems.add(pc.not_equal(columns["unsafe"], right["unsafe"].combine_chunks()), reasons)
     for name in ("text", "response"):
         problems.add(pc.greater(pc.binary_length(columns[name]), LONGEST), f"{name} over {LONGEST:,} bytes")
     problems.add(pc.equal(pc.utf8_trim_whitespace(columns["text"]), ""), "empty text")
@@ -129,18 +142,35 @@ def _with_parents(records: pa.Table) -> pa.Table:
     return records.set_column(place, SCHEMA.field(place), pa.array(categories, SCHEMA.field(place).type))
 
 
-def contradictory(paths: Sequence[Path]) -> pa.Array:
-    """Return the ids under which people's own records have both labels."""
-    seeds = [pa.table({"id": pa.array([], pa.string()), "unsafe": pa.array([], pa.bool_())})]
+def contradictory(paths: Sequence[Path], trusted_sources: Sequence[str] = ()) -> pa.Table:
+    """Return the ids under which people's own records have both labels: id, unsafe, source.
+
+    The latter two are null, unless trusted sources give one label only: then they are that label and who gives it.
+    """
+    seeds = [_LABEL.empty_table()]
     for path in paths:
         for table in _batches(path, _DECIDING):
             ignored = _Problems(table.num_rows)
             with _named(path):
                 columns = {name: _fitted(table[name], SCHEMA.field(name), ignored) for name in _DECIDING}
-            people = (pc.field("method") == "seed") & pc.field("unsafe").is_valid()
-            seeds.append(pa.table(columns).filter(people).group_by(["id", "unsafe"]).aggregate([]))
-    counts = pa.concat_tables(seeds).group_by("id").aggregate([("unsafe", "count_distinct")])
-    return counts.filter(pc.field("unsafe_count_distinct") > 1)["id"].combine_chunks()
+            people = (pc.field("method") == "seed") & pc.field("unsafe").is_valid() & pc.field("source").is_valid()
+            records = pa.table(columns).filter(people)
+            trusted = pa.array(are_trusted(records, trusted_sources))
+            source = pc.if_else(trusted, records["source"], None)
+            found = pa.table([records["id"], records["unsafe"], source], schema=_LABEL)
+            seeds.append(found.group_by(_LABEL.names).aggregate([]))
+    labels = pa.concat_tables(seeds)
+    counts = labels.group_by("id").aggregate([("unsafe", "count_distinct")])
+    twice = counts.filter(pc.field("unsafe_count_distinct") > 1)["id"]
+    decisive = labels.filter(pc.field("source").is_valid() & pc.is_in(pc.field("id"), twice.combine_chunks()))
+    given: dict[str, dict[bool, str]] = {each: {} for each in twice.to_pylist()}
+    for row in decisive.sort_by("source").to_pylist():
+        given[row["id"]].setdefault(row["unsafe"], row["source"])
+    rows = []
+    for each, by in given.items():
+        unsafe, source = next(iter(by.items())) if len(by) == 1 else (None, None)
+        rows.append({"id": each, "unsafe": unsafe, "source": source})
+    return pa.Table.from_pylist(rows, _LABEL)
 
 
 class _Problems:
@@ -150,11 +180,11 @@ class _Problems:
         self.found = np.zeros(count, dtype=bool)
         self.reasons = np.full(count, None, dtype=object)
 
-    def add(self, mask: pa.Array | NDArray[np.bool_], reason: str) -> None:
-        """Give a reason to the rows of a mask, in which null is false, unless they have one."""
+    def add(self, mask: pa.Array | NDArray[np.bool_], reason: str | list[str]) -> None:
+        """Give a reason, or each its own, to the rows of a mask, in which null is false, unless they have one."""
         if isinstance(mask, pa.Array):
             mask = mask.fill_null(False).to_numpy(zero_copy_only=False)
-        self.reasons[mask & ~self.found] = reason
+        self.reasons = np.where(mask & ~self.found, reason, self.reasons)
         self.found |= mask
 
 

@@ -113,7 +113,8 @@ def curate(
     for path in paths:
         check_records(path)
     work = out_dir.resolve() / "stages"
-    key = digest(_CODE, *content_digests(paths))
+    # A source that is trusted decides what is taken in, and with it all that follows.
+    key = digest(_CODE, json.dumps(sorted(config.trusted_sources)), *content_digests(paths))
     parts, total = _prepared(paths, out_dir.resolve(), key, config, num_cpus)
     funnel: list[dict[str, Any]] = []
     judged: list[list[Part]] = []
@@ -150,7 +151,8 @@ def _prepared(
     if entry is None:
         inputs.start()
         rows = _rows_per_file(sum(pq.read_metadata(path).num_rows for path in paths))
-        entry = inputs.finish(key, records=take_in(paths, inputs.path, out_dir / "set_aside.parquet", rows))
+        aside = out_dir / "set_aside.parquet"
+        entry = inputs.finish(key, records=take_in(paths, inputs.path, aside, rows, config.trusted_sources))
     parts = [Part(file, known.path / file.name) for file in sorted(inputs.path.glob("*.parquet"))]
     key = digest(key, json.dumps(config.model_dump(include=set(SETTINGS))))
     if known.manifest(key) is None:

@@ -194,7 +194,7 @@ def test_people_who_contradict_each_other_are_set_aside_with_what_grew_from_them
     paths = [tmp_path / "one.parquet", tmp_path / "two.parquet"]
     write_records([bread, cake, copy], paths[0])
     write_records([seed("BAKE bread", unsafe=True), turned], paths[1])
-    assert contradictory(paths).to_pylist() == [bread["id"]]
+    assert contradictory(paths)["id"].to_pylist() == [bread["id"]]
 
     assert take_in(paths, folder, tmp_path / "aside.parquet") == 1
     assert numbered(folder)["text"].to_pylist() == ["Bake cake"]
@@ -202,6 +202,27 @@ def test_people_who_contradict_each_other_are_set_aside_with_what_grew_from_them
     assert [(row["row"], row["reason"]) for row in aside] == [
         *((row, "contradictory labels") for row in (1, 3, 1)),
         (2, "its seed has contradictory labels"),
+    ]
+
+
+def test_the_label_of_trusted_sources_outweighs_others(tmp_path, folder):
+    def labelled(text, unsafe, source):
+        return make_record(text, unsafe=unsafe, source=source)
+
+    mine = [labelled("Bake bread", False, "mine:z"), labelled("Bake bread", False, "mine:a")]
+    agreed = labelled("BAKE bread", False, "public")
+    grown = make_record("Bake rolls", unsafe=False, source="mine:a", parent=mine[0], method="paraphrase")
+    divided = [labelled("Bake cake", False, "mine:a"), labelled("Bake cake", True, "mine:b")]
+    paths = [tmp_path / "one.parquet", tmp_path / "two.parquet"]
+    write_records([labelled("bake bread", True, "public"), agreed, *divided], paths[0])
+    write_records([*mine, grown], paths[1])
+
+    assert take_in(paths, folder, tmp_path / "aside.parquet", trusted_sources=("mine:", "ours")) == 4
+    assert numbered(folder)["text"].to_pylist() == ["BAKE bread", "Bake bread", "Bake bread", "Bake rolls"]
+    aside = pq.read_table(tmp_path / "aside.parquet").to_pylist()
+    assert [(row["row"], row["reason"], row["id"]) for row in aside] == [
+        (1, "labelled otherwise by mine:a", agreed["id"]),
+        *((row, "contradictory labels", divided[0]["id"]) for row in (3, 4)),
     ]
 
 
