@@ -10,9 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from guardrail.curation.components import Indices, component_drops, components
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.equals import equals, numbered
 from guardrail.curation.facts import Signatures, band_keys, bands, ranges, similarity, stored_signatures
@@ -20,8 +19,6 @@ from guardrail.curation.stage import ByRow, Judge, Survey, seed_first
 from guardrail.curation.written import column_at
 from guardrail.records import from_table
 from guardrail.text import digest
-
-Indices = NDArray[np.int64]
 
 _BANDS_AT_ONCE = 4  # in one task: what one band has joined, the next ones need not compare
 _LEADERS = 100  # of a group of candidates, with which all its members are compared: bounds what boilerplate costs
@@ -72,7 +69,8 @@ def _digested(rows: Indices, batch: pa.Table) -> pa.Table:
 class NearDuplicates:
     """Records of one label whose texts share most of their shingles; the first of each connected component stays.
 
-    Candidates are those that agree in a band of their MinHash signatures; estimated similarities decide.
+    Candidates are those that agree in a band of their MinHash signatures; estimated similarities decide. Evidence is as
+    `component_drops` gives it, of the pairs that joined the component.
     """
 
     name = "near"
@@ -91,17 +89,8 @@ class NearDuplicates:
         count = bands(self.config)[0]
         tasks = [range(start, min(count, start + _BANDS_AT_ONCE)) for start in range(0, count, _BANDS_AT_ONCE)]
         pairs = survey.each(functools.partial(_similar_pairs, paths, order, self.config.near_duplicate), tasks)
-        first = _first_of_component(np.concatenate(pairs), len(order))
-        dropped = np.flatnonzero(first != np.arange(len(order)))
-        return ByRow(
-            pa.table(
-                {
-                    "row": records["row"].take(pa.array(order[dropped])),
-                    "reason": pa.array(["near duplicate"] * len(dropped), pa.string()),
-                    "evidence": records["id"].take(pa.array(order[first[dropped]])),
-                }
-            )
-        )
+        whole = self.config.permutations
+        return ByRow(component_drops(records.take(pa.array(order)), np.concatenate(pairs), whole, "near duplicate"))
 
 
 def _banded(config: CurationConfig, batch: pa.Table) -> pa.Table:
@@ -115,7 +104,9 @@ def _banded(config: CurationConfig, batch: pa.Table) -> pa.Table:
 def _similar_pairs(
     paths: Sequence[Path], order: Indices, threshold: float, numbers: Sequence[int]
 ) -> NDArray[np.int32]:
-    """Return pairs of similar records [n, 2], enough of them to connect all that these bands propose.
+    """Return pairs of similar records and how many slots of their signatures are equal [n, 3].
+
+    They are enough to connect all that these bands propose.
 
     Args:
         paths: what `_banded` returned for each file.
@@ -126,11 +117,13 @@ def _similar_pairs(
     groups = [_groups(_column(paths, f"band{number}")[order]) for number in numbers]
     candidates = np.unique(np.concatenate([members for members, _ in groups]))
     signed = _signatures(paths, order[candidates])
-    component, found = np.arange(len(candidates)), [np.empty((0, 2), dtype=np.int64)]
+    component, found = np.arange(len(candidates)), [np.empty((0, 3), dtype=np.int64)]
     for members, sizes in groups:
         component, pairs = _linked(np.searchsorted(candidates, members), sizes, signed, threshold, component)
         found.append(pairs)
-    return candidates[np.concatenate(found)].astype(np.int32)
+    pairs = np.concatenate(found)
+    pairs[:, :2] = candidates[pairs[:, :2]]
+    return pairs.astype(np.int32)
 
 
 def _column(paths: Sequence[Path], name: str) -> NDArray[np.uint64]:
@@ -157,7 +150,7 @@ def _groups(keys: NDArray[np.uint64]) -> tuple[Indices, Indices]:
 def _linked(
     members: Indices, sizes: Indices, signed: Signatures, threshold: float, component: Indices
 ) -> tuple[Indices, Indices]:
-    """Compare the members of each group, and return the components then and the pairs that joined them [n, 2].
+    """Compare the members of each group, and return the components then and the pairs that joined them, as `_similar`.
 
     Each of the first `_LEADERS` members of a group is compared with all members after it, save those that are of its
     component already: what is joined is the same as if these had been compared too, in whatever order.
@@ -169,7 +162,7 @@ def _linked(
         threshold: least similarity.
         component: of each row of `signed`, as known so far.
     """
-    starts, pairs = np.cumsum(sizes) - sizes, [np.empty((0, 2), dtype=np.int64)]
+    starts, pairs = np.cumsum(sizes) - sizes, [np.empty((0, 3), dtype=np.int64)]
     for leader in range(_LEADERS):
         after = sizes - leader - 1
         starts, sizes, after = starts[after > 0], sizes[after > 0], after[after > 0]
@@ -181,28 +174,21 @@ def _linked(
         # Where all that come after are of the leader's component, the group is done.
         open_ = np.logical_or.reduceat(apart, np.cumsum(after) - after)
         starts, sizes = starts[open_], sizes[open_]
-        pair = _only_similar(np.stack([one[apart], other[apart]], axis=1), signed, threshold)
+        pair = _similar(np.stack([one[apart], other[apart]], axis=1), signed, threshold)
         if len(pair):
             pairs.append(pair)
-            component = _components(component[pair], len(component))[component]
+            component = components(component[pair[:, :2]], len(component))[component]
     return component, np.concatenate(pairs)
 
 
-def _only_similar(pairs: Indices, signed: Signatures, threshold: float) -> Indices:
-    similar = [
-        similarity(signed[part[:, 0]], signed[part[:, 1]]) >= threshold
-        for part in np.array_split(pairs, max(1, len(pairs) // _PAIRS_AT_ONCE))
-    ]
-    return pairs[np.concatenate(similar)]
-
-
-def _components(pairs: Indices, count: int) -> Indices:
-    """Return the number of the component of each of `count` nodes that these pairs connect."""
-    graph = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    return np.asarray(connected_components(graph, directed=False)[1]).astype(np.int64)
-
-
-def _first_of_component(pairs: Indices, count: int) -> Indices:
-    """Return for each of `count` nodes the first one of its component."""
-    _, first, component = np.unique(_components(pairs, count), return_index=True, return_inverse=True)
-    return first[component]
+def _similar(pairs: Indices, signed: Signatures, threshold: float) -> Indices:
+    """Return the pairs [n, 2] that are similar, and how many slots of their signatures are equal [n, 3]."""
+    similarities = np.concatenate(
+        [
+            similarity(signed[part[:, 0]], signed[part[:, 1]])
+            for part in np.array_split(pairs, max(1, len(pairs) // _PAIRS_AT_ONCE))
+        ]
+    )
+    similar = similarities >= threshold
+    equal = np.rint(similarities[similar] * signed.shape[1]).astype(np.int64)
+    return np.column_stack([pairs[similar], equal])

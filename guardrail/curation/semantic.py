@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array
-from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import minimum_spanning_tree
 
+from guardrail.curation.components import Indices, component_drops
 from guardrail.curation.config import CurationConfig
 from guardrail.curation.equals import numbered
 from guardrail.curation.stage import ByRow, Judge, Survey, are_attacks, are_trusted_seeds, seed_first
@@ -29,7 +30,6 @@ from guardrail.embedding import SharedEmbedder, shared_encoder
 from guardrail.static_embedding import StaticEncoder
 from guardrail.text import joined
 
-Indices = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Encoder = StaticEncoder | SharedEmbedder
 
@@ -70,7 +70,8 @@ class SemanticDuplicates:
         cells = np.concatenate([_cells(path) for path in paths])[order]
         least = math.ceil(self.config.semantic_duplicate * LEVELS**2)
         found = survey.each(functools.partial(_alike, paths, order, cells, least), _tasks(cells))
-        drops = _drops(records.take(pa.array(order)), np.concatenate([np.empty((0, 3), np.int32), *found]))
+        pairs = np.concatenate([np.empty((0, 3), np.int32), *found])
+        drops = component_drops(records.take(pa.array(order)), pairs, LEVELS**2, "semantic duplicate")
         spared = are_attacks(records) | are_trusted_seeds(records, self.config.trusted_sources)
         return ByRow(
             drops.filter(pc.is_in(drops["row"], value_set=records["row"].filter(pa.array(~spared)).combine_chunks()))
@@ -238,33 +239,3 @@ def _spanning(edges: Sequence[tuple[Indices, Indices, Floats]], count: int) -> t
     above = 2.0 * LEVELS**2  # any product; SciPy finds the least sum of positive weights
     tree = minimum_spanning_tree(csr_array((above - product, (one, other)), shape=(count, count))).tocoo()
     return tree.row.astype(np.int64), tree.col.astype(np.int64), (above - tree.data).astype(np.float32)
-
-
-def _drops(records: pa.Table, pairs: NDArray[np.int32]) -> pa.Table:
-    """Return row, reason and evidence of what is not the first of its component.
-
-    Args:
-        records: row and id, in the order of preference.
-        pairs: numbers of two records that are alike, and the product of their vectors [pairs, 3].
-    """
-    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(len(records), len(records)))
-    _, component = connected_components(graph, directed=False)
-    first = np.unique(component, return_index=True)[1]
-    both = np.concatenate([pairs, pairs[:, [1, 0, 2]]])
-    both = both[np.lexsort((both[:, 1], -both[:, 2], both[:, 0]))]  # the most alike of each record first
-    dropped, place = np.unique(both[:, 0], return_index=True)
-    stays = first[component[dropped]]
-    dropped, place, stays = (column[dropped != stays] for column in (dropped, place, stays))
-    ids = [records["id"].take(pa.array(column)).to_pylist() for column in (stays, both[place, 1])]
-    cosines = np.minimum(both[place, 2] / LEVELS**2, 1).tolist()
-    return pa.table(
-        {
-            "row": records["row"].take(pa.array(dropped)),
-            "reason": pa.array(["semantic duplicate"] * len(dropped), pa.string()),
-            "evidence": pa.array([_evidence(*each) for each in zip(*ids, cosines, strict=True)], pa.string()),
-        }
-    )
-
-
-def _evidence(stays: str, twin: str, cosine: float) -> str:
-    return f"{stays}: {cosine:.2f}" if twin == stays else f"{stays} through {twin}: {cosine:.2f}"

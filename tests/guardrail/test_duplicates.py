@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -91,12 +93,20 @@ def test_of_equal_records_the_same_one_stays_in_whatever_file():
 # --- near ---------------------------------------------------------------------------------------------------------
 
 
+def near(stays, of, through=None, config=CONFIG):
+    """The verdict on record `of`, which is most like `through`."""
+    similarity = jaccard(of["text"], (through or stays)["text"], config)
+    joint = f" through {through['id']}" if through else ""
+    return Drop("near duplicate", f"{stays['id']}{joint}: {similarity:.2f}")
+
+
 def test_twins_of_one_label_leave_the_seed():
     original = seed(BREAD)
-    near, other = child(original, BREAD + " please"), child(original, "Name three birds that sing at night")
+    twin, other = child(original, BREAD + " please"), child(original, "Name three birds that sing at night")
     turned = child(original, BREAD + " please.", unsafe=True, categories=None)
-    drops = verdicts(NearDuplicates(CONFIG), [near, turned, other, original])
-    assert drops == [Drop("near duplicate", original["id"]), None, None, None]
+    drops = verdicts(NearDuplicates(CONFIG), [twin, turned, other, original])
+    assert drops == [near(original, twin), None, None, None]
+    assert 0.8 < float(drops[0].evidence.partition(": ")[2]) < 1
 
 
 @pytest.mark.parametrize("disguise", ["homoglyph", "leetspeak", "letter_spacing", "base64", "rot13"])
@@ -106,7 +116,7 @@ def test_a_disguised_copy_is_a_near_duplicate(disguise):
     # Two seeds: the smaller id stays.
     kept, dropped = sorted([original, copy], key=lambda record: record["id"])
     drops = verdicts(NearDuplicates(CONFIG), [kept, dropped])
-    assert drops == [None, Drop("near duplicate", kept["id"])]
+    assert drops == [None, Drop("near duplicate", f"{kept['id']}: 1.00")]
 
 
 @pytest.mark.parametrize("method", ["rl", "transform:leetspeak"])
@@ -124,12 +134,15 @@ def test_a_response_counts_as_much_as_the_request():
 def test_components_are_joined_through_the_middle():
     config = CurationConfig(near_duplicate=0.78, permutations=256)
     stem = [f"word{i:02d}" for i in range(40)]
-    chain = [seed(" ".join(stem[start : start + 30])) for start in (0, 3, 6)]
+    parent = seed("Something else")
+    make = [seed, functools.partial(child, parent), functools.partial(child, parent)]
+    chain = [of(" ".join(stem[start : start + 30])) for of, start in zip(make, (0, 3, 6), strict=True)]
     ends, neighbours = (jaccard(chain[0]["text"], chain[i]["text"], config) for i in (2, 1))
     assert ends < 0.78 <= neighbours
     drops = verdicts(NearDuplicates(config), chain, config=config)
-    first = min(chain, key=lambda record: record["id"])
-    assert drops == [None if record is first else Drop("near duplicate", first["id"]) for record in chain]
+    first, middle, last = chain
+    told = [near(first, middle, through, config) for through in (None, last)]  # it is the most like one of the two
+    assert drops == [None, max(told, key=lambda drop: drop.evidence[-4:]), near(first, last, middle, config)]
 
 
 VARIANTS = [f"{BREAD} {i % 3} {'x' * (i % 5)} {i // 7}" for i in range(30)]
@@ -157,11 +170,16 @@ def test_twins_hang_on_the_set_of_records_alone(drawn, order, rows_per_file, at_
         drops = verdicts(NearDuplicates(CONFIG), listed, **survey)
         return {record["id"]: drop.evidence for record, drop in zip(listed, drops, strict=True) if drop}
 
-    assert dropped(records) == expected
+    def stays(evidence):
+        return {dropped_id: each[:16] for dropped_id, each in evidence.items()}
+
+    assert stays(dropped(records)) == expected
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("guardrail.curation.duplicates._BANDS_AT_ONCE", at_once)
+        told = dropped(records)
         patch.setattr("guardrail.curation.duplicates._PAIRS_AT_ONCE", 2)
-        assert dropped(order.sample(records, len(records)), rows_per_file=rows_per_file) == expected
+        assert dropped(order.sample(records, len(records)), rows_per_file=rows_per_file) == told
+        assert stays(told) == expected
 
 
 def components(records):
@@ -188,7 +206,7 @@ def test_a_large_group_of_candidates_is_compared_with_its_first_members_only(mon
     records = [seed(BREAD + end) for end in (" a", " b", " c", " d")]
     first = min(record["id"] for record in records)
     drops = verdicts(NearDuplicates(CONFIG), records)
-    assert {drop.evidence for drop in drops if drop} == {first}
+    assert {drop.evidence[:16] for drop in drops if drop} == {first}
     assert drops.count(None) == 1
 
 
@@ -198,7 +216,7 @@ def test_every_threshold_that_is_accepted_works(threshold, permutations):
     config = CurationConfig(near_duplicate=threshold, permutations=permutations)
     record = seed(BREAD)
     drops = verdicts(NearDuplicates(config), [{**record, "id": "z"}, record], config=config)
-    assert drops == [Drop("near duplicate", record["id"]), None]
+    assert drops == [Drop("near duplicate", f"{record['id']}: 1.00"), None]
 
 
 def test_almost_all_pairs_over_the_threshold_are_found():
