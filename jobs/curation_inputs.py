@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from guardrail.curation.intake import SET_ASIDE
 from guardrail.dataset_registry import registry
 from guardrail.datasets import registered_rows
-from guardrail.records import SCHEMA, Record, to_table, write_table, write_tables
+from guardrail.records import SCHEMA, Record, check_records, to_table, write_table, write_tables
 from guardrail.rows import did_you_mean
 from guardrail.seeds import LabelledRow, embedded_seeds, embedded_texts, labelled_rows
 from guardrail.text import digest
@@ -52,7 +52,7 @@ class CurationInput:
             seed: random seed of the lot.
 
         Raises:
-            ValueError: the file or set cannot be read, or there is none of the name.
+            ValueError: the file or set cannot be read or has no records, or there is none of the name.
         """
         path = Path(name)
         if path.suffix.lower() in (".csv", ".jsonl", ".json"):
@@ -60,6 +60,9 @@ class CurationInput:
         elif name in EMBEDDED:
             rows = (LabelledRow(number, "", record) for number, record in enumerate(EMBEDDED[name](), 1))
         elif path.exists():
+            check_records(path)
+            if not pq.read_metadata(path).num_rows:
+                raise ValueError(f"{name} has no records")
             return cls(name, path)
         elif name not in registry():
             known = sorted([*EMBEDDED, *(each for each, item in registry().items() if item.use != "eval")])

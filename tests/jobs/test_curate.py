@@ -14,6 +14,8 @@ from guardrail.records import make_record, read_records, write_records, write_ta
 from guardrail.seeds import embedded_seeds, embedded_texts
 from jobs import curate
 
+BREAD = make_record("Bake bread", unsafe=False, source="mine")
+
 
 @pytest.fixture
 def curated(monkeypatch):
@@ -42,7 +44,7 @@ def ended(arguments):
 
 def test_files_of_labelled_rows_are_inputs_too(tmp_path, curated):
     records, rows = tmp_path / "mine.parquet", tmp_path / "mine.csv"
-    write_records([make_record("Bake bread", unsafe=False, source="mine")], records)
+    write_records([BREAD], records)
     rows.write_text("text,unsafe\nHow do I bake bread?,no\n")
     assert ended(["--input", str(records), str(rows), "--output", str(tmp_path / "out")]) == 0
     assert curated.paths[0] == records
@@ -92,7 +94,7 @@ def test_a_part_of_what_is_no_input_is_refused(tmp_path, capsys):
 
 def test_rows_that_were_set_aside_are_told_by_the_exit_status(tmp_path, curated, capsys):
     curated.aside = [{"file": "a", "row": row, "reason": "empty text", "id": None} for row in (1, 5)]
-    write_records([], tmp_path / "a.parquet")
+    write_records([BREAD], tmp_path / "a.parquet")
     assert ended(["--input", str(tmp_path / "a.parquet"), "--output", str(tmp_path / "out")]) == 3
     assert "2 rows set aside (empty text 2)" in capsys.readouterr().err
 
@@ -103,7 +105,7 @@ def test_bad_rows_of_a_file_of_labelled_rows_are_set_aside_by_their_number(tmp_p
     rows.write_bytes(b"text,unsafe\n" + b"\n".join(lines))
     made = output.with_name("out.2-mine.parquet")
     other = tmp_path / "other.parquet"
-    write_records([], other)
+    write_records([BREAD], other)
     curated.aside = [
         {"file": str(file), "row": 2, "reason": "too long", "id": "id"} for file in (other, made)
     ]  # as intake would
@@ -124,6 +126,15 @@ def test_a_file_of_labelled_rows_without_a_label_is_refused(tmp_path, curated, c
     (tmp_path / "mine.csv").write_text("text\nGood morning\n")
     assert ended(["--input", str(tmp_path / "mine.csv"), "--output", str(tmp_path / "out")]) == 1
     assert "'unsafe' is missing" in capsys.readouterr().err and curated.paths is None
+
+
+def test_a_file_without_records_is_refused(tmp_path, curated, capsys):
+    some, none = tmp_path / "some.parquet", tmp_path / "none.parquet"
+    write_records([BREAD], some)
+    write_records([], none)
+    assert ended(["--input", str(some), str(none), "--output", str(tmp_path / "out")]) == 1
+    assert "none.parquet has no records" in capsys.readouterr().err
+    assert curated.paths is None
 
 
 def test_evaluation_sets_that_cannot_be_loaded_are_told(tmp_path, curated, capsys, monkeypatch):

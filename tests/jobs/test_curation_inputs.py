@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardrail.curation.intake import SET_ASIDE
-from guardrail.records import make_record, read_records, write_table
+from guardrail.records import make_record, read_records, write_records, write_table
 from guardrail.seeds import LabelledRow
 from jobs import curation_inputs
 from jobs.curation_inputs import CurationInput, evenly_drawn
@@ -54,7 +54,7 @@ def test_what_breaks_off_leaves_no_file(tmp_path):
 
 def test_the_users_own_record_file_is_left_alone(tmp_path):
     path = tmp_path / "mine.parquet"
-    path.write_bytes(b"")
+    write_records([make_record("Bake bread", unsafe=False, source="mine")], path)
     write_table(SET_ASIDE.empty_table(), tmp_path / "set_aside.parquet")
     given = made(path, tmp_path / "made.parquet")
     given.tell_of_set_aside(tmp_path / "set_aside.parquet")
