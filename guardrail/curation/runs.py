@@ -25,6 +25,7 @@ _MOST = 0.85  # of a text, each word counted by its rarity
 # Characters of a script without spaces that count as a word: about as many as a translation into Japanese has for each,
 # into Chinese fewer, into Thai more. A run of eight words is 20: the polite endings that requests share are shorter.
 _OF_A_WORD = 2.5
+_OF_ANOTHER = 6  # times as long may be a text that holds a short one: a sentence before or behind it hides nothing
 _NO_WORDS = re.compile(r"[^\w\s]|_")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
@@ -50,7 +51,7 @@ class RunIndex:
     Args:
         texts: what others are looked up in.
         run: so many words in a row are shared by more than chance; of scripts without spaces, 2.5 times as many
-            characters. Shorter texts, from `SHORTEST` on, count whole, and only where they are half of the other text:
+            characters. Shorter texts, from `SHORTEST` on, count whole, and only where they are a sixth of the other text:
             "I understand how you feel" may stand in any.
     """
 
@@ -100,7 +101,7 @@ class RunIndex:
     def _compared(self, way: int, listed: list[str], seeds: list[tuple[int, int]]) -> Shared | None:
         known = self._ways[way].split()
         length = min(_SEED, len(known))
-        fewest = _size(listed) / 2 if _size(known) < self._run else 0
+        fewest = _size(listed) / _OF_ANOTHER if _size(known) < self._run else 0
         mirrored = [(len(known) - length - place, at) for place, at in seeds]
         for words, pairs in ((known, seeds), (known[::-1], mirrored)):
             matched: set[int] = set()

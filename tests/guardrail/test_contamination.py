@@ -76,8 +76,13 @@ def test_what_grew_from_an_evaluation_text_goes_with_it():
         ("Tell me: how do I bake a loaf of rye?", None, "shares words with", "bakery/0"),
         ("Tell me", "how do I bake a loaf of rye", "shares words with", "bakery/0"),
         ("How do I bake a loaf of wheat", None, None, ""),
-        ("Please tell me: what is rye good for, and wheat?", None, "shares words with", "bakery/1"),
-        ("I have forgotten what is rye good for, and which flour makes a light loaf", None, None, ""),
+        ("Please tell my friend: what is rye good for, and wheat?", None, "shares words with", "bakery/1"),
+        (
+            f"It slipped my mind what is rye good for, {'and which other flour makes a light loaf, ' * 4}",
+            None,
+            None,
+            "",
+        ),
         ("What is wheat good for?", None, None, ""),
         ("Short one!", None, "equals", "short/1"),
         ("A brief one", None, None, ""),
@@ -92,12 +97,9 @@ def test_evaluation_texts_are_kept_out(text, response, reason, place):
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_every_transform_is_seen_through(name):
-    # Among other sentences a short text is the smaller part.
-    fewest = 8 if name in ("benign_prefix", "benign_suffix", "ignore_previous") else 1
-    numbers = [number for number, text in enumerate(TEXTS) if len(text.split()) >= fewest]
-    drops = verdicts([record(written(TEXTS[number], name, seed=seed)) for seed in range(4) for number in numbers])
+    drops = verdicts([record(written(text, name, seed=seed)) for seed in range(4) for text in TEXTS])
     places = [drop and drop.evidence.partition(":")[0] for drop in drops]
-    assert places == [f"bakery/{number}" for number in numbers] * 4
+    assert places == [f"bakery/{number}" for number in range(len(TEXTS))] * 4
 
 
 @pytest.mark.parametrize(
@@ -148,10 +150,13 @@ def test_a_text_in_a_script_without_spaces_is_found_inside_another():
     assert dropped(index, "请告诉我明天北京的天气怎么样，需要带伞吗？") is None
 
 
-def test_a_short_text_is_found_where_it_is_half_of_another():
+def test_a_short_text_is_found_where_it_is_a_sixth_of_another():
     index = Index(CONFIG, {"set": [("1", "I understand how you feel.")]})
     assert dropped(index, "Well, I understand how you feel, my friend").reason == "shares words with an evaluation text"
-    longer = "I understand how you feel. Which book would you read to a child that is afraid of the dark?"
+    longer = (
+        "I understand how you feel. Which book would you read aloud to a child that is afraid of being all alone, and "
+    )
+    longer += "which would you rather leave on the shelf until she is some years older?"
     assert dropped(index, longer) is None
 
 
