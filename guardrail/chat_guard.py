@@ -18,7 +18,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from guardrail.judge_formats import TEXT, JudgeFormat, Question
 from guardrail.reading import Exchange, Readable
-from guardrail.remote import TEXT_REFUSALS, Moderation, RemoteGuard, TargetError, TextRefusedError, nothing, sendable
+from guardrail.remote import TEXT_REFUSALS, Moderation, RemoteGuard, TargetError, TextRefusedError, nothing
+from guardrail.text import encodable
 
 logger = logging.getLogger(__name__)
 
@@ -228,12 +229,12 @@ class ChatGuard(RemoteGuard):
             body["model"] = self.model
         answer = text.response if isinstance(text, Exchange) and self.format.reads_answers else None
         shown = text.prompt if isinstance(text, Exchange) and answer is not None else str(text)
-        message = question.message.replace(TEXT, sendable(shown))
+        message = question.message.replace(TEXT, encodable(shown))
         if not self.format.has_template:
             return body | {"prompt": message}
         messages = [{"role": "user", "content": message}]
         if answer is not None:
-            messages.append({"role": "assistant", "content": sendable(answer)})
+            messages.append({"role": "assistant", "content": encodable(answer)})
         return body | {"messages": messages}
 
     def _score(self, said: _Said, start: int, flagged: bool) -> float:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from guardrail.decoders import DECODERS, View
 from guardrail.english import fluency
-from guardrail.text import canonical
+from guardrail.text import canonical, encodable
 
 LOOKED_AT = 50_000  # characters of a text that are decoded at once
 MOST_READINGS = 16
@@ -89,8 +89,7 @@ def _steps(parent: _Reading, found: dict[str, _Reading]) -> list[_Reading]:
     for evidence, decoders in DECODERS:
         for decoder in decoders:
             for decoded in decoder(parent.view):
-                # JSON's escapes may spell half a surrogate pair, which no tokenizer can read.
-                start = decoded[:LOOKED_AT].encode("utf-8", "replace").decode()
+                start = encodable(decoded[:LOOKED_AT])
                 text = canonical(start)[:LOOKED_AT]
                 if text and text not in found and len(found) < MOST_READINGS:
                     both = max(evidence, parent.evidence) if min(evidence, parent.evidence) > -math.inf else -math.inf

@@ -14,7 +14,8 @@ from pydantic import BaseModel, Field
 
 from guardrail.guard import LABELS
 from guardrail.reading import Readable
-from guardrail.remote import TEXT_REFUSALS, Moderation, RemoteGuard, TargetError, TextRefusedError, nothing, sendable
+from guardrail.remote import TEXT_REFUSALS, Moderation, RemoteGuard, TargetError, TextRefusedError, nothing
+from guardrail.text import encodable
 
 _Score = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -73,7 +74,7 @@ class ModerationEndpoint(RemoteGuard):
 
     def _result(self, text: str, index: int, skip_refused: bool) -> _Result | None:
         """Return the result for one text, the one at `index` of those to be moderated; None if it is skipped."""
-        response = self.post({"input": sendable(text)})
+        response = self.post({"input": encodable(text)})
         of_text = response.status_code in TEXT_REFUSALS
         if of_text and skip_refused:
             return None
@@ -88,7 +89,7 @@ class ModerationEndpoint(RemoteGuard):
 
     def _results(self, texts: list[str]) -> list[_Result] | None:
         """Return a result for each text; None if they were sent as a list and the service takes no such list."""
-        response = self.post({"input": [sendable(text) for text in texts]})
+        response = self.post({"input": [encodable(text) for text in texts]})
         if response.status_code in TEXT_REFUSALS:
             return None
         if not response.is_success:

@@ -11,7 +11,7 @@ from typing import Any, NotRequired, TypedDict
 
 from transformers import PreTrainedTokenizerBase
 
-from guardrail.text import joined
+from guardrail.text import encodable, joined
 
 _OVERLAP = 32  # tokens two neighbouring windows share, so that a short attack is whole in one of them
 _CUT = " [...] "
@@ -102,7 +102,7 @@ def windows(readings: Sequence[Readable], tokenizer: PreTrainedTokenizerBase, si
     """
     if not readings:
         return []
-    encoded = tokenizer([str(reading) for reading in readings], verbose=False)
+    encoded = tokenizer([encodable(str(reading)) for reading in readings], verbose=False)
     example = tokenizer("a", return_special_tokens_mask=True)
     inner = [place for place, special in enumerate(example["special_tokens_mask"]) if not special]
     around = example["input_ids"][: inner[0]], example["input_ids"][inner[-1] + 1 :]

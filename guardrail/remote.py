@@ -195,11 +195,6 @@ def nothing(count: int) -> Moderation:
     return Moderation(np.zeros((count, len(LABELS))), np.zeros(count, dtype=bool))
 
 
-def sendable(text: str) -> str:
-    """Return a text that can be sent: half a surrogate pair has no UTF-8."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _status(response: httpx.Response) -> str:
     # Of an error's body only its code: the message may quote the text.
     code = _ERROR_CODE.search(response.text)

@@ -39,6 +39,11 @@ def _canonical(text: str) -> str:
     return _SPACE.sub(" ", unicodedata.normalize("NFKC", visible.casefold())).strip()
 
 
+def encodable(text: str) -> str:
+    """Return a text of as many characters that has UTF-8: half a surrogate pair, which JSON can spell, becomes "?"."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def joined(text: str, response: str | None) -> str:
     """Return what a guard reads for a request and the answer to it, if any."""
     return text if response is None else f"{text}\n\n{response}"

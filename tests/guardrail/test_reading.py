@@ -64,6 +64,12 @@ def test_an_empty_part_is_no_special_case(guard, exchange):
     assert read[0].start == 0 and read[-1].end == len(exchange.response)
 
 
+def test_half_a_surrogate_pair_is_read_as_a_question_mark(guard):
+    broken, read = ["Hi \ud83d", Exchange("a\udc00" * 50, "b\ud83d" * 50)], ["Hi ?", Exchange("a?" * 50, "b?" * 50)]
+    assert windows(broken, guard.tokenizer, SIZE) == windows(read, guard.tokenizer, SIZE)
+    assert [each.score for each in guard.classify(broken)] == [each.score for each in guard.classify(read)]
+
+
 def test_what_fits_is_read_as_prompt_and_response_with_an_empty_line_between(guard):
     assert reading_of("a", None) == "a" and reading_of("a", "") == Exchange("a", "")
     assert np.allclose(guard.logits([Exchange("Name a tea.", "Oolong.")]), guard.logits(["Name a tea.\n\nOolong."]))
