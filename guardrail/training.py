@@ -6,6 +6,7 @@ What comes of it is a guard directory.
 import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from ray.train.torch import TorchTrainer
 from transformers import AutoConfig
 
 from guardrail.blocks import cluster_cpus, mapped
+from guardrail.code_digest import code_digest
 from guardrail.examples import tokenised
 from guardrail.fitted_on import fitted_on
 from guardrail.guard import GUARD_FILE, GuardCard, check_layers, content_digest, load_tokenizer
@@ -34,6 +36,9 @@ from guardrail.training_loop import DATASET, PROGRESS_FILE, train_loop
 from guardrail.training_progress import Tell, TrainingError, progress_told
 from guardrail.validation import calibrate
 
+logger = logging.getLogger(__name__)
+
+_HERE = Path(__file__).parent
 _FEWEST_IN_BLOCK = 2_000  # records: less is done before a second process has begun
 #: These number a text's positions from after the padding token's id on.
 _POSITIONS_AFTER_PADDING = frozenset(
@@ -63,7 +68,8 @@ def fine_tune(
     """Train a guard on the records of `data`, calibrate it on `validation`, and write the guard directory `output`.
 
     A call that is killed goes on when it is made again with the same arguments, and so does a worker that is killed: at
-    the last step whose state was kept (`config.checkpoint_every`), ending as if nothing had happened.
+    the last step whose state was kept (`config.checkpoint_every`), ending as if nothing had happened. A call that had
+    ended trains nothing, and returns the guard that is there.
 
     Args:
         config: how to train.
@@ -110,6 +116,11 @@ def fine_tune(
         "board": str(board.resolve()) if board else None,
         "validation": [(r["text"], r["response"], r["unsafe"]) for r in validation] if config.patience else [],
     }
+    origin = _origin(settings, validation, version)
+    if made := _made_before(output, origin):
+        logger.warning("%s is what this training makes, and is not trained again; remove it to train anew", output)
+        shutil.rmtree(work, ignore_errors=True)
+        return made
     _discard_other_training(work, settings)
     resources = {"CPU": cpus_per_worker, "GPU": gpus_per_worker}
     trainer = _Trainer(
@@ -154,6 +165,7 @@ def fine_tune(
         "config": config.model_dump(),
         "data": _composition(records),
         "data_digest": digest(*sorted(f"{record['id']} {record['unsafe']}" for record in records)),
+        "origin": origin,
     }
     card = calibrate(
         partial, validation, version=version, window=config.window, max_fpr=config.max_fpr, training=manifest
@@ -196,11 +208,32 @@ def _check_base(source: str, config: TrainingConfig) -> None:
         raise ValueError(f"training.window is {config.window}, but {source} reads at most {longest} tokens at once")
 
 
-def _discard_other_training(work: Path, settings: dict[str, Any]) -> None:
-    """Remove a killed training's state unless it is of the same settings and data."""
+def _origin(settings: dict[str, Any], validation: Sequence[Record], version: str) -> str:
+    """Return the digest of all that decides which guard a training makes; where it lies does not."""
+    deciding = {key: value for key, value in settings.items() if key not in ("data", "start", "work", "board")}
+    told = [(r["id"], r["unsafe"], r["categories"]) for r in validation]
+    return digest(json.dumps([deciding, told, version], sort_keys=True), *_contents(settings), code_digest(_HERE))
+
+
+def _contents(settings: dict[str, Any]) -> tuple[str, str]:
+    """Return the digests of the data and of the base's files; the name of a base on a hub."""
     data = hashlib.sha256(Path(settings["data"]).read_bytes()).hexdigest()
     start = Path(settings["start"])
-    wanted = digest(json.dumps(settings, sort_keys=True), data, content_digest(start) if start.is_dir() else "")
+    return data, content_digest(start) if start.is_dir() else settings["start"]
+
+
+def _made_before(output: Path, origin: str) -> GuardCard | None:
+    """Return the card of the guard in `output` if it is whole and a training of this origin made it."""
+    try:
+        card = GuardCard.read(output)
+    except ValueError:
+        return None
+    return card if card.training.get("origin") == origin and card.digest == content_digest(output) else None
+
+
+def _discard_other_training(work: Path, settings: dict[str, Any]) -> None:
+    """Remove a killed training's state unless it is of the same settings and data."""
+    wanted = digest(json.dumps(settings, sort_keys=True), *_contents(settings))
     name = work / "of"
     if not name.is_file() or name.read_text() != wanted:
         shutil.rmtree(work, ignore_errors=True)

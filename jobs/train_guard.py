@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{truncated} texts are longer than a window, and of these the first was trained on", file=sys.stderr)
     print(f"guard {card.version} (digest {card.digest}, threshold {card.thresholds['unsafe']:.3f}): {settings.output}")
     if sets:
-        with orderly_end():
+        with orderly_end(settings.output):
             guard = Guard.from_pretrained(settings.output)
             metrics = {name: evaluate_set(guard, items, seed=settings.seed) for name, items in sets.items()}
             write_cards(settings.output, _provenance(settings, card, parts[TRAIN], metrics))

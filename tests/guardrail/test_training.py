@@ -5,7 +5,7 @@ from transformers import BertConfig, RobertaConfig
 
 from guardrail.fitted_on import FittedOnEvaluationSet
 from guardrail.records import make_record, write_records
-from guardrail.training import _check_base, _discard_other_training, fine_tune
+from guardrail.training import _check_base, _discard_other_training, _origin, fine_tune
 from guardrail.training_config import TrainingConfig
 from tests.tiny_guard import tiny_guard
 
@@ -68,6 +68,24 @@ def test_a_window_longer_than_the_base_reads_is_refused(tmp_path):
 def test_more_frozen_layers_than_there_are_is_refused(tmp_path):
     assert "the guard will have 6 layers" in refused(tmp_path / "guard", tmp_path, freeze_layers=7)
     assert "the guard will have 2 layers" in refused(tmp_path / "guard", tmp_path, freeze_layers=3, layers=2)
+
+
+def test_a_training_has_the_origin_of_another_only_if_nothing_that_decides_differs(tmp_path):
+    data, start = tmp_path / "data.parquet", tmp_path / "base"
+    data.write_bytes(b"1")
+    start.mkdir()
+    settings = {"data": str(data), "start": str(start), "config": {"window": 48}, "seed": 1}
+    origins = [_origin(settings, RECORDS, "v")]
+
+    assert _origin({**settings, "work": "elsewhere", "board": "elsewhere"}, RECORDS, "v") in origins
+    origins += [_origin({**settings, "seed": 2}, RECORDS, "v"), _origin({**settings, "config": {}}, RECORDS, "v")]
+    origins += [_origin(settings, RECORDS, "w"), _origin(settings, RECORDS[:1], "v")]
+    origins += [_origin(settings, [{**RECORDS[0], "categories": ["fraud"]}, RECORDS[1]], "v")]
+    (start / "model.safetensors").write_bytes(b"1")
+    origins += [_origin(settings, RECORDS, "v")]
+    data.write_bytes(b"2")
+    origins += [_origin(settings, RECORDS, "v")]
+    assert len(set(origins)) == len(origins) == 8
 
 
 def test_only_a_training_of_the_same_settings_and_data_is_gone_on_with(tmp_path):

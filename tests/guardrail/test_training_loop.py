@@ -141,6 +141,17 @@ def test_a_training_that_was_stopped_goes_on_at_its_step_and_ends_as_another(tmp
     assert not list(tmp_path.glob(".stopped*"))
 
 
+def test_the_same_training_is_not_run_twice(tmp_path, monkeypatch, base, caplog):
+    config = tiny_config(base, epochs=1)
+    first, every = trained(tmp_path, monkeypatch, "guard", config)
+    again, seen = trained(tmp_path, monkeypatch, "guard", config)
+    assert seen == [] and again.digest == first.digest and "is not trained again" in caplog.text
+    (tmp_path / "guard" / "model.safetensors").write_bytes(b"damaged")
+    again, seen = trained(tmp_path, monkeypatch, "guard", config)
+    assert seen == every and again.digest == first.digest
+    assert len(trained(tmp_path, monkeypatch, "guard", tiny_config(base, epochs=2))[1]) == 2 * len(every)
+
+
 def test_dropout_of_a_step_hangs_on_nothing_before_it(tmp_path, monkeypatch, base):
     first = [trained(tmp_path, monkeypatch, name, tiny_config(base, epochs=1))[0].digest for name in "ab"]
     torch.rand(7)

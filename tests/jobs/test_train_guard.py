@@ -1,0 +1,37 @@
+"""What a training that is interrupted leaves; its cards are tested with the cards."""
+
+import json
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+
+from guardrail import training_loop
+from guardrail.cards import MODEL_CARD
+from guardrail.records import make_record, write_records
+from jobs import train_guard
+from tests.tiny_guard import tiny_guard
+
+
+def test_an_interrupted_evaluation_does_not_cost_the_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_guard, "connect", lambda address: nullcontext())
+    plan = SimpleNamespace(guard_worker_cpus=1.0, guard_worker_gpus=0.0)
+    monkeypatch.setattr(train_guard, "plan_for_cluster", lambda **_: plan)
+    texts = [(f"{'steal' if unsafe else 'bake'} {i}", unsafe) for i in range(20) for unsafe in (True, False)]
+    write_records([make_record(t, unsafe=unsafe, source="s") for t, unsafe in texts], tmp_path / "kept.parquet")
+    rows = [{"id": t, "text": f"please {t}", "unsafe": unsafe} for t, unsafe in texts]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["--records", str(tmp_path / "kept.parquet"), "--output", str(tmp_path / "guard")]
+    command += ["--evaluate", str(tmp_path / "mine.jsonl"), "--training.base", str(tiny_guard(tmp_path / "base"))]
+    command += ["--training.window", "48", "--training.workers", "0", "--training.epochs", "1"]
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(train_guard, "evaluate_set", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        train_guard.main(command)
+    assert ended.value.code == 130 and "the same command goes on in" in capsys.readouterr().out
+    assert "mine" not in (tmp_path / "guard" / MODEL_CARD).read_text()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_loop, "step_gradients", lambda *_: pytest.fail("it trains again"))
+        train_guard.main(command)
+    assert "| mine | 40 |" in (tmp_path / "guard" / MODEL_CARD).read_text()
