@@ -2,7 +2,23 @@
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of a file that `write_text` is to write later.
+
+    Raises:
+        OSError: the folder cannot be made, or no file be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        real = Path(os.path.realpath(path))
+        if real.is_file() or not real.exists():
+            tempfile.TemporaryFile(dir=real.parent).close()
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -33,7 +33,7 @@ from pydantic import Field, field_validator
 
 from guardrail.evaluation import evaluate_set
 from guardrail.evaluation_sets import ALL_SETS, load_available_evaluations, raise_missing
-from guardrail.files import write_text
+from guardrail.files import check_writable, write_text
 from guardrail.guard import Guard
 from guardrail.published import published_on
 from guardrail.remote import RemoteGuard
@@ -73,6 +73,7 @@ def main(arguments: Sequence[str]) -> None:
     with orderly_end():
         if settings.output.is_dir():
             raise ValueError(f"{settings.output} is a folder; --output takes the JSON file to write")
+        check_writable(settings.output)  # else hours are spent before that is found
         sets, missing = load_available_evaluations(settings.data, settings.data_dir)
         guard = open_guard(settings.guard)
         ended: str | None = "interrupted"
@@ -111,14 +112,14 @@ def _report(settings: EvaluateSettings, guard: Guard | RemoteGuard, metrics: dic
         "sets": metrics,
         "published": published,
     }
-    settings.output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(settings.output, json.dumps(found, indent=2) + "\n")
-    save_beside(settings, settings.output)
-    if not metrics:
-        return
-    show_metrics(metrics)
-    show_transforms(metrics, settings.transform_sample)
-    show_published(metrics, published)
+    try:
+        write_text(settings.output, json.dumps(found, indent=2) + "\n")
+        save_beside(settings, settings.output)
+    finally:  # on a full disk, too, what was measured is told
+        if metrics:
+            show_metrics(metrics)
+            show_transforms(metrics, settings.transform_sample)
+            show_published(metrics, published)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Evaluation of a moderation service; that of a guard directory is tested with the other jobs."""
 
+import errno
 import json
 from functools import partial
 from pathlib import Path
@@ -103,6 +104,17 @@ def test_all_takes_the_registered_sets_there_are_and_names_the_others(server, tm
     assert all(f"\n  {name}: " in printed.err for name in set(missing) - {"toxic-chat", "harmbench"})
 
 
+def test_what_cannot_be_written_in_the_end_is_printed(server, sets, tmp_path, capsys, monkeypatch):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(evaluate, "write_text", full)
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["--guard", server.url, "--data", *sets, "--output", str(tmp_path / "metrics.json")])
+    printed = capsys.readouterr()
+    assert stopped.value.code == 1 and "No space left" in printed.err and "second" in printed.out
+
+
 def test_a_file_is_not_beside_what_is_published_on_the_set_it_is_named_after(server, sets, tmp_path):
     own = tmp_path / "toxic-chat.jsonl"
     own.write_bytes(Path(sets[0]).read_bytes())
@@ -118,6 +130,8 @@ def test_a_file_is_not_beside_what_is_published_on_the_set_it_is_named_after(ser
         (["--output", "x.json", "--transforms", "base46"], 2, "unknown transform 'base46'; did you mean 'base64'"),
         (["--output", "x.json", "--transform-sample", "0"], 2, "transform_sample"),
         (["--output", "."], 1, "is a folder; --output takes the JSON file to write"),
+        (["--output", "/proc/metrics.json"], 1, "/proc/metrics.json cannot be written"),
+        (["--output", f"{__file__}/metrics.json"], 1, "test_evaluate.py/metrics.json cannot be written"),
         (["--output", "x.json", "--data-dir", "absent"], 1, "the data folder absent does not exist"),
     ],
 )
