@@ -87,7 +87,7 @@ def fine_tune(
         ValueError: no training records, a validation split without both labels, a window that the base cannot read,
             records without the teachers' scores, a validation split of a registered evaluation set
             (FittedOnEvaluationSet), or an `output` that is something else than a guard, a link to one included.
-        TrainingError: workers failed more often than `config.max_failures`.
+        TrainingError: workers failed more often than `config.max_failures`, or the training diverged.
     """
     if output.is_symlink():
         raise ValueError(f"{output} is a link to a guard; give a directory of its own, and promote it afterwards")
@@ -146,7 +146,10 @@ def fine_tune(
         why = str((of_workers or [error])[0]).strip().splitlines() or [type(error).__name__]
         raise TrainingError(f"guard training failed ({why[-1]}); its state is in {work}") from error
     if result.checkpoint is None:
-        raise TrainingError(f"guard training ended without a guard; its state is in {work}")
+        raise TrainingError(
+            "guard training diverged: its loss is no longer a number at a learning rate of "
+            f"{settings['learning_rate']:g}; train with a lower learning rate"
+        )
 
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -8,6 +8,7 @@ step ends as one that was never stopped.
 import contextlib
 import dataclasses
 import itertools
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,10 @@ class Progress:
 
 
 def train_loop(settings: dict[str, Any]) -> None:
-    """Train on one worker (the function Ray Train runs); `settings` are those `fine_tune` builds."""
+    """Train on one worker (the function Ray Train runs); `settings` are those `fine_tune` builds.
+
+    A training whose loss or gradients are no longer finite ends at the next step that is kept, without a checkpoint.
+    """
     config = TrainingConfig.model_validate(settings["config"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -108,10 +112,11 @@ def train_loop(settings: dict[str, Any]) -> None:
     shown = settings["board"] and rank == 0
     board = SummaryWriter(settings["board"], purge_step=progress.step + 1) if shown else None
     model.train()
+    diverged = False
     while progress.step < len(steps) and not (config.patience and progress.stale >= config.patience):
         _reseed(settings["seed"], progress.step, rank)
         loss += step_gradients(model, data, steps[progress.step], tokenizer, config, rank, world)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), _LARGEST_GRADIENT)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), _LARGEST_GRADIENT)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
@@ -131,6 +136,10 @@ def train_loop(settings: dict[str, Any]) -> None:
         if not ended and progress.step % config.checkpoint_every:
             continue
         progress.loss = _summed(loss, world)
+        # All workers know both. The gradients tell of the weights, which the loss before the step does not.
+        diverged = not math.isfinite(progress.loss + float(norm))
+        if diverged:
+            break
         if ended:
             epoch = epoch_ends.index(progress.step)
             done = steps[: progress.step]
@@ -158,6 +167,8 @@ def train_loop(settings: dict[str, Any]) -> None:
 
     if board:
         board.close()
+    if diverged:
+        return  # without a guard: of an error Ray would try again what ends the same
     if rank != 0:
         ray.train.report(progress.metrics)
         return

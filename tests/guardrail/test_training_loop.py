@@ -13,6 +13,7 @@ from guardrail.records import make_record, write_records
 from guardrail.training import fine_tune
 from guardrail.training_config import TrainingConfig
 from guardrail.training_loop import step_gradients
+from guardrail.training_progress import TrainingError
 from tests.tiny_guard import tiny_guard
 from tests.tiny_llama import tiny_llama
 
@@ -150,6 +151,29 @@ def test_the_same_training_is_not_run_twice(tmp_path, monkeypatch, base, caplog)
     again, seen = trained(tmp_path, monkeypatch, "guard", config)
     assert seen == every and again.digest == first.digest
     assert len(trained(tmp_path, monkeypatch, "guard", tiny_config(base, epochs=2))[1]) == 2 * len(every)
+
+
+@pytest.mark.parametrize("options", [{"checkpoint_every": 1}, {"patience": 1}], ids=str)
+def test_a_training_that_diverges_ends_and_leaves_no_state_that_has(tmp_path, monkeypatch, base, options):
+    with pytest.raises(TrainingError, match="lower learning rate"):
+        trained(tmp_path, monkeypatch, "guard", tiny_config(base, learning_rate=1e30, **options))
+    states = [torch.load(path) for path in tmp_path.glob(".guard.training/state.pt")]
+    assert len(states) == ("checkpoint_every" in options)
+    assert all(tensor.isfinite().all() for state in states for tensor in state["model"].values())
+    assert trained(tmp_path, monkeypatch, "guard", tiny_config(base, epochs=1))[0].training["loss"] < 5
+
+
+def test_a_last_step_that_spoils_the_weights_makes_no_guard(tmp_path, monkeypatch, base):
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def spoilt(parameters, *arguments):
+        parameters = list(parameters)
+        parameters[-1].grad.fill_(torch.inf)  # the loss was a number
+        return clip(parameters, *arguments)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoilt)
+    with pytest.raises(TrainingError, match="lower learning rate"):
+        trained(tmp_path, monkeypatch, "guard", tiny_config(base, epochs=1, tokens_per_batch=10_000))
 
 
 def test_dropout_of_a_step_hangs_on_nothing_before_it(tmp_path, monkeypatch, base):
