@@ -68,7 +68,7 @@ def _labelled(
         ValueError: as `registered_rows`; many are more than the share `most_broken`.
     """
     origin, rows = _source(name, entry, data_dir)
-    number = labelled = broken = 0
+    number = labelled = broken = unanswered = 0
     first = ""  # broken row, and why it is
     for number, row in enumerate(rows, 1):
         try:
@@ -83,11 +83,15 @@ def _labelled(
         if item is not None:
             labelled += 1
             yield number, row.where, item
+        elif entry.response and first_filled(row.values, (entry.response,)) is None:
+            unanswered += 1
     if broken > most_broken * number:
         more = f" (and {broken - 1} more of {number} rows)" if broken > 1 else ""
         raise ValueError(f"data set {name!r}: {origin}, {first}{more}. Is it the file of {entry.url}?")
     if not labelled:
         raise ValueError(f"data set {name!r}: {origin} holds no labelled row. Is it the file of {entry.url}?")
+    if unanswered:
+        logger.warning("%s: %d of %d rows have no response, and are left out", name, unanswered, number)
     logger.info("%s: %d of %d rows from %s are labelled and have a text", name, labelled, number, origin)
 
 

@@ -4,6 +4,7 @@ No message quotes a text.
 """
 
 import difflib
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 from guardrail.rows import SourceRow, raise_problems, read_rows, text_problem
 from guardrail.taxonomy import with_parents
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,11 @@ def read_evaluation_file(path: Path) -> list[EvaluationItem]:
     """Return the items of a JSON-lines file in the evaluation format.
 
     It has the keys id, text, response (may be null), unsafe, and perhaps categories and tags; other keys are ignored,
-    unless they look like one of these misspelt.
+    unless they look like one of these misspelt. An empty response says nothing that can be judged, and is no prompt:
+    such lines are left out, and counted in a warning.
 
     Raises:
-        ValueError: the file cannot be read, or has bad lines: each is listed with its line and key.
+        ValueError: the file cannot be read, has bad lines (each is listed with its line and key), or none that is kept.
     """
     items: list[EvaluationItem] = []
     first_use: dict[str, str] = {}
@@ -46,7 +50,12 @@ def read_evaluation_file(path: Path) -> list[EvaluationItem]:
             first_use.setdefault(item.id, row.where)
             items.append(item)
     raise_problems(path, problems)
-    return items
+    kept = [item for item in items if item.response is None or item.response.strip()]
+    if not kept:
+        raise ValueError(f"{path}: every row has an empty response; give null where the prompt is what is judged")
+    if empty := len(items) - len(kept):
+        logger.warning("%s: %d of %d rows have an empty response, and are left out", path, empty, len(items))
+    return kept
 
 
 def _evaluation_item(row: SourceRow) -> tuple[EvaluationItem | None, list[str]]:
@@ -57,13 +66,12 @@ def _evaluation_item(row: SourceRow) -> tuple[EvaluationItem | None, list[str]]:
     problems = [f"{row.where}, key {key!r}: {problem}" for key, problem in _evaluation_problems(values)]
     if problems:
         return None, problems
-    response = values.get("response")
     categories = values.get("categories")
     return (
         EvaluationItem(
             id=str(values["id"]),
             text=values["text"],
-            response=response if response and response.strip() else None,
+            response=values.get("response"),
             unsafe=values["unsafe"],
             categories=None if categories is None else with_parents(categories),
             tags=values.get("tags"),

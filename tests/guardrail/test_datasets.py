@@ -53,6 +53,16 @@ def test_a_gzipped_json_lines_set_maps_its_flags(tmp_path):
     assert generation_seeds(records) == records[:1]
 
 
+def test_rows_without_the_response_that_is_judged_are_left_out_and_told(tmp_path, caplog):
+    (tmp_path / "wildguardtest-response.csv").write_text(
+        "prompt,adversarial,subcategory,response,response_harm_label\n"
+        "a,False,benign,Gladly.,unharmful\nb,False,benign,,unharmful\n"
+    )
+    (item,) = load_evaluation("wildguardtest-response", tmp_path)
+    assert item.response == "Gladly."
+    assert "wildguardtest-response: 1 of 2 rows have no response, and are left out" in caplog.text
+
+
 def test_without_copy_and_network_the_error_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -22,6 +22,18 @@ def test_an_evaluation_file_is_read_and_its_bad_lines_are_named(tmp_path):
         load_evaluations([str(path), str(path)])
 
 
+def test_an_empty_response_is_left_out_and_told_not_taken_for_a_prompt(tmp_path, caplog):
+    path = tmp_path / "mine.jsonl"
+    responses = [{"response": "Gladly."}, {"response": ""}, {"response": " \n"}, {"response": None}, {}]
+    rows = [{"id": str(i), "text": "a", "unsafe": False, **response} for i, response in enumerate(responses)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    assert [(item.id, item.response) for item in load_evaluation(path)] == [("0", "Gladly."), ("3", None), ("4", None)]
+    assert "2 of 5 rows have an empty response, and are left out" in caplog.text
+    path.write_text(json.dumps(rows[1]))
+    with pytest.raises(ValueError, match="every row has an empty response"):
+        load_evaluation(path)
+
+
 def test_the_prompt_of_a_response_is_kept_out_by_itself_too():
     items = [
         EvaluationItem(id, "Hotwire a bike?", response, unsafe=True, categories=None, tags=None)
