@@ -1,6 +1,7 @@
 """Guard directories of a few kilobytes: a random BERT, of one layer by default, that reads characters; others."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from transformers import (
 from guardrail.guard import LABELS, UNSAFE, load_base, write_card
 from tests.tiny_llama import tiny_llama
 
-_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 _WINDOW = 48  # tokens: short, so that a paragraph already takes several windows
 
 
 def tiny_guard(directory: Path, seed: int = 0, layers: int = 1, hidden: int = 16) -> Path:
     """Write a guard "tiny-SEED" to `directory` and return it; its opinions are random, fixed by the seed."""
-    config = BertConfig(num_hidden_layers=layers, hidden_size=hidden, **_save_tokenizer(directory, _SPECIAL))
+    config = BertConfig(num_hidden_layers=layers, hidden_size=hidden, **save_tokenizer(directory))
     torch.manual_seed(seed)
     BertForSequenceClassification(config).save_pretrained(directory)  # type: ignore[no-untyped-call]
     write_card(directory, version=f"tiny-{seed}", temperature=1.0, thresholds={UNSAFE: 0.5}, window=_WINDOW)
@@ -33,14 +34,14 @@ def tiny_guard(directory: Path, seed: int = 0, layers: int = 1, hidden: int = 16
 def tiny_mpnet_guard(directory: Path) -> Path:
     """Write a guard "tiny-mpnet" of two layers to `directory` and return it."""
     special = [_SPECIAL[1], _SPECIAL[0], *_SPECIAL[2:]]  # MPNet's padding is token 1, whatever its configuration says
-    config = MPNetConfig(num_hidden_layers=2, hidden_size=16, **_save_tokenizer(directory, special))
+    config = MPNetConfig(num_hidden_layers=2, hidden_size=16, **save_tokenizer(directory, special))
     torch.manual_seed(0)
     MPNetForSequenceClassification(config).save_pretrained(directory)  # type: ignore[no-untyped-call]
     write_card(directory, version="tiny-mpnet", temperature=1.0, thresholds={UNSAFE: 0.5}, window=_WINDOW)
     return directory
 
 
-def _save_tokenizer(directory: Path, special: list[str]) -> dict[str, Any]:
+def save_tokenizer(directory: Path, special: Sequence[str] = _SPECIAL) -> dict[str, Any]:
     """Write a tokenizer of characters to `directory`, and return what the configuration of a small guard says of it."""
     characters = [chr(code) for code in range(33, 127)]
     tokens = [*special, *characters, *(f"##{character}" for character in characters)]
