@@ -34,14 +34,14 @@ from guardrail.evaluation_items import EvaluationItem
 from guardrail.evaluation_sets import evaluation_texts, load_available_evaluations, raise_missing
 from guardrail.files import write_text
 from jobs.curation_inputs import CurationInput
-from jobs.settings import JobSettings, load, save_beside
+from jobs.settings import ClusterSettings, SeedSettings, load, save_beside
 from jobs.terminal import orderly_end, show_funnel
 
 ROWS_SET_ASIDE = 3
 _LISTED = 10  # reasons for which rows were set aside
 
 
-class CurateSettings(JobSettings):
+class CurateSettings(ClusterSettings, SeedSettings):
     """Settings of the curation."""
 
     input: list[str] = Field(

@@ -40,11 +40,11 @@ from guardrail.remote import RemoteGuard
 from guardrail.robustness import robustness
 from guardrail.targets import open_guard
 from guardrail.transforms import transform_names
-from jobs.settings import JobSettings, load, save_beside
+from jobs.settings import SeedSettings, load, save_beside
 from jobs.terminal import orderly_end, show_metrics, show_published, show_transforms
 
 
-class EvaluateSettings(JobSettings):
+class EvaluateSettings(SeedSettings):
     """Settings of the evaluation."""
 
     guard: str = Field(

@@ -23,11 +23,11 @@ from cluster.connect import connect
 from cluster.resources import plan_for_cluster
 from guardrail.judge_formats import JUDGE_FORMATS
 from guardrail.records import check_records
-from jobs.settings import JobSettings, load, save_beside
+from jobs.settings import ClusterSettings, load, save_beside
 from jobs.terminal import orderly_end
 
 
-class JudgeSettings(JobSettings):
+class JudgeSettings(ClusterSettings):
     """Settings of the judging."""
 
     input: Path = Field(description="parquet file of records")

@@ -38,7 +38,7 @@ from guardrail.targets import moderation_of, open_guard, unsafe_scores
 from guardrail.transforms import TRANSFORMS, transformed
 from jobs.findings import UNTRANSFORMED, Findings, show_findings
 from jobs.run import run_directory
-from jobs.settings import JobSettings, SplitConfig, load
+from jobs.settings import ClusterSettings, SeedSettings, SplitConfig, load
 from jobs.terminal import orderly_end, terminal
 
 _REFUSES_ALL = (
@@ -47,7 +47,7 @@ _REFUSES_ALL = (
 )
 
 
-class RedTeamSettings(JobSettings):
+class RedTeamSettings(ClusterSettings, SeedSettings):
     """Settings of an attack."""
 
     target: str = Field(

@@ -22,11 +22,11 @@ from actors.teachers import TEACHER, TeachersConfig, ask_teachers
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
 from guardrail.records import check_records
-from jobs.settings import JobSettings, load, save_beside
+from jobs.settings import ClusterSettings, load, save_beside
 from jobs.terminal import orderly_end
 
 
-class ScoreSettings(JobSettings):
+class ScoreSettings(ClusterSettings):
     """Settings of the scoring."""
 
     input: Path = Field(description="parquet file of records")

@@ -51,12 +51,9 @@ class ClusterConfig(BaseModel):
 
 
 class JobSettings(BaseSettings):
-    """What every job has."""
+    """How jobs take settings; each setting is one of the jobs that read it."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)  # a truth value is written out: --KEY true
-
-    seed: int = Field(0, ge=0, lt=2**31, description="decides every draw")
-    cluster: ClusterConfig = ClusterConfig()
 
     @classmethod
     def settings_customise_sources(
@@ -66,7 +63,19 @@ class JobSettings(BaseSettings):
         return (init_settings,)
 
 
-class LoopSettings(JobSettings):
+class ClusterSettings(JobSettings):
+    """Settings of a job that runs on a cluster."""
+
+    cluster: ClusterConfig = ClusterConfig()
+
+
+class SeedSettings(JobSettings):
+    """Settings of a job that draws."""
+
+    seed: int = Field(0, ge=0, lt=2**31, description="decides every draw")
+
+
+class LoopSettings(ClusterSettings, SeedSettings):
     """Settings of the adversarial loop."""
 
     run_dir: Path = Field(Path("runs/default"), description="run directory; the same one resumes")

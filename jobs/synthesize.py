@@ -20,11 +20,11 @@ from guardrail.generable import generation_seeds
 from guardrail.records import write_records
 from guardrail.seeds import load_or_embedded
 from guardrail.synthesis import SynthesisConfig
-from jobs.settings import JobSettings, load, save_beside
+from jobs.settings import ClusterSettings, SeedSettings, load, save_beside
 from jobs.terminal import orderly_end, terminal
 
 
-class SynthesizeSettings(JobSettings):
+class SynthesizeSettings(ClusterSettings, SeedSettings):
     """Settings of the synthesis."""
 
     output: Path = Field(description="parquet file to write: the synthetic records")

@@ -16,13 +16,13 @@ from pydantic import Field
 from actors.config import GateConfig
 from actors.demonstrations import TeachingConfig, demonstrations, passing, teach
 from guardrail.intent import IntentModel
-from jobs.settings import JobSettings, load, save_beside
+from jobs.settings import SeedSettings, load, save_beside
 from jobs.terminal import orderly_end
 
 _LINES = 10  # of progress
 
 
-class TeachAttackerSettings(JobSettings):
+class TeachAttackerSettings(SeedSettings):
     """Settings of the teaching."""
 
     output: Path = Field(description="directory to write the attacker to")

@@ -26,11 +26,11 @@ from guardrail.records import Record, read_records, write_records
 from guardrail.seeds import TRAIN, VALIDATION, split_by_seed
 from guardrail.text import digest
 from guardrail.training import TrainingConfig, fine_tune
-from jobs.settings import JobSettings, load, save_beside, to_yaml
+from jobs.settings import ClusterSettings, SeedSettings, load, save_beside, to_yaml
 from jobs.terminal import orderly_end, show_metrics, training_shown
 
 
-class TrainGuardSettings(JobSettings):
+class TrainGuardSettings(ClusterSettings, SeedSettings):
     """Settings of the training."""
 
     records: Path = Field(description="parquet file of records")

@@ -23,11 +23,11 @@ from guardrail.intent_training import (
     write_card,
 )
 from guardrail.seeds import embedded_seeds
-from jobs.settings import JobSettings, load, save_beside
+from jobs.settings import SeedSettings, load, save_beside
 from jobs.terminal import orderly_end
 
 
-class TrainIntentSettings(JobSettings):
+class TrainIntentSettings(SeedSettings):
     """Settings of the intent model's training."""
 
     output: Path = Field(description="directory to write; or, with measure_only, to read")

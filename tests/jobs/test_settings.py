@@ -7,8 +7,12 @@ from guardrail.dataset_registry import registry
 from jobs.curate import CurateSettings
 from jobs.curation_inputs import EMBEDDED
 from jobs.evaluate import EvaluateSettings
+from jobs.judge import JudgeSettings
+from jobs.score import ScoreSettings
 from jobs.settings import LoopSettings, deciding, load, save_beside, to_yaml
+from jobs.teach_attacker import TeachAttackerSettings
 from jobs.train_guard import TrainGuardSettings
+from jobs.train_intent import TrainIntentSettings
 
 PRESETS = sorted(Path("jobs/configs").glob("*.yaml"))
 
@@ -50,6 +54,20 @@ def test_a_mistake_on_the_command_line_is_named(capsys, arguments, message):
     import re
 
     assert re.search(message, failure(capsys, arguments))
+
+
+@pytest.mark.parametrize(
+    ("settings", "setting"),
+    [
+        *((job, "cluster.address") for job in (EvaluateSettings, TrainIntentSettings, TeachAttackerSettings)),
+        *((job, "seed") for job in (ScoreSettings, JudgeSettings)),
+    ],
+)
+def test_a_setting_that_a_job_would_not_read_is_refused(capsys, tmp_path, settings, setting):
+    assert f"unknown setting {setting!r}" in failure(capsys, [f"--{setting}", "1"], settings)
+    name = setting.partition(".")[0]
+    (tmp_path / "mine.yaml").write_text(f"{name}: 1\n")
+    assert f"unknown setting {name!r}" in failure(capsys, ["--config", str(tmp_path / "mine.yaml")], settings)
 
 
 def test_a_mistake_in_the_file_is_named(capsys, tmp_path):
