@@ -61,6 +61,18 @@ class FinishedRun:
         """The seeds that no guard was trained on."""
         return [*self.validation, *self.held_out]
 
+    def seeds_for(self, metric: Metric) -> tuple[list[Record], str]:
+        """Return the seeds that no guard was trained on to measure with, and what to call them.
+
+        Benign validation seeds are flagged as often as the thresholds set on them allow: false positives are those of
+        the held-out seeds, where these are enough to tell.
+        """
+        if metric != "fpr":
+            return self.seeds, "seeds never trained on"
+        if sum(not record["unsafe"] for record in self.held_out) >= FEW:
+            return list(self.held_out), "held-out seeds"
+        return self.seeds, "seeds never trained on, the threshold's own among them"
+
     @property
     def unseen_attacks(self) -> list[Record]:
         """The attacks on goals that no guard was trained on, of all rounds, each text once."""
@@ -131,6 +143,7 @@ def _left_out(
     """
     trained_on, in_use = run.training[run.in_use()], Guard.from_pretrained(run.guards[run.in_use()])
     unseen = [*run.seeds, *run.unseen_attacks]
+    benign, called = run.seeds_for("fpr")
     sizes = Counter(group for record in trained_on if record["unsafe"] for group in groups(record))
     rows: list[Row] = []
     for group, _ in sorted(sizes.items(), key=lambda each: (-each[1], each[0]))[:most]:
@@ -144,7 +157,7 @@ def _left_out(
         parts: list[tuple[str, Metric, Sequence[Record]]] = [
             ("left out of training", "recall", [record for record in trained_on if is_left_out(record)]),
             (f"of the {kind}, on seeds never trained on", "recall", [each for each in unseen if is_left_out(each)]),
-            ("benign seeds never trained on", "fpr", run.seeds),
+            (f"benign {called}", "fpr", benign),
         ]
         for what, metric, records in parts:
             found = measure(guard, records, metric, what) if guard else Measured(what, 0, None, None)
@@ -211,17 +224,14 @@ def origin(run: FinishedRun) -> list[Row]:
     Seeds stand for human text: they are as human as those who gave them.
     """
     guard = Guard.from_pretrained(run.guards[run.in_use()])
-    human = [record for record in run.seeds if record["method"] == "seed"]
-    synthetic = [record for record in run.seeds if record["method"] != "seed"] + run.unseen_attacks
-    return [
-        row(
-            "synthetic",
-            metric,
-            measure(guard, synthetic, metric, "attacks that kept their label, on goals never trained on"),
-            measure(guard, human, metric, "seeds never trained on"),
-        )
-        for metric in METRICS
-    ]
+    rows: list[Row] = []
+    for metric in METRICS:
+        seeds, called = run.seeds_for(metric)
+        human = [record for record in seeds if record["method"] == "seed"]
+        synthetic = [record for record in seeds if record["method"] != "seed"] + run.unseen_attacks
+        found = measure(guard, synthetic, metric, "attacks that kept their label, on goals never trained on")
+        rows.append(row("synthetic", metric, found, measure(guard, human, metric, called)))
+    return rows
 
 
 def languages(run: FinishedRun, further: Sequence[Record]) -> list[Row]:
@@ -239,12 +249,15 @@ def languages(run: FinishedRun, further: Sequence[Record]) -> list[Row]:
     for record in [*run.seeds, *further]:
         if record["id"] not in trained_on:
             by_language.setdefault(_language(record), []).append(record)
-    english = by_language.pop(_ENGLISH, [])
     rows: list[Row] = []
     for metric in METRICS:
-        beside = measure(guard, english, metric, "English")
-        for language, records in sorted(by_language.items(), key=lambda each: (-len(each[1]), each[0])):
-            rows.append(row(language, metric, measure(guard, records, metric, "texts never trained on"), beside))
+        seeds, called = run.seeds_for(metric)
+        counted = {record["id"] for record in [*seeds, *further]}
+        own = {key: [each for each in of if each["id"] in counted] for key, of in by_language.items()}
+        beside = measure(guard, own.pop(_ENGLISH, []), metric, "English")
+        what = f"{called}, and other sets" if further else called
+        for language, records in sorted(own.items(), key=lambda each: (-len(by_language[each[0]]), each[0])):
+            rows.append(row(language, metric, measure(guard, records, metric, what), beside))
     return rows
 
 

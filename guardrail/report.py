@@ -72,6 +72,7 @@ def render(report: dict[str, Any], material: Material) -> str:
         categories=_categories(first["evaluation"], final["evaluation"]),
         sets={name: _set_figures(name, material, first, final) for name in final["evaluation"]},
         success=Markup(figures.success_by_round(rounds)),
+        cross_fitted=_cross_fitted(material.guards),
         recall=Markup(figures.recall_at_low_fpr(first["evaluation"], final["evaluation"])),
         diversity=_diversity(attacked),
         funnels=[(entry["round"], _funnel(entry)) for entry in rounds if entry.get("curation")],
@@ -116,6 +117,12 @@ def _confusion(metrics: Mapping[str, Any]) -> dict[str, int]:
     negatives = metrics["n"] - positives
     hits, alarms = round((metrics["recall"] or 0) * positives), round((metrics["fpr"] or 0) * negatives)
     return {"hits": hits, "misses": positives - hits, "alarms": alarms, "passed": negatives - alarms}
+
+
+def _cross_fitted(guards: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
+    """Return by round the calibration error of the validation split's halves, where it was measured."""
+    measured = {index: card["training"].get("validation", {}).get("cross_fitted") for index, card in guards.items()}
+    return {index: found["ece"] for index, found in measured.items() if found}
 
 
 def _categories(first: Mapping[str, Any], final: Mapping[str, Any]) -> dict[str, dict[str, tuple[Any, Any]]]:

@@ -156,6 +156,7 @@ def _write_guard(folder: Path, index: int) -> None:
     folder.mkdir(parents=True)
     training = {"base": "bundled:mini", "start": None if index == 0 else "guard-0", "records": 330 + 40 * index}
     counts = {"unsafe": 160 + 20 * index, "tokens": 30_000, "data": {"seed/safe": 70, "paraphrase/unsafe": 90}}
+    counts["validation"] = {"cross_fitted": {"ece": 0.041} if index else None}  # a half of round 0's lacks a label
     card = {"version": f"round-{index:02d}", "digest": f"guard-{index}", "temperature": TEMPERATURE}
     card |= {"thresholds": {"unsafe": 0.5}, "window": 256, "training": training | counts}
     (folder / "guard.json").write_text(json.dumps(card))

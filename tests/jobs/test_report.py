@@ -48,6 +48,7 @@ def test_every_section_is_drawn(run):
         assert f'role="img" aria-label="{title}' in page
     assert f"round {NOT_PROMOTED}, not promoted" in section(page, "matrix")
     assert "digest-0" in section(page, "with") and "bundled:mini" in section(page, "with")
+    assert section(page, "sets").count("0.041 cross-fitted") == ROUNDS
     assert page.count("<circle") == 450 and "150 of 280 synthetic records" in section(page, "map")
     assert re.findall(r'href="#([a-z]+)"', page) == re.findall(r'<section id="([a-z]+)">', page)
 
