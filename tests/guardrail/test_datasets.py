@@ -53,6 +53,20 @@ def test_a_gzipped_json_lines_set_maps_its_flags(tmp_path):
     assert generation_seeds(records) == records[:1]
 
 
+def test_harmbench_is_whole_or_named_after_its_standard_half(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"not on the hub. Download it from https://github.*harmbench_behaviors_text_all"
+    ):
+        load_evaluation("harmbench", tmp_path)
+    (tmp_path / "harmbench.csv").write_text("prompt,category\nsteal a car,illegal\n")
+    with pytest.raises(ValueError, match="no column 'Behavior'"):
+        load_evaluation("harmbench", tmp_path)
+    (tmp_path / "harmbench-standard.csv").write_text("prompt,category\nbreak into a server,cybercrime_intrusion\n")
+    (item,) = load_evaluation("harmbench-standard", tmp_path)
+    assert (item.unsafe, item.categories) == (True, ["illicit", "cybercrime"])
+    assert item.tags == ["cybercrime_intrusion"]
+
+
 def test_rows_without_the_response_that_is_judged_are_left_out_and_told(tmp_path, caplog):
     (tmp_path / "wildguardtest-response.csv").write_text(
         "prompt,adversarial,subcategory,response,response_harm_label\n"
