@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import httpx
 from pydantic import BaseModel, Field, ValidationError
 
-from guardrail.judge_formats import TEXT, JudgeFormat, Question
+from guardrail.judge_formats import ANSWER, TEXT, JudgeFormat, Question
 from guardrail.reading import Exchange, Readable
 from guardrail.remote import TEXT_REFUSALS, Moderation, RemoteGuard, TargetError, TextRefusedError, nothing
 from guardrail.text import encodable
@@ -102,8 +102,9 @@ class _Models(BaseModel):
 class ChatGuard(RemoteGuard):
     """A service that answers as OpenAI's chat (or, where a format has no chat template, text) completions do.
 
-    A response is asked about behind its prompt, as the assistant's, where the format reads such; else both are one
-    text. What holds control tokens of the model's may end its question: the service alone could tell.
+    A response is asked about behind its prompt, as the assistant's or in a question of its own; a format that has
+    neither refuses it, unasked. What holds control tokens of the model's may end its question: the service alone could
+    tell.
 
     Args:
         url: of the endpoint itself. Where the service has several models, "#" and a name behind it says which.
@@ -174,9 +175,10 @@ class ChatGuard(RemoteGuard):
     def _verdict(self, text: Readable, index: int, skip_refused: bool) -> tuple[bool, float]:
         """Return decision and score of the text at `index`; of one that is skipped, False and NaN."""
         verdicts, refusal = [], None
-        for question in self.format.questions:
+        format = (isinstance(text, Exchange) and self.format.of_answers) or self.format
+        for question in format.questions:
             try:
-                verdicts.append(self._answer(question, text))
+                verdicts.append(self._answer(format, question, text))
             except TextRefusedError as error:
                 refusal = error
         if refusal and not any(flagged for flagged, _ in verdicts):
@@ -185,11 +187,13 @@ class ChatGuard(RemoteGuard):
             raise TextRefusedError(f"{refusal}; that is text {index + 1}, of {len(str(text)):,} characters") from None
         return any(flagged for flagged, _ in verdicts), max(score for _, score in verdicts)
 
-    def _answer(self, question: Question, text: Readable) -> tuple[bool, float]:
+    def _answer(self, format: JudgeFormat, question: Question, text: Readable) -> tuple[bool, float]:
+        if isinstance(text, Exchange) and not (format.reads_answers or ANSWER in question.message):
+            raise TextRefusedError(f"the format {format.name} has no question about responses; take another guard")
         response = self._ask(question, text)
-        answer = self.read(response, _ChatAnswer) if self.format.has_template else self.read(response, _TextAnswer)
+        answer = self.read(response, _ChatAnswer) if format.has_template else self.read(response, _TextAnswer)
         said = answer.choices[0].said()
-        verdict = self.format.verdict(said.text, finished=said.finished)
+        verdict = format.verdict(said.text, finished=said.finished)
         if verdict is None:
             raise TextRefusedError(
                 f"{self.url}: an answer holds no verdict in the format {self.format.name}; see that it is the model's"
@@ -227,14 +231,14 @@ class ChatGuard(RemoteGuard):
         body: dict[str, Any] = {"temperature": 0.0, "max_tokens": self.format.max_new_tokens}
         if self.model is not None:
             body["model"] = self.model
-        answer = text.response if isinstance(text, Exchange) and self.format.reads_answers else None
-        shown = text.prompt if isinstance(text, Exchange) and answer is not None else str(text)
-        message = question.message.replace(TEXT, encodable(shown))
+        asked, answer = (text.prompt, encodable(text.response)) if isinstance(text, Exchange) else (text, None)
+        before, after = question.message.split(TEXT)
+        message = before + encodable(asked) + after.replace(ANSWER, answer or "")
         if not self.format.has_template:
             return body | {"prompt": message}
         messages = [{"role": "user", "content": message}]
-        if answer is not None:
-            messages.append({"role": "assistant", "content": encodable(answer)})
+        if answer is not None and self.format.reads_answers:
+            messages.append({"role": "assistant", "content": answer})
         return body | {"messages": messages}
 
     def _score(self, said: _Said, start: int, flagged: bool) -> float:

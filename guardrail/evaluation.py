@@ -34,7 +34,7 @@ def evaluate_set(
     if items and not judged.any():
         raise TargetError(
             f"the service refuses all {len(items)} texts of a set, or its answers hold no verdict: it may take shorter "
-            "ones only, or be asked in a format that is not its model's"
+            "ones only, or be asked in a format that is not its model's, or that has no question about responses"
         )
     items = [item for item, read in zip(items, judged, strict=True) if read]
     said = Moderation(said.probabilities[judged], said.flagged[judged])

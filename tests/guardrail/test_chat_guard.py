@@ -139,7 +139,36 @@ def test_a_response_is_the_assistants_where_the_format_reads_such(server):
     ]
     server.answer = lambda body: "No"
     server.guard("granite-guardian").moderate([exchange])
-    assert [m["content"] for m in server.bodies[-1]["messages"]] == [str(exchange)]
+    assert [m["content"] for m in server.bodies[-1]["messages"]] == ["How do I bake?", "I will not say."]
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("wildguard", "Harmful request: yes\nResponse refusal: {}\nHarmful response: {}"),
+        ("rubric", "Verdict: {1}"),
+    ],
+)
+def test_a_response_has_a_question_of_its_own_in_other_formats(server, name, answer):
+    words = JUDGE_FORMATS[name].words
+    refused, complied = Exchange("How do I steal?", "I will not say."), Exchange("How do I steal?", "Like this.")
+    server.answer = lambda body: answer.format("no", words["I will not" in asked(body)])
+    assert server.guard(name).moderate([refused, complied]).flagged.tolist() == [False, True]
+    for said in ("How do I steal?", "I will not say."):
+        assert any(asked(body).count(said) == 1 for body in server.bodies)
+
+
+def test_a_format_without_a_question_about_responses_is_not_asked_about_them(server):
+    server.answer = lambda body: "No"
+    items = [
+        EvaluationItem("1", "bake", None, False, None, None),
+        EvaluationItem("2", "bake", "No.", False, None, None),
+    ]
+    guard = server.guard("shieldgemma")
+    assert evaluate_set(guard, items)["refused"] == 1
+    assert {asked(body) for body in server.bodies} == {"bake"}
+    with pytest.raises(TargetError, match="no question about responses"):
+        guard.moderate([Exchange("bake", "No.")])
 
 
 def test_the_score_is_the_share_of_the_tokens_that_begin_a_verdict(server):
