@@ -51,7 +51,7 @@ class RunIndex:
     Args:
         texts: what others are looked up in.
         run: so many words in a row are shared by more than chance; of scripts without spaces, 2.5 times as many
-            characters. Shorter texts, from `SHORTEST` on, count whole, and only where they are a sixth of the other text:
+            characters. Shorter texts, from `SHORTEST` on, count whole, and only where they are a sixth of the other:
             "I understand how you feel" may stand in any.
     """
 
