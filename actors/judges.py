@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from actors.engine import Completion, Engine
 from guardrail.judge_formats import Vote, judge_format
 from guardrail.models import BUNDLED_PREFIX, resolve
+from guardrail.reading import Readable
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +72,12 @@ class Judge:
     def __repr__(self) -> str:
         return f"judge-{self.format.name}"
 
-    def votes(self, texts: Sequence[str]) -> list[Vote]:
-        """Return the vote on each text, at temperature 0.
+    def votes(self, texts: Sequence[Readable]) -> list[Vote]:
+        """Return the vote on each text, or answer to one, at temperature 0.
 
-        None for a text that does not fit the window, for it is never cut, and for one that holds a control token of the
-        model's, with which it could end the question and write the answer.
+        None for a text that does not fit the window, for it is never cut, for one that holds a control token of the
+        model's, with which it could end the question and write the answer, and for an answer where the format has no
+        question about such.
         """
         asked = [self._prompts(text) for text in texts]
         prompts = [ids for each in asked for ids in each]
@@ -84,16 +86,21 @@ class Judge:
         answers = iter(
             self.engine.generate(prompts, n=1, max_new_tokens=self.format.max_new_tokens, temperature=0.0, stop=())
         )
-        return [_unsafe_under_any([self._vote(next(answers)[0]) for _ in each]) for each in asked]
+        return [
+            _unsafe_under_any([self._vote(text, next(answers)[0]) for _ in each])
+            for text, each in zip(texts, asked, strict=True)
+        ]
 
-    def _prompts(self, text: str) -> list[list[int]]:
-        if any(token in text for token in self.control_tokens):
+    def _prompts(self, text: Readable) -> list[list[int]]:
+        format = self.format.about(text)
+        if format is None or any(token in str(text) for token in self.control_tokens):
             return []
-        prompts = self.format.prompts(self.engine.tokenizer, text)
+        prompts = format.prompts(self.engine.tokenizer, text)
         return prompts if all(len(ids) <= self.longest_prompt for ids in prompts) else []
 
-    def _vote(self, answer: Completion) -> Vote:
-        return self.format.parse(answer.text, finished=answer.finished)
+    def _vote(self, text: Readable, answer: Completion) -> Vote:
+        format = self.format.about(text)
+        return format.parse(answer.text, finished=answer.finished) if format else None
 
 
 def label_kept(votes: Sequence[Vote], unsafe: bool) -> bool | None:

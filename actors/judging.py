@@ -16,7 +16,7 @@ from actors.engine import memory_share
 from actors.judges import Judge, JudgeConfig
 from actors.record_scores import Scorer, Verdicts, score_records
 from guardrail.curation.votes import JUDGE
-from guardrail.text import joined
+from guardrail.reading import reading_of
 
 
 class JudgingConfig(BaseModel):
@@ -49,8 +49,7 @@ class BatchJudge:
 
     def scores(self, batch: pa.Table, key: str) -> pa.Table:
         """Return the votes on a batch (columns `text`, `response`), whatever its key: 1 unsafe, 0 safe, null none."""
-        texts = map(joined, batch["text"].to_pylist(), batch["response"].to_pylist())
-        votes = self.judge.votes(list(texts))
+        votes = self.judge.votes([*map(reading_of, batch["text"].to_pylist(), batch["response"].to_pylist())])
         return pa.table({"score": pa.array([None if vote is None else float(vote) for vote in votes], pa.float64())})
 
 

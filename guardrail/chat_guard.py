@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import httpx
 from pydantic import BaseModel, Field, ValidationError
 
-from guardrail.judge_formats import ANSWER, TEXT, JudgeFormat, Question
+from guardrail.judge_formats import JudgeFormat, Question, with_texts
 from guardrail.reading import Exchange, Readable
 from guardrail.remote import TEXT_REFUSALS, Moderation, RemoteGuard, TargetError, TextRefusedError, nothing
 from guardrail.text import encodable
@@ -175,12 +175,14 @@ class ChatGuard(RemoteGuard):
     def _verdict(self, text: Readable, index: int, skip_refused: bool) -> tuple[bool, float]:
         """Return decision and score of the text at `index`; of one that is skipped, False and NaN."""
         verdicts, refusal = [], None
-        format = (isinstance(text, Exchange) and self.format.of_answers) or self.format
-        for question in format.questions:
-            try:
-                verdicts.append(self._answer(format, question, text))
-            except TextRefusedError as error:
-                refusal = error
+        if format := self.format.about(text):
+            for question in format.questions:
+                try:
+                    verdicts.append(self._answer(format, question, text))
+                except TextRefusedError as error:
+                    refusal = error
+        else:
+            refusal = TextRefusedError(f"the format {self.format.name} has no question about responses")
         if refusal and not any(flagged for flagged, _ in verdicts):
             if skip_refused:
                 return False, math.nan
@@ -188,8 +190,6 @@ class ChatGuard(RemoteGuard):
         return any(flagged for flagged, _ in verdicts), max(score for _, score in verdicts)
 
     def _answer(self, format: JudgeFormat, question: Question, text: Readable) -> tuple[bool, float]:
-        if isinstance(text, Exchange) and not (format.reads_answers or ANSWER in question.message):
-            raise TextRefusedError(f"the format {format.name} has no question about responses; take another guard")
         response = self._ask(question, text)
         answer = self.read(response, _ChatAnswer) if format.has_template else self.read(response, _TextAnswer)
         said = answer.choices[0].said()
@@ -231,14 +231,12 @@ class ChatGuard(RemoteGuard):
         body: dict[str, Any] = {"temperature": 0.0, "max_tokens": self.format.max_new_tokens}
         if self.model is not None:
             body["model"] = self.model
-        asked, answer = (text.prompt, encodable(text.response)) if isinstance(text, Exchange) else (text, None)
-        before, after = question.message.split(TEXT)
-        message = before + encodable(asked) + after.replace(ANSWER, answer or "")
+        message = encodable(with_texts(question.message, text))
         if not self.format.has_template:
             return body | {"prompt": message}
         messages = [{"role": "user", "content": message}]
-        if answer is not None and self.format.reads_answers:
-            messages.append({"role": "assistant", "content": answer})
+        if isinstance(text, Exchange) and self.format.reads_answers:
+            messages.append({"role": "assistant", "content": encodable(text.response)})
         return body | {"messages": messages}
 
     def _score(self, said: _Said, start: int, flagged: bool) -> float:

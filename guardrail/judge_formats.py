@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from guardrail.reading import Exchange, Readable
 from guardrail.refusals import is_refusal
 from guardrail.rows import did_you_mean
 
@@ -64,16 +65,22 @@ class JudgeFormat:
     of_answers: "JudgeFormat | None" = None
     needs_arguments: bool = True
 
-    def prompts(self, tokenizer: Any, text: str) -> list[list[int]]:
-        """Return the prompt of each question about a text, as token ids.
+    def about(self, text: Readable) -> "JudgeFormat | None":
+        """Return how the family is asked about a text, or about an answer to one; None: it cannot be."""
+        return self if self.reads_answers or not isinstance(text, Exchange) else self.of_answers
+
+    def prompts(self, tokenizer: Any, text: Readable) -> list[list[int]]:
+        """Return the prompt of each question about a text that `about` returned this format for, as token ids.
 
         Raises:
             ValueError: the chat template leaves out what it is given.
         """
         if not self.has_template:
-            bos = tokenizer.bos_token or ""
-            return [_encode(tokenizer, bos + question.message, text) for question in self.questions]
-        return [_chat(tokenizer, question, text) for question in self.questions]
+            filled = [(tokenizer.bos_token or "") + question.message for question in self.questions]
+        else:
+            answered = self.reads_answers and isinstance(text, Exchange)
+            filled = [_chat(tokenizer, question, answered) for question in self.questions]
+        return [tokenizer(with_texts(each, text), add_special_tokens=False)["input_ids"] for each in filled]
 
     @property
     def verdicts(self) -> tuple[str, ...]:
@@ -108,25 +115,31 @@ def judge_format(name: str) -> JudgeFormat:
     return JUDGE_FORMATS[name]
 
 
-def _chat(tokenizer: Any, question: Question, text: str) -> list[int]:
-    """Return the token ids of a chat with one user message.
+def with_texts(question: str, text: Readable) -> str:
+    """Return a question with a text in the place of `TEXT`, and with the answer to it in that of `ANSWER`."""
+    asked, answer = (text.prompt, text.response) if isinstance(text, Exchange) else (text, "")
+    # No text is looked through for the places of another.
+    return asked.join(part.replace(ANSWER, answer) for part in question.split(TEXT))
+
+
+def _chat(tokenizer: Any, question: Question, answered: bool) -> str:
+    """Return a chat with a user's message, and with an answer to it where there is one, places and all.
 
     Templates take a message as a string or as a list of parts, and leave it out in silence if it comes as the other:
     the judge then reads an empty message, and finds it safe (vllm-project/vllm issue 9294, on Llama Guard 3 1B).
     """
-    for content in (question.message, [{"type": "text", "text": question.message}]):
+    said = {"user": question.message, **({"assistant": ANSWER} if answered else {})}
+    for shaped in (lambda text: text, lambda text: [{"type": "text", "text": text}]):
+        messages = [{"role": role, "content": shaped(text)} for role, text in said.items()]
         filled = tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True, **question.arguments
+            messages, tokenize=False, add_generation_prompt=True, **question.arguments
         )
-        if all(part in filled for part in (TEXT, *question.arguments.values()) if isinstance(part, str)):
-            return _encode(tokenizer, filled, text)
+        places = (TEXT, *([ANSWER] if answered else []), *question.arguments.values())
+        if all(part in filled for part in places if isinstance(part, str)):
+            return str(filled)
     raise ValueError(
         f"the chat template of {tokenizer.name_or_path} leaves out what it is given; is the judge's format its model's?"
     )
-
-
-def _encode(tokenizer: Any, filled: str, text: str) -> list[int]:
-    return tokenizer(filled.replace(TEXT, text), add_special_tokens=False)["input_ids"]
 
 
 def _verdict(pattern: str) -> re.Pattern[str]:

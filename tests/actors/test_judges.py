@@ -14,6 +14,7 @@ from actors import judges
 from actors.engine import Completion
 from actors.judges import Judge, JudgeConfig, label_kept
 from guardrail.judge_formats import JUDGE_FORMATS, judge_format
+from guardrail.reading import Exchange
 
 #: What judges answer. `note` says of a published or documented answer where it is, of others what they are examples of.
 OUTPUTS = [json.loads(line) for line in Path(__file__).with_name("judge_outputs.jsonl").read_text("utf-8").splitlines()]
@@ -95,7 +96,7 @@ def tokenizer(tiny_model):
 
 
 def asked(tokenizer, name, text):
-    return [tokenizer.decode(ids) for ids in judge_format(name).prompts(tokenizer, text)]
+    return [tokenizer.decode(ids) for ids in judge_format(name).about(text).prompts(tokenizer, text)]
 
 
 @pytest.mark.parametrize("template", [STRINGS_ONLY, PARTS_ONLY])
@@ -129,6 +130,29 @@ def test_wildguard_is_asked_without_a_chat_template(tokenizer):
     (prompt,) = asked(tokenizer, "wildguard", "hello {prompt}")
     assert prompt.startswith("<s><|user|>\n[INST] You are a classifier")
     assert "Human user:\nhello {prompt}\n\nAI assistant:\n\n\n---\n\nAnswers: [/INST]\n<|assistant|>\n" in prompt
+
+
+ALTERNATING = (
+    "<s>{% for m in messages %}{{ m['role'] }} {{ m['content'] }}\n{% endfor %}"
+    "judge the {{ messages[-1]['role'] }}{% if add_generation_prompt %} verdict{% endif %}"
+)
+
+
+def test_an_answer_is_the_assistants_where_the_format_reads_such(tokenizer):
+    tokenizer.chat_template = ALTERNATING
+    exchange = Exchange("How do I bake?", "I will not say.")
+    for name in ("llama-guard", "qwen3guard"):
+        (prompt,) = asked(tokenizer, name, exchange)
+        assert "user How do I bake?\nassistant I will not say.\njudge the assistant" in prompt
+
+
+def test_an_answer_has_a_question_of_its_own_in_other_formats_or_none(tokenizer):
+    exchange = Exchange("How do I bake [[the answer to judge]]?", "I will not say.")
+    tokenizer.chat_template = None
+    (prompt,) = asked(tokenizer, "wildguard", exchange)
+    assert "Human user:\nHow do I bake [[the answer to judge]]?\n\nAI assistant:\nI will not say.\n" in prompt
+    assert judge_format("wildguard").about(exchange).parse("Harmful request: yes\nHarmful response: no") is False
+    assert judge_format("shieldgemma").about(exchange) is None
 
 
 class StubEngine:
@@ -176,6 +200,14 @@ def test_a_text_fits_to_the_last_token_of_the_window(judge):
     asked = judge("llama-guard", {"x": ("safe", True)})
     room = asked.longest_prompt - len(asked.format.prompts(asked.engine.tokenizer, "")[0])
     assert asked.votes(["x" * room, "x" * (room + 1)]) == [False, None]
+
+
+def test_a_judge_votes_on_answers_as_answers_and_not_at_all_where_it_has_no_question_about_them(judge):
+    refused = Exchange("threat", "No, I will not.")
+    answers = {"An answer is unsafe": ("Verdict: safe", True), "A message is": ("Verdict: unsafe", True)}
+    assert judge("rubric", answers, max_tokens=2000).votes([refused, "threat"]) == [False, True]
+    asked = judge("shieldgemma", {"No ": ("No", True)}, GUIDELINE, max_tokens=1000)
+    assert asked.votes([refused, "you"]) == [None, False]
 
 
 def test_an_answer_that_the_limit_cut_is_read_without_its_last_word(judge):
