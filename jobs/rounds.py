@@ -100,7 +100,11 @@ class Rounds:
             held_out=self.settings.split.held_out_goals,
         )
         left_out = {"of an evaluation set": self._without_measured(parts)}
-        _check_parts(parts, goals_of_both=self.settings.adversary.benign_share > 0)
+        _check_parts(
+            parts,
+            goals_of_both=self.settings.adversary.benign_share > 0,
+            excluded=self.settings.curation.excluded_categories,
+        )
         for name, part in parts.items():
             write_records(part, self.run.directory / "seeds" / f"{name}.parquet")
         return {**{name: len(part) for name, part in parts.items()}, "left_out": left_out}
@@ -127,7 +131,7 @@ class Rounds:
     def synthesize(self) -> dict[str, Any]:
         """Grow the training seeds by the strategies that are asked for."""
         fates = synthesize(
-            self.split(TRAIN),
+            self._to_build_on(TRAIN),
             self.settings.synthesis,
             self.run.round(0) / "synthetic.parquet",
             seed=self.settings.seed,
@@ -136,6 +140,11 @@ class Rounds:
         )
         count, dropped = totals(fates)
         return {"records": count, "dropped": dropped}
+
+    def _to_build_on(self, *parts: str) -> list[Record]:
+        """Return the seeds of some parts of which curation would keep what is written from them."""
+        seeds = [record for part in parts for record in self.split(part)]
+        return _without(self.settings.curation.excluded_categories, seeds)
 
     def curate(self, round_index: int) -> dict[str, Any]:
         """Curate what the round brought: seeds, synthetic records and texts in round 0, later what kept its label.
@@ -197,7 +206,7 @@ class Rounds:
         with SummaryWriter(str(self.run.directory / "tensorboard")) as board:
             outcome = adversary.attack(
                 round_index,
-                self.split(TRAIN) + self.split(HELD_OUT),
+                self._to_build_on(TRAIN, HELD_OUT),
                 str(guard),
                 self._attacker(round_index),
                 partial(self._show_iteration, round_index, board),
@@ -226,7 +235,7 @@ class Rounds:
 
     def _transform(self, round_index: int, path: Path) -> dict[str, int]:
         """Have transforms write seeds of both labels, keep what the guard gets wrong, and return the counts."""
-        seeds = generation_seeds(self.split(TRAIN))
+        seeds = generation_seeds(self._to_build_on(TRAIN))
         written = drawn(seeds, self.settings.transforms, self.settings.seed * 1000 + round_index)
         guard = Guard.from_pretrained(path)
         origin = {"round": round_index, "guard_version": f"{guard.card.version}@{guard.card.digest}"}
@@ -391,13 +400,17 @@ class Rounds:
             self._adversary = None
 
 
-def _check_parts(parts: Mapping[str, list[Record]], *, goals_of_both: bool) -> None:
+def _without(excluded: Sequence[str], seeds: Sequence[Record]) -> list[Record]:
+    return [record for record in seeds if not set(excluded).intersection(record["categories"] or ())]
+
+
+def _check_parts(parts: Mapping[str, list[Record]], *, goals_of_both: bool, excluded: Sequence[str] = ()) -> None:
     """Raise ValueError now, not an hour later, where a part of the seeds lacks what a step needs of it."""
     needed = {
         "to train on": (parts[TRAIN], {True, False}),
         f"in the {VALIDATION} split": (parts[VALIDATION], {True, False}),
         "to attack with": (
-            generation_seeds(parts[TRAIN] + parts[HELD_OUT]),
+            generation_seeds(_without(excluded, parts[TRAIN] + parts[HELD_OUT])),
             {True, False} if goals_of_both else {True},
         ),
     }

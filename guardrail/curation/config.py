@@ -20,7 +20,9 @@ class CurationConfig(BaseModel):
         description="causal LM that finds words in no order: bundled name, directory or hub id; None: only letters",
     )
     languages: tuple[str, ...] = Field((), description="ISO 639 codes of the languages to keep; none: all")
-    excluded_categories: tuple[str, ...] = Field((), description="harm categories of which nothing is kept")
+    excluded_categories: tuple[str, ...] = Field(
+        (), description="harm categories of which nothing is kept, and the loop writes nothing"
+    )
     near_duplicate: float = Field(0.8, gt=0, le=0.95, description="Jaccard similarity at which two texts are one")
     shingle: int = Field(5, ge=1, le=100, description="units of a shingle that the similarity is counted in")
     shingle_unit: Literal["characters", "words"] = Field("characters", description="what a shingle is made of")

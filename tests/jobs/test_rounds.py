@@ -7,6 +7,7 @@ import pytest
 from cluster.resources import plan
 from guardrail.records import make_record, read_records, write_records
 from guardrail.seeds import embedded_texts
+from guardrail.taxonomy import with_parents
 from jobs.rounds import Rounds, _check_parts
 from jobs.settings import LoopSettings
 
@@ -31,6 +32,20 @@ def test_seeds_that_a_later_step_cannot_use_are_refused_at_once(train, validatio
     parts = {"train": train, "validation": validation, "held_out": held_out}
     with pytest.raises(ValueError, match=f"{message}.*fewer different sources"):
         _check_parts(parts, goals_of_both=True)
+
+
+def test_nothing_is_written_from_seeds_of_an_excluded_category(tmp_path):
+    hate, threat, theft = (
+        make_record(f"some {key}", unsafe=True, source="s", categories=with_parents([key]))
+        for key in ("hate", "hate/threatening", "illicit")
+    )
+    write_records([hate, threat, theft, BENIGN], tmp_path / "seeds" / "train.parquet")
+    settings = LoopSettings(curation={"excluded_categories": ["hate"]})
+    rounds = Rounds(SimpleNamespace(directory=tmp_path), settings, None)
+    assert [each["text"] for each in rounds._to_build_on("train")] == [theft["text"], BENIGN["text"]]
+    parts = {"train": [hate, BENIGN], "validation": [hate, BENIGN], "held_out": []}
+    with pytest.raises(ValueError, match="none to attack with is unsafe"):
+        _check_parts(parts, goals_of_both=True, excluded=["hate"])
 
 
 def test_an_evaluation_set_named_as_a_split_is_refused(tmp_path):
