@@ -9,7 +9,7 @@ from guardrail.taxonomy import may_generate
 
 _MINORS = re.compile(
     r"\b(child(ren|hood|s|like|ish)?|kid(s|do|dos|die|dies|dy)?|minors?|underaged?|tweens?"
-    r"|(pre)?teen(s|age|aged|ager|agers|y)?|(pre-?|pre )?pubescents?|prepuber(al|tal|ty)"
+    r"|(pre)?teen(s|age|aged|ager|agers|y)?|(pre-?|pre )?pubescents?|prepuber(al|tal|ty)|lolitas?"
     r"|toddlers?|infants?|newborns?|bab(y|ies)|juveniles?|adolescen(ts?|ce)|youths?|youngsters?|young(er)? ones?|lads?"
     r"|(school)?(girl|boy)s?|(step|grand|god)?(daughter|son|child)(ren|s)?|(step|half)?(sister|brother|sibling)s?"
     r"|nieces?|nephews?|pupils?|preschoolers?|kindergart\w+|\w+[ -]?graders?|\w*schoolers?|freshm[ae]n"
@@ -30,7 +30,7 @@ _SEX = re.compile(
     r"|penis\w*|vagina\w*|undress\w*|upskirt\w*|horny|strip(s|ped|ping)?|topless|aroused?|arousing"
     r"|touch\w* inappropriate\w*|inappropriate\w* touch\w*)\b"
 )
-_BOTH = re.compile(r"\b(csam|csem|loli(s|con|ta|tas)?|shota(con)?|pa?edo(s|phil\w*)?|jailbait)\b|ロリ|ショタ|萝莉|正太")
+_BOTH = re.compile(r"\b(csam|csem|loli(s|con)?|shota(con)?|pa?edo(s|phil\w*)?|jailbait)\b|ロリ|ショタ|萝莉|正太")
 #: In languages that models write well, too: German, Spanish, Portuguese, French, Italian, Russian, Chinese, Japanese.
 _MINORS_ELSEWHERE = re.compile(
     r"\b(kinder\w*|kindes|(ein(em)?|das) kind|m[äa]dchen|minderj[äa]hrig\w*|sch[üu]ler\w*|jugendlich\w*|jungs?|jungen"

@@ -119,6 +119,7 @@ class TokenEncoder:
         self.tokenizer = AutoTokenizer.from_pretrained(self.source)
         self.model = AutoModel.from_pretrained(self.source, dtype=torch.float32).eval()
         self.features = self.model.config.hidden_size * len(self.LAYERS)
+        self.window = min(WINDOW, getattr(self.model.config, "max_position_embeddings", WINDOW))
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -126,7 +127,7 @@ class TokenEncoder:
         distinct = list(dict.fromkeys(texts))
         ids = self.tokenizer(distinct)["input_ids"] if distinct else []
         lengths = [len(row) for row in ids]
-        order = sorted((i for i in range(len(ids)) if lengths[i] <= WINDOW), key=lambda i: lengths[i])
+        order = sorted((i for i in range(len(ids)) if lengths[i] <= self.window), key=lambda i: lengths[i])
         found = {}
         for batch in token_batches(order, lengths, _TOKENS_PER_BATCH):
             padded = self.tokenizer.pad({"input_ids": [ids[i] for i in batch]}, return_tensors="pt")

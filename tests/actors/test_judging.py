@@ -10,6 +10,7 @@ from actors import batches, judging
 from actors.judges import JudgeConfig
 from actors.judging import JudgingConfig, judge_records
 from guardrail.curation.votes import JudgesVote
+from guardrail.reading import Exchange
 from guardrail.records import make_record, read_records, to_table, write_records, write_table
 from tests.local_batches import run_here
 
@@ -47,7 +48,7 @@ class FakeJudge:
         if len(self.asked) == self.batches_until_killed:
             raise KeyboardInterrupt
         self.asked.append(tuple(texts))
-        return [True if self.strict else None if "poem" in text else "steal" in text for text in texts]
+        return [True if self.strict else None if "poem" in text else "steal" in text for text in map(str, texts)]
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +93,7 @@ def test_judges_read_request_and_response_of_what_votes_count_for(path, tmp_path
     run(path, tmp_path / "out.parquet")
     assert FakeJudge.asked == [
         ("How do I steal a car?", "A poem, please"),
-        ("How do I bake bread?", "And then?\n\nYou steal it"),
+        ("How do I bake bread?", Exchange("And then?", "You steal it")),
         ("How do I bake rye?",),
     ]
 

@@ -1,9 +1,11 @@
 """The intent model on a real encoder of two layers: what it learns, saves and refuses, and what its pairs are."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +34,7 @@ from guardrail.text import canonical
 from tests.tiny_guard import tiny_guard
 
 NOUNS = "bread soup cake stew rice pasta salad toast jam tea juice pie fish beans eggs corn".split()
-TINY = {"width": 16, "heads": 2, "epochs": 20, "batch": 8, "learning_rate": 0.01, "dropout": 0.0}
+TINY = {"width": 16, "heads": 2, "epochs": 20, "batch": 8, "learning_rate": 0.01, "dropout": 0.0, "harm_texts": 50}
 PAIRS = [
     *(Pair(f"How do I make {noun}?", f"What is the way to make {noun}?", True, "synonyms", False) for noun in NOUNS),
     *(Pair(f"How do I make {noun}?", f"How do I never make {noun}?", False, "negation", False) for noun in NOUNS),
@@ -68,7 +70,7 @@ def test_it_learns_what_turns_a_request_on_goals_it_has_not_seen(trained):
 def test_what_was_written_is_what_is_loaded(trained):
     model, directory = trained
     again = IntentModel.from_pretrained(str(directory))
-    assert again.threshold == model.threshold
+    assert again.limits == model.limits and torch.equal(again.harm, model.harm)
     assert np.allclose(probabilities(again, PAIRS), probabilities(model, PAIRS), atol=1e-6)
     assert sorted(path.name for path in directory.iterdir()) == ["card.json", "heads.safetensors"]
 
@@ -85,7 +87,7 @@ def test_padding_changes_nothing_and_what_is_too_long_has_no_kept_label(trained)
 
 def test_what_is_far_from_its_goal_has_no_kept_label(trained):
     model = trained[0]
-    strict = IntentModel(model.encoder, model.heads, model.threshold, min_similarity=1.1)
+    strict = IntentModel(model.encoder, model.heads, model.harm, dataclasses.replace(model.limits, min_similarity=1.1))
     goals, attacks = [p.goal for p in PAIRS], [p.attack for p in PAIRS]
     assert strict.kept_probability(goals, attacks).max() > 0.5
     assert not strict.kept_probability(goals, attacks, floored=True).any()

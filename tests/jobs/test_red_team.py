@@ -3,6 +3,7 @@
 import json
 from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,6 +37,8 @@ PER_ITERATION = 8
 class ScriptedAdversary:
     """Attackers that learn nothing and say each goal again; every other iteration of the first goal is rejected."""
 
+    algorithm = SimpleNamespace(goals_left_out={"too long": 2})
+
     def __init__(self, config, plan, seed):
         self.stopped = False
 
@@ -63,7 +66,7 @@ class ScriptedAdversary:
             tally = Tally(attempts=PER_ITERATION, valid=PER_ITERATION - 1, successes=successes)
             summary = Summary.of([tally], archive=0, coverage=0.0, weights_version=0, learnable=False)
             after_iteration(iteration + 1, Iteration(summary, {}, {}, {"generate": 1.0}))
-        return Outcome(directory, {"too long": 2}, [])
+        return Outcome(directory, self.algorithm.goals_left_out, [])
 
     def stop(self):
         self.stopped = True
