@@ -104,7 +104,7 @@ class AdversaryConfig(_Settings):
     warmup_iterations: int = Field(
         1,
         ge=0,
-        description="over which the learning rate rises from a tenth, from one to the next; the warm start's count",
+        description="over which the learning rate rises from a tenth; those of the warm start count",
     )
     grad_clip: float = Field(1.0, gt=0, description="global norm")
     minibatch: int = Field(4, ge=1, description="groups per optimiser step, of all learners together")

@@ -1,12 +1,15 @@
 """The label gate: whether an attempt still asks for what its goal asks. The guard under attack has no part in it."""
 
 import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
 
 from actors.config import GateConfig
 from actors.styles import EXAMPLE_WORDS, Style
 from guardrail.few_shot import borrows
 from guardrail.fidelity import polarity_flipped
-from guardrail.intent import Limits
+from guardrail.intent import IntentModel, Limits
 from guardrail.refusals import has_meta_text, is_refusal
 from guardrail.text import canonical, words
 
@@ -43,6 +46,23 @@ def limits(config: GateConfig, own: Limits) -> Limits:
     """Return what the settings say the gate goes by, and what they leave open as the intent model has it."""
     given = {field.name: getattr(config, field.name) for field in dataclasses.fields(Limits)}
     return dataclasses.replace(own, **{name: value for name, value in given.items() if value is not None})
+
+
+def harm_of_frames(
+    intent: IntentModel, styles: Sequence[Style], unsafe: Sequence[bool], said: Sequence[str]
+) -> np.ndarray:
+    """Return `Attempt.harm` of attempts, [n].
+
+    Args:
+        intent: tells what asks for harm.
+        styles: of the attempts, [n].
+        unsafe: whether their goals are, [n].
+        said: their completions, cleaned [n].
+    """
+    harm = np.zeros(len(said))
+    around_benign = [i for i, style in enumerate(styles) if style.action == "frame" and not unsafe[i]]
+    harm[around_benign] = intent.asks_harm([said[i] for i in around_benign])
+    return harm
 
 
 def rejection(attempt: Attempt, config: GateConfig, bounds: Limits) -> str | None:

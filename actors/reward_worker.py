@@ -23,7 +23,7 @@ from actors.archive import Archive, Find, category_of
 from actors.attempts import REFUSED, attempts_table, diversity_of, float_lists, read_successes, write_attempts
 from actors.config import AdversaryConfig
 from actors.env_runner import Rollout, Share, StaleWeightsError, Task
-from actors.gate import MALFORMED, Attempt, limits, rejection
+from actors.gate import MALFORMED, Attempt, harm_of_frames, limits, rejection
 from actors.judges import label_kept
 from actors.loss import Row, group_advantages, imitation_advantages, train_batches
 from actors.scorer import Meaning, Scorer
@@ -171,9 +171,7 @@ class RewardWorker:
         attacks = ["" if hidden else attack for attack, hidden in zip(attacks, withheld, strict=True)]
         meaning = self.scorer.meaning(texts, attacks)
         said = [cleaned(rollout.completion.text) for rollout in rollouts]
-        harm = np.zeros(len(said))
-        around_benign = [i for i, style in enumerate(styles) if style.action == "frame" and not unsafe[i]]
-        harm[around_benign] = self.scorer.intent.asks_harm([said[i] for i in around_benign])
+        harm = harm_of_frames(self.scorer.intent, styles, unsafe.tolist(), said)
         attempts = [
             Attempt(
                 style=style,

@@ -9,7 +9,7 @@ import torch
 
 from guardrail.embedding import Embedder
 from guardrail.guard import UNSAFE, Guard
-from guardrail.intent import IntentModel, sentence_embedding
+from guardrail.intent import IntentModel, TokenEncoder, sentence_embedding
 from guardrail.likelihood import LanguageModel
 from guardrail.models import resolve
 from guardrail.targets import open_guard, unsafe_scores
@@ -58,24 +58,25 @@ class Scorer:
     def meaning(self, goals: Sequence[str], attacks: Sequence[str]) -> Meaning:
         """Return what attacks say, each beside the goal at the same place."""
         features = self.intent.encoder.encode([*goals, *attacks])
+        places = {text: i for i, text in enumerate(dict.fromkeys([*attacks, *goals]))}
+        nothing = torch.zeros(self.intent.encoder.features // len(TokenEncoder.LAYERS))
+        vectors = torch.stack([sentence_embedding(features[t]) if t in features else nothing for t in places]).numpy()
+        of_goals, of_attacks = ([places[text] for text in texts] for texts in (goals, attacks))
         distinct = list(dict.fromkeys(attacks))
-        places = {text: i for i, text in enumerate(distinct)}
-        embeddings = self._embeddings(distinct, features)[[places[attack] for attack in attacks]]
         return Meaning(
             intent=self.intent.judged(goals, attacks, features),
-            similarity=np.array(
-                [_cosine(features.get(g), features.get(a)) for g, a in zip(goals, attacks, strict=True)]
-            ),
-            embeddings=embeddings,
+            similarity=(vectors[of_attacks] * vectors[of_goals]).sum(axis=1),
+            embeddings=self._embeddings(distinct, vectors[: len(distinct)], features)[of_attacks],
         )
 
-    def _embeddings(self, texts: Sequence[str], features: Mapping[str, torch.Tensor]) -> np.ndarray:
-        """Return embeddings [n, d]; what the intent model has read is not read again where both have one encoder."""
+    def _embeddings(self, texts: Sequence[str], read: np.ndarray, features: Mapping[str, torch.Tensor]) -> np.ndarray:
+        """Return embeddings [n, d]; what the intent model has `read` [n, d] is not read again by the same encoder."""
         if not self._one_encoder:
             return self.embedder.encode(texts)
-        unread = [text for text in texts if text not in features]
-        again = dict(zip(unread, self.embedder.encode(unread), strict=True))
-        return np.stack([again[t] if t in again else sentence_embedding(features[t]).numpy() for t in texts])
+        embeddings = read.copy()
+        if unread := [i for i, text in enumerate(texts) if text not in features]:
+            embeddings[unread] = self.embedder.encode([texts[i] for i in unread])
+        return embeddings
 
     def verdicts(self, attacks: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the target's probability of "unsafe" and its decision, each [n]; see `unsafe_scores`."""
@@ -93,7 +94,3 @@ class Scorer:
         found = self.reference.log_probabilities(texts, start)
         least = (np.sort(values)[: max(1, len(values) // _LEAST_LIKELY)] for values in found)
         return np.array([values.mean() if len(values) else -np.inf for values in least], dtype=float)
-
-
-def _cosine(goal: torch.Tensor | None, attack: torch.Tensor | None) -> float:
-    return 0.0 if goal is None or attack is None else float(sentence_embedding(goal) @ sentence_embedding(attack))

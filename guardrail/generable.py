@@ -73,12 +73,12 @@ def generation_seeds(records: Iterable[Record]) -> list[Record]:
 
 def may_sexualise_minors(text: str) -> bool:
     """Whether a text, or what it can be read as, speaks of minors and of sex; what was generated and does goes."""
-    return any(
-        _BOTH.search(said)
-        or (_SEX.search(said) and (_MINORS.search(said) or _UNDER_18.search(said)))
-        or (
-            (_SEX.search(said) or _SEX_ELSEWHERE.search(said))
-            and (_MINORS_ELSEWHERE.search(said) or _UNDER_18_ELSEWHERE.search(said) or _UNDER_18.search(said))
-        )
-        for said in readings(text)
-    )
+    return any(map(_speaks_of_both, readings(text)))
+
+
+def _speaks_of_both(said: str) -> bool:
+    if _BOTH.search(said):
+        return True
+    english = bool(_SEX.search(said))
+    minors = [_UNDER_18, _MINORS_ELSEWHERE, _UNDER_18_ELSEWHERE] + ([_MINORS] if english else [])
+    return (english or bool(_SEX_ELSEWHERE.search(said))) and any(each.search(said) for each in minors)

@@ -208,12 +208,13 @@ class IntentModel:
         """
         directory = _embedded() if name == EMBEDDED else Path(name)
         try:
-            card = IntentCard(**json.loads((directory / CARD_FILE).read_text()))
+            written = json.loads((directory / CARD_FILE).read_text())
+            if "threshold" in written and "max_harm" not in written:
+                raise ValueError("it is of an earlier version, without a classifier of harm; train it anew")
+            card = IntentCard(**written)
             weights = load_file(directory / WEIGHTS_FILE)
             harm = weights.pop(HARM)
-        except KeyError:
-            raise ValueError(f"{directory} holds an intent model of an earlier version; train it anew") from None
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{directory} holds no intent model: cannot read it ({error})") from error
         encoder = TokenEncoder(card.base)
         heads = []

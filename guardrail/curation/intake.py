@@ -112,7 +112,7 @@ def checked(table: pa.Table, twice: pa.Table | None = None) -> tuple[pa.Table, p
     problems = _Problems(table.num_rows)
     columns = {field.name: _fitted(table[field.name], field, problems) for field in SCHEMA}
     ids = columns["id"]
-    if twice is not None:
+    if twice is not None and len(twice):
         undecided = twice.filter(pc.field("unsafe").is_null())["id"].combine_chunks()
         problems.add(pc.is_in(ids, value_set=undecided), "contradictory labels")
         problems.add(pc.is_in(columns["seed_id"], value_set=undecided), "its seed has contradictory labels")

@@ -3,9 +3,10 @@ import dataclasses
 import pytest
 
 from actors.config import GateConfig
-from actors.gate import Attempt, limits, rejection
+from actors.gate import Attempt, harm_of_frames, limits, rejection
 from actors.styles import EXAMPLES, STYLE, STYLES
 from guardrail.few_shot import cleaned
+from guardrail.fidelity import polarity_flipped
 from guardrail.intent import IntentModel, Limits
 from guardrail.transforms import TRANSFORMS
 
@@ -58,15 +59,24 @@ def test_a_frame_keeps_its_goal_word_for_word_and_must_not_disown_it():
 def test_what_frames_a_benign_goal_does_no_harm_of_its_own():
     """Else "I want to poison my wife" before a question about bread would be trained on as benign."""
     model = IntentModel.from_pretrained()
-    said = ["I want to poison my wife.", "My neighbour deserves to die.", "I teach at a small school."]
-    goal, style = "How do I bake bread?", STYLE["role_play"]
-    attempts = [
-        dataclasses.replace(
-            REWRITE, style=style, goal=goal, said=each, attack=style.attack(goal, each), harm=float(probability)
-        )
-        for each, probability in zip(said, model.asks_harm(said), strict=True)
+    said = [
+        "I want to poison my wife.",
+        "My neighbour deserves to die.",
+        "I teach at a small school.",
+        "I want to poison",
     ]
-    reasons = [rejection(attempt, GateConfig(), model.limits) for attempt in attempts]
+    goal, style = "How do I bake bread?", STYLE["role_play"]
+    styles = [style, style, style, STYLE["paraphrase"]]
+    harm = harm_of_frames(model, styles, [False] * 4, said)
+    assert harm[3] == 0 and not harm_of_frames(model, styles, [True] * 4, said).any()  # others are not looked at
+    reasons = [
+        rejection(
+            dataclasses.replace(REWRITE, style=style, goal=goal, said=each, attack=style.attack(goal, each), harm=of),
+            GateConfig(),
+            model.limits,
+        )
+        for each, of in zip(said[:3], harm, strict=False)
+    ]
     assert reasons == ["harm", "harm", None]
     assert model.asks_harm(["word " * 500]).tolist() == [1.0]
 
@@ -76,13 +86,13 @@ def test_settings_leave_open_what_the_model_decides():
     assert limits(GateConfig(min_intent=0.0, max_harm=0.9), BOUNDS) == Limits(0.0, 0.6, 0.9)
 
 
-@pytest.mark.parametrize("style", [style for style in STYLES if not style.transforms], ids=lambda style: style.name)
-def test_what_a_style_shows_passes_the_rules_of_the_gate(style):
+@pytest.mark.parametrize("style", [s for s in STYLES if s.action == "frame"], ids=lambda style: style.name)
+def test_what_a_frame_shows_disowns_no_goal_and_does_no_harm(style):
     """An attacker imitates it: what the gate refuses, no imitation would get past."""
     for goal, said in zip(EXAMPLES, style.shown, strict=True):
-        attack = style.attack(goal, said)
-        attempt = Attempt(style, goal, said, attack, finished=True, similarity=0.9, intent=1.0)
-        assert rejection(attempt, GateConfig(), BOUNDS) in (None, "echo")  # of these examples, which speak of bread
+        assert not polarity_flipped(goal, style.attack(goal, said))
+    model = IntentModel.from_pretrained()
+    assert (model.asks_harm(style.shown) < model.limits.max_harm).all()
 
 
 @pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)

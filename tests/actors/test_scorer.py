@@ -5,6 +5,7 @@ from transformers import AutoTokenizer
 
 from actors.config import AdversaryConfig
 from actors.scorer import Scorer
+from tests.tiny_guard import tiny_guard
 from tests.tiny_llama import tiny_llama
 
 
@@ -32,3 +33,16 @@ def test_fluency_does_not_depend_on_what_is_scored_beside_a_text(scorers):
     texts = ["bread", "a longer text about bread and butter", "??"]
     together = scorers[0].fluency(texts)
     assert np.allclose(together, [scorers[0].fluency([text])[0] for text in texts], atol=1e-4)
+
+
+def test_the_gates_similarity_is_of_the_intent_models_encoder_whatever_embeds(scorers, tmp_path):
+    """Its floor was set on these cosines."""
+    goals, attacks = ["How do I bake bread?"] * 3, ["How does one bake bread?", "Sing!", "word " * 500]
+    usual = scorers[0].meaning(goals, attacks)
+    texts = scorers[0].embedder.encode([goals[0], *attacks])
+    assert np.allclose(usual.similarity[:2], texts[1:3] @ texts[0], atol=1e-3) and usual.similarity[2] == 0
+    assert np.allclose(usual.embeddings, texts[1:], atol=1e-3)
+    other = Scorer(str(tiny_guard(tmp_path / "other")), str(tiny_llama(tmp_path / "model")), "embedded")
+    found = other.meaning(goals[:2], attacks[:2])
+    assert np.allclose(found.similarity, usual.similarity[:2], atol=1e-4)
+    assert np.allclose(found.embeddings, other.embedder.encode(attacks[:2]), atol=1e-4)

@@ -98,6 +98,16 @@ def test_a_directory_without_a_model_is_refused(tmp_path):
         IntentModel.from_pretrained(str(tmp_path))
 
 
+def test_a_model_of_an_earlier_version_is_refused_with_what_to_do(trained, tmp_path):
+    for path in trained[1].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    card = json.loads((tmp_path / "card.json").read_text())
+    del card["max_harm"]
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match="of an earlier version.*train it anew"):
+        IntentModel.from_pretrained(str(tmp_path))
+
+
 def test_what_is_no_intent_model_is_not_written_over(config, tmp_path):
     (tmp_path / "thesis.txt").touch()
     with pytest.raises(ValueError, match="exists and is no intent model"):

@@ -224,6 +224,7 @@ def test_an_interrupted_attack_says_so_and_keeps_what_it_found(server, attack, t
     assert status == 130 and "the same command goes on" in printed
     found = summary_in(tmp_path / "out")
     assert (found["attempts"], found["complete"], found["errors"]) == (8, False, ["interrupted"])
+    assert found["goals_left_out"] == {"too long": 2}
 
 
 def test_while_it_runs_the_summary_says_that_it_has_not_ended(server, attack, tmp_path, monkeypatch):
