@@ -72,7 +72,7 @@ class Outcome:
 
     @property
     def attempts(self) -> pa.Table:
-        """Every attempt, a table of `ATTEMPTS`: read anew, for they can be more than one likes to hold."""
+        """Every attempt of these, a table of `ATTEMPTS`: read anew, for they can be more than one likes to hold."""
         return read_attempts(self.directory)
 
     def seconds(self) -> dict[str, float]:

@@ -5,7 +5,7 @@ A cell that is full forgets the member that is closest to another one, so that w
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,13 @@ class Find:
     style: str
     text: str
     embedding: np.ndarray
+
+
+def finds_of(successes: pa.Table) -> Iterator[Find]:
+    """Yield successes, a table of `ATTEMPTS`, as finds."""
+    for row in successes.to_pylist():
+        embedding = np.array(row["embedding"], dtype=np.float32)
+        yield Find(row["id"], category_of(row), row["style"], row["text"], embedding)
 
 
 class Archive:

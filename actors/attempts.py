@@ -1,5 +1,6 @@
 """Attempts on disk: every attack that was tried, as a record with what came of it; one file for each runner's share."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from guardrail.records import SCHEMA, Record, from_table, write_table, write_tab
 
 #: What an attempt is beside a record. `scores` has "guard" and "fluency" only where the attempt came so far: the target
 #: is asked about what passed the gate alone. Other scores, and the embedding, are of a disguised attack's plain text.
+#: `iteration` is null where none that ended has it: figures leave such a success out (`left_successes`).
 ATTEMPT_COLUMNS = pa.schema(
     [
         ("style", pa.string()),
@@ -81,8 +83,11 @@ def read_attempts(directory: Path) -> pa.Table:
 
 def read_successes(directory: Path, iteration: int | None = None) -> pa.Table:
     """Return the successes among them, or of one iteration, and never hold more of the others than a share."""
-    tables = (table.filter(table["success"]) for table in _shares(directory, iteration))
-    return pa.concat_tables([*tables, ATTEMPTS.empty_table()])
+    return _successes(_shares(directory, iteration))
+
+
+def _successes(shares: Iterable[pa.Table]) -> pa.Table:
+    return pa.concat_tables([*(table.filter(table["success"]) for table in shares), ATTEMPTS.empty_table()])
 
 
 def diversity_of(successes: pa.Table) -> dict[str, Any]:
@@ -93,22 +98,44 @@ def diversity_of(successes: pa.Table) -> dict[str, Any]:
 
 
 def merge_attempts(directory: Path, output: Path) -> None:
-    """Write the attempts of a round, without their embeddings, to one file, a share at a time."""
+    """Write the attempts of a round and `left_successes`, without embeddings, to one file, a share at a time."""
     schema = pa.schema([field for field in ATTEMPTS if field.name != "embedding"])
-    write_tables((table.select(schema.names) for table in _shares(directory)), schema, output)
+    tables = itertools.chain(_shares(directory), [left_successes(directory)])
+    write_tables((table.select(schema.names) for table in tables), schema, output)
 
 
-def _shares(directory: Path, iteration: int | None = None) -> Iterator[pa.Table]:
+def _shares(directory: Path, iteration: int | None = None, kind: str = "iteration") -> Iterator[pa.Table]:
     of = "*" if iteration is None else f"{iteration:04d}-*"
-    for file in sorted(directory.glob(f"iteration-{of}.parquet")):
+    for file in sorted(directory.glob(f"{kind}-{of}.parquet")):
         yield pq.read_table(file, schema=ATTEMPTS)
 
 
 def forget_attempts(directory: Path, first: int) -> None:
-    """Remove what an iteration that never ended has left, from iteration `first` on: it will be run again."""
-    for file in directory.glob("iteration-*.parquet"):
-        if int(file.stem.split("-")[1]) >= first:
-            file.unlink()
+    """Count no more what an iteration that never ended has left, from iteration `first` on: it will be run again.
+
+    It need not find the same again, with other runners or generated ahead: `left_successes` has what it found.
+    """
+    for file in sorted(directory.glob("iteration-*.parquet")):
+        iteration = file.stem.split("-")[1]
+        if int(iteration) >= first:
+            earlier = len(list(directory.glob(f"left-{iteration}-*.parquet")))
+            # One step, and never onto another: a kill loses no success and doubles none.
+            file.rename(directory / f"left-{iteration}-{earlier:04d}.parquet")
+
+
+def left_successes(directory: Path, iteration: int | None = None) -> pa.Table:
+    """Return the successes that `forget_attempts` took out of the count, of all iterations or one, without `iteration`.
+
+    Each text is there once, and not at all where the iterations that count have it as a success, too.
+    """
+    left = _successes(_shares(directory, iteration, "left"))
+    if not len(left):
+        return left
+    places = {text: place for place, text in enumerate(left["text"].to_pylist())}
+    again = set(read_successes(directory, iteration)["text"].to_pylist())
+    left = left.take([place for text, place in places.items() if text not in again])
+    column = ATTEMPTS.get_field_index("iteration")
+    return left.set_column(column, ATTEMPTS.field(column), pa.nulls(len(left), pa.int32()))
 
 
 def successes_of(attempts: pa.Table) -> list[Record]:

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,8 +20,16 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.policy.sample_batch import MultiAgentBatch
 
 from actors import rewards
-from actors.archive import Archive, Find, category_of
-from actors.attempts import REFUSED, attempts_table, diversity_of, float_lists, read_successes, write_attempts
+from actors.archive import Archive, Find, category_of, finds_of
+from actors.attempts import (
+    REFUSED,
+    attempts_table,
+    diversity_of,
+    float_lists,
+    left_successes,
+    read_successes,
+    write_attempts,
+)
 from actors.config import AdversaryConfig
 from actors.env_runner import Rollout, Share, StaleWeightsError, Task
 from actors.gate import MALFORMED, Attempt, harm_of_frames, limits, rejection
@@ -336,7 +345,9 @@ class RewardWorker:
         round_ = self._round(setup)
         archive = self._archive_after(round_, iteration)
         finds = _by_group(part.finds for part in parts)
-        archive.add(find for of_group in finds for find in of_group)
+        # Not before: where it finds the same again, that is as novel as it was when the iteration was killed.
+        left = finds_of(left_successes(Path(round_.directory), iteration))
+        archive.add(chain(*finds, left))
         archive.save(_archive_file(round_, iteration + 1))
         self._archive = (round_.directory, iteration + 1), archive
         # A round that is killed before this iteration's checkpoint goes on with the archive before it.

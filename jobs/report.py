@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
@@ -71,7 +72,8 @@ def _with_parts(phases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def _attacks(path: Path, diversity: dict[str, Any]) -> dict[str, Any]:
     """Return what the report says of a round's attempts; a round without attacks has a path that does not exist."""
-    table = pq.read_table(path, columns=["valid", "success", "rejected"]).to_pydict() if path.exists() else {}
+    columns, counted = ["valid", "success", "rejected"], pc.field("iteration").is_valid()
+    table = pq.read_table(path, columns=columns, filters=counted).to_pydict() if path.exists() else {}
     attempts, valid, successes = len(table.get("valid", [])), sum(table.get("valid", [])), sum(table.get("success", []))
     return {
         "attempts": attempts,

@@ -83,7 +83,7 @@ class Rounds:
         return max(i for i in range(round_index) if self.metrics_of(i)["promoted"])
 
     def attacks(self, round_index: int) -> pa.Table:
-        """Return all attempts of a round."""
+        """Return all attempts of a round, and the successes of iterations that never ended."""
         return pq.read_table(self.run.round(round_index) / "attacks.parquet")
 
     def stored_attacks(self, rounds: Iterable[int]) -> list[Record]:

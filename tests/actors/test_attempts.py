@@ -1,20 +1,30 @@
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from actors.archive import Archive
 from actors.attempts import (
     ATTEMPTS,
     attempts_table,
     float_lists,
     forget_attempts,
     kept_of,
+    left_successes,
+    merge_attempts,
     read_attempts,
+    read_successes,
+    stored_attacks,
     successes_of,
     write_attempts,
 )
-from actors.reward_worker import RewardWorker
+from actors.config import AdversaryConfig
+from actors.reward_worker import RewardWorker, Scored
+from actors.summary import Tally
 from guardrail.records import from_table, make_record, record_id, to_table
 
 GOALS = [
@@ -78,10 +88,77 @@ def test_an_iteration_is_as_diverse_as_its_successes_few_or_none(table, tmp_path
     assert found["unique_clusters"] == successes and (found["mean_distance"] is None) is (successes < 2)
 
 
-def test_what_an_iteration_that_never_ended_has_left_is_forgotten(table, tmp_path):
+def test_what_an_iteration_that_never_ended_has_left_counts_no_more(table, tmp_path):
     assert read_attempts(tmp_path).equals(ATTEMPTS.empty_table())
     for iteration, share in ((0, 0), (0, 1), (1, 0), (2, 0)):
         write_attempts(table, tmp_path, iteration, share)
     assert read_attempts(tmp_path).num_rows == 12
     forget_attempts(tmp_path, first=1)
-    assert read_attempts(tmp_path).num_rows == 6
+    assert (read_attempts(tmp_path).num_rows, read_successes(tmp_path).num_rows) == (6, 2)
+
+
+def written(table, text):
+    """Return the attempts with another text in the place of the success's."""
+    texts = [text, *TEXTS[1:]]
+    for name, values in (("text", texts), ("id", [record_id(each) for each in texts])):
+        table = table.set_column(table.schema.get_field_index(name), ATTEMPTS.field(name), pa.array(values))
+    return table
+
+
+def test_its_successes_stay_for_whoever_wants_all_however_often_it_is_killed(table, tmp_path):
+    for text in ("first", "second", "first", "again"):  # the same share of the same iteration each time
+        write_attempts(written(table, text), tmp_path, 4, 0)
+        forget_attempts(tmp_path, first=4)
+    write_attempts(written(table, "of another"), tmp_path, 5, 0)
+    forget_attempts(tmp_path, first=4)
+    write_attempts(written(table, "again"), tmp_path, 4, 0)
+    left = left_successes(tmp_path)
+    assert sorted(left["text"].to_pylist()) == ["first", "of another", "second"]  # each once, "again" was found again
+    assert left.schema == ATTEMPTS and left["iteration"].null_count == 3
+    assert sorted(left_successes(tmp_path, 4)["text"].to_pylist()) == ["first", "second"]
+    assert read_attempts(tmp_path).equals(written(table, "again"))
+
+    merge_attempts(tmp_path, tmp_path / "attacks.parquet")
+    attacks = pq.read_table(tmp_path / "attacks.parquet")
+    assert attacks.schema.names == ATTEMPTS.names[:-1] and attacks.num_rows == 3 + 3
+    assert attacks["iteration"].to_pylist() == [4] * 3 + [None] * 3
+    assert {each["text"] for each in stored_attacks([attacks])} == {"again", "first", "of another", "second"}
+    assert len(kept_of(attacks)) == 4 + 1
+
+
+@pytest.mark.parametrize("moved", range(4))
+def test_a_kill_in_the_middle_of_forgetting_loses_and_doubles_nothing(table, tmp_path, monkeypatch, moved):
+    for share in range(3):
+        write_attempts(written(table, f"of {share}"), tmp_path, 4, share)
+    rename, renamed = Path.rename, []
+
+    def rename_or_die(old, new):
+        if len(renamed) == moved:
+            raise KeyboardInterrupt
+        renamed.append(rename(old, new))
+
+    monkeypatch.setattr(Path, "rename", rename_or_die)
+    with pytest.raises(KeyboardInterrupt):
+        forget_attempts(tmp_path, first=4)
+        raise KeyboardInterrupt  # the moment after
+    monkeypatch.undo()
+    assert len(read_successes(tmp_path)) + len(left_successes(tmp_path)) == 3
+    forget_attempts(tmp_path, first=4)
+    assert sorted(left_successes(tmp_path)["text"].to_pylist()) == ["of 0", "of 1", "of 2"]
+
+
+def test_the_archive_has_what_an_iteration_found_each_time_it_ran(table, tmp_path):
+    worker = object.__new__(RewardWorker)
+    worker._round = Mock(
+        return_value=SimpleNamespace(index=2, directory=str(tmp_path), earlier=[], goals=GOALS),
+    )
+    worker.config, worker._archive = AdversaryConfig(), None
+    for iteration, text in ((4, "lost"), (5, "later")):
+        write_attempts(written(table, text), tmp_path, iteration, 0)
+    forget_attempts(tmp_path, first=4)
+    summary, embeddings, _ = worker.finish([], 4, 1, 0, Scored({}, {}, Tally()))
+    assert (summary.archive, summary.successes, embeddings.tolist()) == (1, 0, [[1, 0, 0, 0, 0]])
+    cells = Archive.load(tmp_path / "archive-0005.parquet", 9).cells
+    assert {cell: [find.text for find in finds] for cell, finds in cells.items()} == {("illicit", "polite"): ["lost"]}
+    assert summary.coverage > 0
+    assert worker.finish([], 5, 1, 0, Scored({}, {}, Tally()))[0].archive == 2

@@ -6,9 +6,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from jobs.report import MOST_TEXTS, main, summary
+from jobs.report import MOST_TEXTS, _attacks, main, summary
 from jobs.run import Manifest
 from tests.browser import binary, chromium
 from tests.written_run import NOT_PROMOTED, ROUNDS, SETS, forget_what_older_versions_did_not_keep, write_run
@@ -82,6 +84,17 @@ def test_the_matrix_shows_each_guard_against_each_round(run):
     shown = re.findall(r"(\d+) of (\d+);", section(page_of(run), "matrix"))
     expected = [(n, of) for row in by_round["successes"] for n, of in zip(row, by_round["stored_attacks"], strict=True)]
     assert [(int(n), int(of)) for n, of in shown] == expected and len(expected) == (ROUNDS + 1) * ROUNDS
+
+
+def test_successes_of_no_iteration_that_ended_are_in_no_rate(run, tmp_path):
+    path = tmp_path / "attacks.parquet"
+    table = pq.read_table(run / "rounds/01/attacks.parquet")
+    left = table.filter(table["success"])
+    left = left.set_column(
+        left.schema.get_field_index("iteration"), table.schema.field("iteration"), pa.nulls(len(left), pa.int32())
+    )
+    pq.write_table(pa.concat_tables([table, left]), path)
+    assert len(left) and _attacks(path, {}) == _attacks(run / "rounds/01/attacks.parquet", {})
 
 
 def test_texts_are_in_the_file_only_where_asked_for(run, tmp_path, monkeypatch):
