@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.archive import category_of
-from actors.attempts import ATTEMPTS, REFUSED, diversity_of, read_attempts
+from actors.attempts import ATTEMPTS, REFUSED, diversity_of, left_successes, read_attempts
 from guardrail.files import write_text
 from guardrail.metrics import share_text, wilson
 from guardrail.records import Record, to_table, write_table
@@ -140,7 +140,8 @@ class Findings:
     def write(self, problem: str | None = _UNENDED) -> None:
         """Write all files as of now; `problem`: why they are not complete, None where they are."""
         attempts = read_attempts(self.attackers)
-        table = pa.concat_tables([attempts.select(_COLUMNS.names), self._transformed])
+        found = (each.select(_COLUMNS.names) for each in (attempts, left_successes(self.attackers)))
+        table = pa.concat_tables([*found, self._transformed])
         write_table(table, self.directory / "attacks.parquet")
         lines = [json.dumps(item, ensure_ascii=False) for item in evaluation_items(table.to_pylist())]
         write_text(self.directory / "successes.jsonl", "".join(f"{line}\n" for line in lines))

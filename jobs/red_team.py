@@ -10,7 +10,8 @@ running cluster, in the environment of the job (ray job submit --runtime-env-jso
 Writes attacks.parquet (every attempt), successes.jsonl (an evaluation file), summary.json, config.yaml and TensorBoard
 events into the output folder. They are whole after each transform and iteration; until the end summary.json says
 `complete: false` and why. The same command goes on in the folder; with other settings, or if the target has changed, it
-is refused. Attack texts are in these files alone, never on the terminal.
+is refused. An iteration that was interrupted is run again: its successes stay, without `iteration`, and no figure
+counts them. Attack texts are in these files alone, never on the terminal.
 """
 
 import shutil

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.adversary import Iteration, Outcome
-from actors.attempts import ATTEMPTS, REFUSED
+from actors.attempts import ATTEMPTS, REFUSED, forget_attempts
 from actors.config import AdversaryConfig
 from actors.summary import Summary, Tally
 from guardrail.evaluation_sets import load_evaluation
@@ -225,6 +225,30 @@ def test_an_interrupted_attack_says_so_and_keeps_what_it_found(server, attack, t
     found = summary_in(tmp_path / "out")
     assert (found["attempts"], found["complete"], found["errors"]) == (8, False, ["interrupted"])
     assert found["goals_left_out"] == {"too long": 2}
+
+
+def test_successes_of_an_iteration_that_was_interrupted_are_kept_and_not_counted(server, attack, tmp_path, monkeypatch):
+    class Interrupted(ScriptedAdversary):
+        def attack(self, *arguments, updates, **options):
+            super().attack(*arguments, updates=1, **options)
+            raise KeyboardInterrupt
+
+    class SaysOtherThings(ScriptedAdversary):
+        def attack(self, round_index, goals, guard, directory, *arguments, **options):
+            forget_attempts(directory, 0)
+            return super().attack(round_index, goals[::-1], guard, directory, *arguments, **options)
+
+    found = []
+    for adversary in (Interrupted, SaysOtherThings):
+        monkeypatch.setattr(red_team, "Adversary", adversary)
+        attack(server.url)
+        found.append({item.text for item in load_evaluation(tmp_path / "out" / "successes.jsonl")})
+    before, after = found
+    figures = summary_in(tmp_path / "out")
+    assert before and before < after
+    assert (figures["complete"], figures["attempts"], figures["successes"]) == (True, 24, len(after - before))
+    iterations = pq.read_table(tmp_path / "out" / "attacks.parquet")["iteration"]
+    assert (len(iterations), iterations.null_count) == (24 + len(before), len(before))
 
 
 def test_while_it_runs_the_summary_says_that_it_has_not_ended(server, attack, tmp_path, monkeypatch):
