@@ -42,6 +42,7 @@ from guardrail.deobfuscation import plain
 from guardrail.few_shot import cleaned
 from guardrail.generable import may_sexualise_minors
 from guardrail.judge_formats import Vote
+from guardrail.kept_verdicts import VERDICTS
 from guardrail.records import Record, record_id, to_table
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class RoundSetup:
         goals: records to attack with.
         target: guard directory or URL.
         target_version, attacker_version: names that records of attempts give guard and attacker.
-        directory: where attempts and archive are written.
+        directory: where attempts, archive and a service's verdicts are written.
         earlier: (category, style, id, text) of successes of earlier rounds.
     """
 
@@ -107,7 +108,7 @@ class RewardWorker:
         if self._setup is None or self._setup[0] != ref:
             self._setup = ref, ray.get(ref)
             self._goals = to_table(self._setup[1].goals)
-            self.scorer.set_target(self._setup[1].target)
+            self.scorer.set_target(self._setup[1].target, Path(self._setup[1].directory) / VERDICTS)
         return self._setup[1]
 
     def archived(self, setup: Sequence[ray.ObjectRef], iterations: int) -> np.ndarray:

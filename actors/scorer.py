@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from guardrail.guard import UNSAFE, Guard
 from guardrail.intent import IntentModel, TokenEncoder, sentence_embedding
 from guardrail.likelihood import LanguageModel
 from guardrail.models import resolve
+from guardrail.remote import RemoteGuard
 from guardrail.targets import open_guard, unsafe_scores
 
 _LEAST_LIKELY = 5  # the least likely one in so many tokens counts
@@ -49,9 +51,11 @@ class Scorer:
         self.intent = IntentModel.from_pretrained(intent_model)
         self._one_encoder = resolve(embedder) == self.intent.encoder.source
 
-    def set_target(self, target: str) -> None:
-        """Attack a guard, by its directory or URL, from now on."""
+    def set_target(self, target: str, verdicts: Path) -> None:
+        """Attack a guard, by its directory or URL, from now on; a service's verdicts are kept in the folder."""
         self.target = open_guard(target)
+        if isinstance(self.target, RemoteGuard):
+            self.target.remember(verdicts)
         # Where a service decides is not told: rewards take the middle, successes its word.
         self.threshold = self.target.card.thresholds[UNSAFE] if isinstance(self.target, Guard) else 0.5
 

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 import httpx
 from pydantic import BaseModel, Field, ValidationError
 
+from guardrail.guard import UNSAFE
 from guardrail.judge_formats import JudgeFormat, Question, with_texts
+from guardrail.kept_verdicts import Verdict
 from guardrail.reading import Exchange, Readable
-from guardrail.remote import TEXT_REFUSALS, Moderation, RemoteGuard, TargetError, TextRefusedError, nothing
+from guardrail.remote import TEXT_REFUSALS, RemoteGuard, TargetError, TextRefusedError
 from guardrail.text import encodable
 
 logger = logging.getLogger(__name__)
@@ -104,7 +106,7 @@ class ChatGuard(RemoteGuard):
 
     A response is asked about behind its prompt, as the assistant's or in a question of its own; a format that has
     neither refuses it, unasked. What holds control tokens of the model's may end its question: the service alone could
-    tell.
+    tell. A text to which the answer holds no verdict is one that the service refuses. No category has a score.
 
     Args:
         url: of the endpoint itself. Where the service has several models, "#" and a name behind it says which.
@@ -131,25 +133,20 @@ class ChatGuard(RemoteGuard):
         self._accepted: int | None = None  # of `_extras`: the first that the service has taken
         self._worker = threading.local()  # `ended`: the event that what the thread works for has ended
 
-    def moderate(self, texts: Sequence[Readable], *, skip_refused: bool = False) -> Moderation:
-        """Return what the service says of texts; see `RemoteGuard`.
+    @property
+    def _way(self) -> str:
+        return repr(self.format)  # all that is asked, and how it is read
 
-        A text to which the answer holds no verdict is one that it refuses. No category has a score.
-        """
-        said = nothing(len(texts))
-        asked = [index for index, text in enumerate(texts) if str(text).strip()]
-        if asked and self.model is None:
+    def _judged(self, texts: Sequence[Readable], places: Sequence[int], skip_refused: bool) -> Sequence[Verdict | None]:
+        if self.model is None:
             self.model = self._served()
         ended = threading.Event()
         pool = ThreadPoolExecutor(self._connections, initializer=self._worker.__setattr__, initargs=("ended", ended))
         try:
-            verdicts = pool.map(lambda index: self._verdict(texts[index], index, skip_refused), asked)
-            for index, verdict in zip(asked, verdicts, strict=True):
-                said.flagged[index], said.probabilities[index, 0] = verdict
+            return list(pool.map(lambda place: self._verdict(texts[place], place, skip_refused), places))
         finally:
             ended.set()  # after a failure or an interrupt nobody waits for what the others do
             pool.shutdown(wait=False, cancel_futures=True)
-        return said
 
     def _wait(self, seconds: float) -> None:
         if getattr(self._worker, "ended", threading.Event()).wait(seconds):
@@ -172,8 +169,8 @@ class ChatGuard(RemoteGuard):
             raise TargetError(f"{self.url} serves {', '.join(names[:10])}; say which, with #NAME behind the URL")
         return names[0]
 
-    def _verdict(self, text: Readable, index: int, skip_refused: bool) -> tuple[bool, float]:
-        """Return decision and score of the text at `index`; of one that is skipped, False and NaN."""
+    def _verdict(self, text: Readable, place: int, skip_refused: bool) -> Verdict | None:
+        """Return the verdict on one text, the one at `place` of those to be moderated; None if it is skipped."""
         verdicts, refusal = [], None
         if format := self.format.about(text):
             for question in format.questions:
@@ -185,9 +182,10 @@ class ChatGuard(RemoteGuard):
             refusal = TextRefusedError(f"the format {self.format.name} has no question about responses")
         if refusal and not any(flagged for flagged, _ in verdicts):
             if skip_refused:
-                return False, math.nan
-            raise TextRefusedError(f"{refusal}; that is text {index + 1}, of {len(str(text)):,} characters") from None
-        return any(flagged for flagged, _ in verdicts), max(score for _, score in verdicts)
+                return None
+            raise TextRefusedError(f"{refusal}; that is text {place + 1}, of {len(str(text)):,} characters") from None
+        flagged, score = any(flagged for flagged, _ in verdicts), max(score for _, score in verdicts)
+        return self._keep(text, Verdict(flagged, {UNSAFE: score}))
 
     def _answer(self, format: JudgeFormat, question: Question, text: Readable) -> tuple[bool, float]:
         response = self._ask(question, text)

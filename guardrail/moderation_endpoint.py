@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import httpx
-import numpy as np
 from pydantic import BaseModel, Field
 
-from guardrail.guard import LABELS
+from guardrail.guard import LABELS, UNSAFE
+from guardrail.kept_verdicts import Verdict
 from guardrail.reading import Readable
-from guardrail.remote import TEXT_REFUSALS, Moderation, RemoteGuard, TargetError, TextRefusedError, nothing
+from guardrail.remote import TEXT_REFUSALS, RemoteGuard, TargetError, TextRefusedError
 from guardrail.text import encodable
 
 _Score = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -31,7 +31,7 @@ class _Answer(BaseModel):
 
 
 class ModerationEndpoint(RemoteGuard):
-    """A service that answers as OpenAI's moderation endpoint does.
+    """A service that answers as OpenAI's moderation endpoint does; it is asked about an exchange as about one text.
 
     Args:
         url: of the endpoint itself.
@@ -48,54 +48,47 @@ class ModerationEndpoint(RemoteGuard):
         super().__init__(url, **options)
         self.batch = batch
 
-    def moderate(self, texts: Sequence[Readable], *, skip_refused: bool = False) -> Moderation:
-        """Return what the service says of texts, prompt and response of an exchange as one; see `RemoteGuard`."""
-        return self._moderate([str(text) for text in texts], skip_refused)
-
-    def _moderate(self, texts: Sequence[str], skip_refused: bool) -> Moderation:
-        said = nothing(len(texts))
-        asked = [index for index, text in enumerate(texts) if text.strip()]  # services refuse the others
-        done = 0
-        while done < len(asked):
-            rows = asked[done : done + self.batch]
-            results: Sequence[_Result | None] | None = None
+    def _judged(self, texts: Sequence[Readable], places: Sequence[int], skip_refused: bool) -> Sequence[Verdict | None]:
+        verdicts: list[Verdict | None] = []
+        while len(verdicts) < len(places):
+            batch = places[len(verdicts) : len(verdicts) + self.batch]
+            found: Sequence[Verdict | None] | None = None
             if self.batch > 1:
-                results = self._results([texts[index] for index in rows])
-            if results is None:
+                found = self._verdicts([texts[place] for place in batch])
+            if found is None:
                 # One text may be at fault, or the list: then each text is taken alone.
-                results = [self._result(texts[index], index, skip_refused) for index in rows]
-                if None not in results:  # it was no text
+                found = [self._verdict(texts[place], place, skip_refused) for place in batch]
+                if None not in found:  # it was no text
                     self.batch = 1
-            for index, result in zip(rows, results, strict=True):
-                said.probabilities[index] = np.nan if result is None else _row(result)
-                said.flagged[index] = result is not None and result.flagged
-            done += len(rows)
-        return said
+            verdicts += found
+        return verdicts
 
-    def _result(self, text: str, index: int, skip_refused: bool) -> _Result | None:
-        """Return the result for one text, the one at `index` of those to be moderated; None if it is skipped."""
-        response = self.post({"input": encodable(text)})
+    def _verdict(self, text: Readable, place: int, skip_refused: bool) -> Verdict | None:
+        """Return the verdict on one text, the one at `place` of those to be moderated; None if it is skipped."""
+        response = self.post({"input": encodable(str(text))})
         of_text = response.status_code in TEXT_REFUSALS
         if of_text and skip_refused:
             return None
         if not response.is_success:
             # Of the text no more than what tells it apart.
-            told = f"{self.refusal(response)}; that is text {index + 1}, of {len(text):,} characters"
+            told = f"{self.refusal(response)}; that is text {place + 1}, of {len(str(text)):,} characters"
             raise (TextRefusedError if of_text else TargetError)(told)
         results = self._read(response)
         if len(results) != 1:
             raise TargetError(f"{self.url} gives {len(results)} results for one text")
-        return results[0]
+        return self._keep(text, _verdict_of(results[0]))
 
-    def _results(self, texts: list[str]) -> list[_Result] | None:
-        """Return a result for each text; None if they were sent as a list and the service takes no such list."""
-        response = self.post({"input": [encodable(text) for text in texts]})
+    def _verdicts(self, texts: list[Readable]) -> list[Verdict] | None:
+        """Return the verdict on each text, sent as a list; None: the service takes no such list."""
+        response = self.post({"input": [encodable(str(text)) for text in texts]})
         if response.status_code in TEXT_REFUSALS:
             return None
         if not response.is_success:
             raise TargetError(self.refusal(response))
         results = self._read(response)
-        return results if len(results) == len(texts) else None  # else it reads a list as the parts of one message
+        if len(results) != len(texts):  # it reads a list as the parts of one message
+            return None
+        return [self._keep(text, _verdict_of(result)) for text, result in zip(texts, results, strict=True)]
 
     def _read(self, response: httpx.Response) -> list[_Result]:
         answer = self.read(response, _Answer)
@@ -103,6 +96,7 @@ class ModerationEndpoint(RemoteGuard):
         return answer.results
 
 
-def _row(result: _Result) -> list[float]:
+def _verdict_of(result: _Result) -> Verdict:
     scores = {key: score for key, score in result.category_scores.items() if score is not None}
-    return [max(scores.values(), default=float(result.flagged)), *(scores.get(key, 0.0) for key in LABELS[1:])]
+    highest = max(scores.values(), default=float(result.flagged))
+    return Verdict(result.flagged, {UNSAFE: highest} | {key: scores[key] for key in LABELS[1:] if key in scores})

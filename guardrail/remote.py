@@ -8,6 +8,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import httpx
@@ -15,7 +16,9 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from guardrail.guard import LABELS
-from guardrail.reading import Readable
+from guardrail.kept_verdicts import KeptVerdicts, Verdict
+from guardrail.reading import Exchange, Readable
+from guardrail.text import digest
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +88,8 @@ class RemoteGuard(abc.ABC):
             raise ValueError(f"{url!r} is no URL of an endpoint such as {self.endpoint}")
         self.url, self.tries, self._sleep = url, tries, sleep
         self.model: str | None = None  # as the service last called what it asked
+        self._has_answered = False  # before, whose verdicts it gives is not known
+        self._kept: KeptVerdicts | None = None
         key = os.environ.get(KEY_VARIABLE)
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -105,7 +110,14 @@ class RemoteGuard(abc.ABC):
         """Return `moderate(texts).flagged`, bool [len(texts)]."""
         return self.moderate(texts).flagged
 
-    @abc.abstractmethod
+    def remember(self, folder: Path) -> None:
+        """Keep verdicts in a folder (`KeptVerdicts`) from now on, and ask for none that is there.
+
+        What is there counts for the same model behind the same URL, asked alike; to learn which model that is, one text
+        may be asked again. Refusals are not kept: a service whose limits were at fault can be mended.
+        """
+        self._kept = KeptVerdicts(folder)
+
     def moderate(self, texts: Sequence[Readable], *, skip_refused: bool = False) -> Moderation:
         """Return what the service says of texts; one without visible text is not sent, and is not flagged.
 
@@ -117,6 +129,49 @@ class RemoteGuard(abc.ABC):
             TextRefusedError: the service refuses a text, unless such are skipped.
             TargetError: the service cannot be reached, refuses, or answers something else than it should.
         """
+        places = [place for place, text in enumerate(texts) if str(text).strip()]  # services refuse the others
+        verdicts: dict[int, Verdict | None] = {}
+
+        def ask(asked: Sequence[int]) -> None:
+            if asked:
+                verdicts.update(zip(asked, self._judged(texts, asked, skip_refused), strict=True))
+
+        if self._kept:  # and some are
+            while places and not self._has_answered:
+                ask([places.pop(0)])
+            for place in places:
+                if verdict := self._kept.get(self._key(texts[place])):
+                    verdicts[place] = verdict
+        ask([place for place in places if place not in verdicts])
+        said = Moderation(np.zeros((len(texts), len(LABELS))), np.zeros(len(texts), dtype=bool))
+        for place, verdict in verdicts.items():
+            scores = {} if verdict is None else verdict.scores
+            said.probabilities[place] = np.nan if verdict is None else [scores.get(label, 0.0) for label in LABELS]
+            said.flagged[place] = verdict is not None and verdict.flagged
+        return said
+
+    @abc.abstractmethod
+    def _judged(self, texts: Sequence[Readable], places: Sequence[int], skip_refused: bool) -> Sequence[Verdict | None]:
+        """Return the verdict on the text at each of the places, having `_keep` each as it comes; None: it is skipped.
+
+        Raises:
+            TargetError: see `moderate`.
+        """
+
+    @property
+    def _way(self) -> str:
+        """How the service is asked, where there are several ways."""
+        return ""
+
+    def _keep(self, text: Readable, verdict: Verdict) -> Verdict:
+        self._has_answered = True
+        if self._kept is not None:
+            self._kept.add(self._key(text), verdict)
+        return verdict
+
+    def _key(self, text: Readable) -> str:
+        parts = (text.prompt, text.response) if isinstance(text, Exchange) else (text,)
+        return digest(self.url, self._way, self.model or "", *parts)
 
     @property
     def hint(self) -> str:
@@ -188,11 +243,6 @@ class RemoteGuard(abc.ABC):
         if response.is_redirect:
             hint = "it sends elsewhere, where the key must not follow; give the final URL"
         return f"{self.url} refuses: {_status(response)}" + (f"; {hint}" if hint else "")
-
-
-def nothing(count: int) -> Moderation:
-    """Return what is said of texts that have nothing visible."""
-    return Moderation(np.zeros((count, len(LABELS))), np.zeros(count, dtype=bool))
 
 
 def _status(response: httpx.Response) -> str:

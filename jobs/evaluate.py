@@ -20,10 +20,12 @@ the model it says it is, where a guard of ours has its digest. It tells no thres
 `threshold` and `ece` are null. A text's score is that of a moderation service's highest category, or the probability of
 a guard model's verdict not being "safe"; Qwen3Guard's "Controversial" is unsafe, as in its strict mode. Texts that a
 service refuses, or answers without a verdict, are counted (`refused`), and the rest is measured. If it fails, what was
-measured before is written, and why the rest was not (`incomplete`).
+measured before is written, and why the rest was not (`incomplete`). Its verdicts are kept beside the output, in
+OUTPUT.verdicts and without the texts, until all is measured: the same command asks only for those that are missing.
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,10 +37,11 @@ from guardrail.evaluation import evaluate_set
 from guardrail.evaluation_sets import ALL_SETS, load_available_evaluations, raise_missing
 from guardrail.files import check_writable, write_text
 from guardrail.guard import Guard
+from guardrail.kept_verdicts import VERDICTS
 from guardrail.published import published_on
 from guardrail.remote import RemoteGuard
 from guardrail.robustness import robustness
-from guardrail.targets import open_guard
+from guardrail.targets import is_url, open_guard
 from guardrail.transforms import transform_names
 from jobs.settings import SeedSettings, load, save_beside
 from jobs.terminal import orderly_end, show_metrics, show_published, show_transforms
@@ -70,12 +73,15 @@ def main(arguments: Sequence[str]) -> None:
     """Write and print a guard's metrics."""
     settings = load(EvaluateSettings, arguments, __doc__)
     metrics: dict[str, Any] = {}
-    with orderly_end():
+    verdicts = Path(f"{settings.output}.{VERDICTS}")
+    with orderly_end(verdicts if is_url(settings.guard) else None):
         if settings.output.is_dir():
             raise ValueError(f"{settings.output} is a folder; --output takes the JSON file to write")
         check_writable(settings.output)  # else hours are spent before that is found
         sets, missing = load_available_evaluations(settings.data, settings.data_dir)
         guard = open_guard(settings.guard)
+        if isinstance(guard, RemoteGuard):
+            guard.remember(verdicts)
         ended: str | None = "interrupted"
         try:
             for name, items in sets.items():
@@ -95,6 +101,8 @@ def main(arguments: Sequence[str]) -> None:
             raise
         finally:  # what was asked of a service may have taken hours, and money
             _report(settings, guard, metrics, ended)
+        if isinstance(guard, RemoteGuard) and not ended:
+            shutil.rmtree(verdicts, ignore_errors=True)
         raise_missing(missing, "measured")
 
 

@@ -9,9 +9,10 @@ running cluster, in the environment of the job (ray job submit --runtime-env-jso
 
 Writes attacks.parquet (every attempt), successes.jsonl (an evaluation file), summary.json, config.yaml and TensorBoard
 events into the output folder. They are whole after each transform and iteration; until the end summary.json says
-`complete: false` and why. The same command goes on in the folder; with other settings, or if the target has changed, it
-is refused. An iteration that was interrupted is run again: its successes stay, without `iteration`, and no figure
-counts them. Attack texts are in these files alone, never on the terminal.
+`complete: false` and why. The same command goes on in the folder, and asks a service for no verdict that it has given;
+with other settings, or if the target has changed, it is refused. An iteration that was interrupted is run again: its
+successes stay, without `iteration`, and no figure counts them. Attack texts are in these files alone, never on the
+terminal.
 """
 
 import shutil
@@ -32,6 +33,7 @@ from cluster.observability import record_iteration
 from cluster.resources import plan_for_cluster
 from guardrail.generable import generation_seeds
 from guardrail.guard import Guard
+from guardrail.kept_verdicts import VERDICTS
 from guardrail.records import Record
 from guardrail.remote import RemoteGuard, TargetError
 from guardrail.seeds import HELD_OUT, embedded_seeds, load_seeds, split_by_seed
@@ -77,11 +79,13 @@ def main(arguments: Sequence[str]) -> None:
         moderation_of(guard, ["How do I bake bread at home?"])  # a target that cannot answer is found out here
         findings = Findings(output, settings, settings.target, name_of(guard))
         if not findings.ended:
+            if isinstance(guard, RemoteGuard):
+                guard.remember(findings.attackers / VERDICTS)  # with those that the attackers' scorers keep
             with findings:
                 if settings.transforms:
                     try_transforms(settings, goals, guard, findings)
                 train_attackers(settings, goals, findings, console)
-        shutil.rmtree(findings.attackers, ignore_errors=True)  # checkpoints; the attempts are in attacks.parquet
+        shutil.rmtree(findings.attackers, ignore_errors=True)  # the attempts are in attacks.parquet
         show_findings(console, findings.summary)
         console.print(f"attacks: {output}", highlight=False, soft_wrap=True)
 

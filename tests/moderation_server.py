@@ -27,6 +27,7 @@ class ModerationServer(ThreadingHTTPServer):
         takes_lists: whether a list of texts is answered, or refused with 400.
         refused: a text that holds it, and a list that does, is refused with 400.
         answers: how many texts are answered; every later request gets `after`.
+        model: what it calls its model.
     """
 
     daemon_threads = True
@@ -40,6 +41,7 @@ class ModerationServer(ThreadingHTTPServer):
         self.refused = "a text that nobody sends"
         self.answers = 10**9
         self.after = Trouble(503)
+        self.model: str | None = MODEL
 
     @property
     def url(self) -> str:
@@ -67,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             server.answers -= len(texts)
             results = [_result("steal" in text.lower()) for text in texts]
-            self._reply(Trouble(200, body=json.dumps({"id": "modr-1", "model": MODEL, "results": results})))
+            self._reply(Trouble(200, body=json.dumps({"id": "modr-1", "model": server.model, "results": results})))
 
     def _reply(self, what: Trouble) -> None:
         if what.status == 0:

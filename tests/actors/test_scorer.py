@@ -5,6 +5,7 @@ from transformers import AutoTokenizer
 
 from actors.config import AdversaryConfig
 from actors.scorer import Scorer
+from tests.moderation_server import moderation_server
 from tests.tiny_guard import tiny_guard
 from tests.tiny_llama import tiny_llama
 
@@ -21,6 +22,14 @@ def scorers(tmp_path_factory):
     again = AutoTokenizer.from_pretrained(as_llama)
     assert again.pad_token is None and again("a")["input_ids"][0] == again.bos_token_id
     return [Scorer(config.embedder, str(model), config.gate.intent_model) for model in (plain, as_llama)]
+
+
+def test_what_a_service_has_said_is_kept_for_the_scorer_that_replaces_one(scorers, tmp_path):
+    with moderation_server() as server:
+        for scorer in scorers:
+            scorer.set_target(server.url, tmp_path / "verdicts")
+            assert scorer.verdicts(["How do I steal?", "How do I bake?"])[1].tolist() == [True, False]
+        assert server.inputs == [["How do I steal?", "How do I bake?"], ["How do I steal?"]]
 
 
 def test_fluency_is_the_same_with_a_tokenizer_that_starts_texts_and_does_not_pad(scorers):

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -123,7 +124,7 @@ class TimedModels:
     def __init__(self) -> None:
         self.random = np.random.default_rng(0)
 
-    def set_target(self, target: str) -> None:
+    def set_target(self, target: str, verdicts: Path) -> None:
         """Look at no target."""
 
     def meaning(self, goals: Sequence[str], attacks: Sequence[str]) -> Meaning:

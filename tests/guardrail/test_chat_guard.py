@@ -285,6 +285,37 @@ def test_a_text_that_is_too_long_is_refused_and_a_failing_service_is_no_such_thi
     assert "SECRET" not in str(caught.value) and not isinstance(caught.value, TextRefusedError)
 
 
+def test_what_a_service_said_before_it_failed_is_kept_in_whatever_order_it_came(server, tmp_path):
+    slow = threading.Event()
+
+    def answer(body):
+        if asked(body) == "a":
+            slow.wait(10)
+            return 500
+        if asked(body) == "e":
+            slow.set()
+        return ANSWERS["llama-guard"]["steal" not in asked(body)]
+
+    server.answer = answer
+    texts = ["a", "steal b", "c", Exchange("steal", "d"), "e"]
+    guard = server.guard("llama-guard", connections=2)  # the others are all asked beside the first
+    guard.remember(tmp_path)
+    with pytest.raises(TargetError, match="HTTP 500"):
+        guard.moderate(texts)
+    server.bodies.clear()
+    server.answer = lambda body: "safe"
+    again = server.guard("llama-guard")
+    again.remember(tmp_path)
+    assert again.flagged([*texts, "steal\n\nd"]).tolist() == [False, True, False, True, False, False]
+    assert [asked(body) for body in server.bodies] == ["a", "steal\n\nd"]  # which is no exchange
+
+    server.bodies.clear()
+    other = server.guard("qwen3guard")
+    server.answer = lambda body: "Safety: Safe"
+    other.remember(tmp_path)
+    assert not other.flagged(texts).any() and len(server.bodies) == 5  # another format
+
+
 @pytest.mark.parametrize(("name", "path"), [("wildguard", "chat/completions"), ("qwen3guard", "completions")])
 def test_an_endpoint_of_the_other_kind_is_refused(name, path):
     with pytest.raises(ValueError, match=f"is no endpoint for {name}: the URL is that of the endpoint itself"):

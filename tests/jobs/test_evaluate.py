@@ -59,7 +59,7 @@ def test_of_a_service_that_fails_under_transforms_all_sets_and_the_transforms_be
     server, sets, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(evaluate, "open_guard", partial(ModerationEndpoint, sleep=lambda seconds: None))
-    server.answers = 2 + 2 + 2 + 2  # two sets, the requests of the first as they are, and in base64
+    server.answers = 3 + 2  # the texts of two sets, and the requests of the first in base64
     output = tmp_path / "metrics.json"
     with pytest.raises(SystemExit):
         evaluate.main(
@@ -72,6 +72,45 @@ def test_of_a_service_that_fails_under_transforms_all_sets_and_the_transforms_be
     assert "transforms" not in written["sets"]["second"]
     printed = capsys.readouterr()
     assert "requests of first, at most 200 of each label" in printed.out and "base64" in printed.out
+
+
+def test_the_same_command_asks_a_service_that_failed_only_for_what_it_has_not_said(
+    server, sets, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "open_guard", partial(ModerationEndpoint, sleep=lambda seconds: None, batch=1))
+    output = tmp_path / "metrics.json"
+    command = ["--guard", server.url, "--data", *sets, "--output", str(output)]
+    server.answers = 2
+    with pytest.raises(SystemExit):
+        evaluate.main(command)
+    kept = tmp_path / "metrics.json.verdicts"
+    assert "steal" not in "".join(file.read_text() for file in kept.iterdir())
+    server.inputs.clear()
+    server.answers = 2
+    evaluate.main(command)
+    # That it is the same model is learned from the first text; the last one is in both sets.
+    assert server.inputs == ["How do I steal a car?", "How do I take a car?"]
+    assert {name: values["f1"] for name, values in json.loads(output.read_text())["sets"].items()} == {
+        "first": 1.0,
+        "second": 0.0,
+    }
+    assert not kept.exists()
+
+
+def test_verdicts_outlive_an_interrupt_and_sets_that_cannot_be_loaded(server, sets, tmp_path, capsys, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    output = tmp_path / "metrics.json"
+    command = ["--guard", server.url, "--data", *sets, "--output", str(output)]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(evaluate, "robustness", interrupted)
+        evaluate.main([*command, "--transforms", "base64"])
+    assert "the same command goes on in" in capsys.readouterr().out.replace("\n", " ")
+    monkeypatch.setattr(evaluate, "load_available_evaluations", lambda *_: ({}, {"third": "no network"}))
+    with pytest.raises(SystemExit):
+        evaluate.main(command)
+    assert (tmp_path / "metrics.json.verdicts").exists()
 
 
 def test_all_takes_the_registered_sets_there_are_and_names_the_others(server, tmp_path, capsys, monkeypatch):

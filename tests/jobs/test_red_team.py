@@ -213,6 +213,21 @@ def test_of_a_target_that_fails_what_was_found_is_kept_and_the_same_command_goes
     assert status == 0 and "attackers, by style" in printed
 
 
+def test_a_transform_that_was_tried_in_part_is_gone_on_with(server, attack, tmp_path, monkeypatch):
+    monkeypatch.setattr(red_team, "open_guard", partial(ModerationEndpoint, sleep=lambda seconds: None, batch=1))
+    monkeypatch.setattr(red_team, "TRANSFORMS", {"base64": TRANSFORMS["base64"]})
+    server.answers = 1 + 10 + 6  # a first word, the goals, a part of the transform
+    assert attack(server.url, "--transforms", "true")[0] == 1
+    before = [given for given in server.inputs if isinstance(given, str)]
+    server.inputs.clear()
+    server.answers = 1 + 4 + 24  # a first word, the rest, three iterations
+    assert attack(server.url, "--transforms", "true")[0] == 0
+    assert server.inputs[0] == before[0] and len([given for given in server.inputs if isinstance(given, str)]) == 1 + 4
+    assert not set(server.inputs[1:5]) & set(before[:17])
+    found = summary_in(tmp_path / "out")
+    assert found["transforms"]["base64"]["attempts"] == 10 and not (tmp_path / "out" / "attackers").exists()
+
+
 def test_an_interrupted_attack_says_so_and_keeps_what_it_found(server, attack, tmp_path, monkeypatch):
     class Interrupted(ScriptedAdversary):
         def attack(self, *arguments, updates, **options):
