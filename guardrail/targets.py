@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from guardrail.backends import BackendName
 from guardrail.chat_guard import ChatGuard
 from guardrail.guard import UNSAFE, Guard
 from guardrail.judge_formats import judge_format
@@ -20,17 +21,19 @@ def is_url(target: str) -> bool:
     return _URL.fullmatch(target) is not None
 
 
-def open_guard(target: str) -> Guard | RemoteGuard:
+def open_guard(target: str, backend: BackendName = "torch") -> Guard | RemoteGuard:
     """Return the guard that a directory holds, or the service at a URL (which is not asked yet).
 
     A URL is that of a moderation endpoint, or, behind the format of a guard model and "+", that of an endpoint which
-    completes chats: qwen3guard+https://HOST/v1/chat/completions.
+    completes chats: qwen3guard+https://HOST/v1/chat/completions. `backend` is what computes a directory's guard.
 
     Raises:
-        ValueError: as `Guard.from_pretrained`, `ModerationEndpoint` and `ChatGuard`.
+        ValueError: as `Guard.from_pretrained`, `ModerationEndpoint` and `ChatGuard`; or a backend is named for a URL.
     """
     if not (service := _URL.fullmatch(target)):
-        return Guard.from_pretrained(target)
+        return Guard.from_pretrained(target, backend=backend)
+    if backend != "torch":
+        raise ValueError(f"the backend {backend} is for guard directories: what computes a service is its own affair")
     format_, url = service.groups()
     return ChatGuard(url, judge_format(format_)) if format_ else ModerationEndpoint(url)
 

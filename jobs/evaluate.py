@@ -2,6 +2,7 @@
 
 python jobs/evaluate.py --guard runs/laptop/guard --data xstest my-set.jsonl --output metrics.json [--data-dir DIR]
 python jobs/evaluate.py --guard runs/laptop/guard --data all --transforms all --output metrics.json --data-dir DIR
+python jobs/evaluate.py --guard guards/default --backend onnx-int8 --data xstest --output metrics.json
 python jobs/evaluate.py --guard https://HOST/v1/moderations --data xstest --output metrics.json
 python jobs/evaluate.py --guard qwen3guard+https://HOST/v1/chat/completions --data xstest --output metrics.json
 
@@ -16,12 +17,13 @@ the URL: llama-guard, qwen3guard, wildguard (at /v1/completions, for it has no c
 granite-guardian, or rubric for any instruct model; where it has several models, "#" and one's name behind it. It is
 sent the texts of the sets; a response and its prompt are one text to a moderation endpoint, which cannot know which is
 which, and shieldgemma refuses responses; its key, if it wants one, is in RAYGUARD_TARGET_KEY. The output names it by
-the model it says it is, where a guard of ours has its digest. It tells no threshold, and its scores only rank texts:
-`threshold` and `ece` are null. A text's score is that of a moderation service's highest category, or the probability of
-a guard model's verdict not being "safe"; Qwen3Guard's "Controversial" is unsafe, as in its strict mode. Texts that a
-service refuses, or answers without a verdict, are counted (`refused`), and the rest is measured. If it fails, what was
-measured before is written, and why the rest was not (`incomplete`). Its verdicts are kept beside the output, in
-OUTPUT.verdicts and without the texts, until all is measured: the same command asks only for those that are missing.
+the model it says it is, where a guard of ours has its digest, and `backend`, what computed it (`--backend auto` takes
+what the service would). A service tells no threshold, and its scores only rank texts: `threshold` and `ece` are null. A
+text's score is that of a moderation service's highest category, or the probability of a guard model's verdict not being
+"safe"; Qwen3Guard's "Controversial" is unsafe, as in its strict mode. Texts that a service refuses, or answers without
+a verdict, are counted (`refused`), and the rest is measured. If it fails, what was measured before is written, and why
+the rest was not (`incomplete`). Its verdicts are kept beside the output, in OUTPUT.verdicts and without the texts, until
+all is measured: the same command asks only for those that are missing.
 """
 
 import json
@@ -33,6 +35,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from guardrail.backends import BackendName
 from guardrail.evaluation import evaluate_set
 from guardrail.evaluation_sets import ALL_SETS, load_available_evaluations, raise_missing
 from guardrail.files import check_writable, write_text
@@ -52,6 +55,9 @@ class EvaluateSettings(SeedSettings):
 
     guard: str = Field(
         description="guard directory, or URL of a moderation endpoint or, as FORMAT+URL, of a chat model"
+    )
+    backend: BackendName = Field(
+        "torch", description="what computes a guard directory; auto: the fastest that it has here, as when served"
     )
     data: list[str] = Field(
         min_length=1, description="evaluation sets by name (all: every registered one), or JSON-lines files"
@@ -78,10 +84,10 @@ def main(arguments: Sequence[str]) -> None:
         if settings.output.is_dir():
             raise ValueError(f"{settings.output} is a folder; --output takes the JSON file to write")
         check_writable(settings.output)  # else hours are spent before that is found
-        sets, missing = load_available_evaluations(settings.data, settings.data_dir)
-        guard = open_guard(settings.guard)
+        guard = open_guard(settings.guard, backend=settings.backend)
         if isinstance(guard, RemoteGuard):
             guard.remember(verdicts)
+        sets, missing = load_available_evaluations(settings.data, settings.data_dir)
         ended: str | None = "interrupted"
         try:
             for name, items in sets.items():
@@ -113,8 +119,10 @@ def _report(settings: EvaluateSettings, guard: Guard | RemoteGuard, metrics: dic
     """
     registered = [name for name in metrics if not {name, ALL_SETS}.isdisjoint(settings.data)]
     published = {name: others for name in registered if (others := published_on(name))}
+    backend = guard.backend.name if isinstance(guard, Guard) else None
     found = {
         "guard": guard.name if isinstance(guard, RemoteGuard) else guard.card.digest,
+        **({"backend": backend} if backend else {}),
         **({"incomplete": ended} if ended else {}),
         **({"transform_sample": settings.transform_sample} if settings.transforms else {}),
         "sets": metrics,
@@ -125,7 +133,7 @@ def _report(settings: EvaluateSettings, guard: Guard | RemoteGuard, metrics: dic
         save_beside(settings, settings.output)
     finally:  # on a full disk, too, what was measured is told
         if metrics:
-            show_metrics(metrics)
+            show_metrics(metrics, f"computed by {backend}" if backend else None)
             show_transforms(metrics, settings.transform_sample)
             show_published(metrics, published)
 

@@ -99,9 +99,9 @@ def show_rounds(console: Console, rounds: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
-def show_metrics(metrics: dict[str, Any]) -> None:
+def show_metrics(metrics: dict[str, Any], title: str | None = None) -> None:
     """Print a guard's metrics, a row for each evaluation set."""
-    table = Table()
+    table = Table(title=title)
     columns = ("n", "positives", "f1", "precision", "recall", "fpr", "auprc", "auroc", "recall_at_1pct_fpr", "ece")
     for column in ("set", *columns):
         heading = column.replace("_", " ").replace("1pct", "1%")

@@ -70,8 +70,8 @@ def test_from_seeds_to_metrics_by_hand(tmp_path, tiny_model, capsys):
         (curate, ["--input", "xstest", "--output", "x"], "give it to --evaluation"),
         (score, ["--input", "absent.parquet", "--output", "x", "--teachers", '{"a": "b"}'], "absent.parquet"),
         (train_guard, ["--records", "absent.parquet", "--output", "x"], "absent.parquet"),
-        (evaluate, ["--guard", "absent", "--data", "xstest", "--output", "x.json"], "xstest"),
-        (evaluate, ["--guard", "absent", "--data", "absent.jsonl", "--output", "x.json"], "absent.jsonl"),
+        (evaluate, ["--guard", "absent", "--data", "xstest", "--output", "x.json"], "absent is no guard directory"),
+        (evaluate, ["--guard", "http://host", "--data", "absent.jsonl", "--output", "x.json"], "absent.jsonl"),
     ],
 )
 def test_what_is_not_there_is_named(job, arguments, message, tmp_path, monkeypatch, capsys):

@@ -1,8 +1,7 @@
-"""Evaluation of a moderation service; that of a guard directory is tested with the other jobs."""
+"""Evaluation of a moderation service, and by which backend a guard directory is; more of it is with the other jobs."""
 
 import errno
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from guardrail.metrics import wilson
 from guardrail.moderation_endpoint import ModerationEndpoint
 from jobs import evaluate
 from tests.moderation_server import MODEL, moderation_server
+from tests.tiny_guard import tiny_guard
 
 
 @pytest.fixture
@@ -30,11 +30,16 @@ def sets(tmp_path):
     return [str(tmp_path / "first.jsonl"), str(tmp_path / "second.jsonl")]
 
 
+def _opened(url, backend):
+    """Return the service at a URL, which is asked again at once where it fails."""
+    return ModerationEndpoint(url, sleep=lambda seconds: None)
+
+
 def test_a_service_is_measured_by_its_own_decisions_and_called_as_it_calls_itself(server, sets, tmp_path, capsys):
     output = tmp_path / "out" / "metrics.json"
     evaluate.main(["--guard", server.url, "--data", *sets, "--output", str(output)])
     written = json.loads(output.read_text())
-    assert written["guard"] == MODEL
+    assert written["guard"] == MODEL and "backend" not in written
     assert {name: values["f1"] for name, values in written["sets"].items()} == {"first": 1.0, "second": 0.0}
     assert written["sets"]["first"]["auprc"] == 1.0
     assert written["sets"]["first"]["threshold"] is None and written["sets"]["first"]["ece"] is None
@@ -43,7 +48,7 @@ def test_a_service_is_measured_by_its_own_decisions_and_called_as_it_calls_itsel
 
 
 def test_of_a_service_that_fails_the_sets_measured_before_are_written(server, sets, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(evaluate, "open_guard", partial(ModerationEndpoint, sleep=lambda seconds: None))
+    monkeypatch.setattr(evaluate, "open_guard", _opened)
     server.answers = 2
     output = tmp_path / "metrics.json"
     with pytest.raises(SystemExit) as stopped:
@@ -58,7 +63,7 @@ def test_of_a_service_that_fails_the_sets_measured_before_are_written(server, se
 def test_of_a_service_that_fails_under_transforms_all_sets_and_the_transforms_before_are_written(
     server, sets, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(evaluate, "open_guard", partial(ModerationEndpoint, sleep=lambda seconds: None))
+    monkeypatch.setattr(evaluate, "open_guard", _opened)
     server.answers = 3 + 2  # the texts of two sets, and the requests of the first in base64
     output = tmp_path / "metrics.json"
     with pytest.raises(SystemExit):
@@ -163,11 +168,24 @@ def test_a_file_is_not_beside_what_is_published_on_the_set_it_is_named_after(ser
     assert list(written["sets"]) == ["toxic-chat"] and written["published"] == {}
 
 
+def test_the_backend_that_is_asked_for_is_measured_and_named(sets, tmp_path, capsys):
+    guard, output = str(tiny_guard(tmp_path / "guard")), tmp_path / "metrics.json"
+    command = ["--guard", guard, "--data", *sets, "--output", str(output)]
+    evaluate.main([*command, "--backend", "auto"])
+    assert json.loads(output.read_text())["backend"] == "torch"  # the only one that it has
+    assert "computed by torch" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        evaluate.main([*command, "--backend", "onnx-int8"])
+    assert "has no onnx/model-int8.onnx; run python -m guardrail.export" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["--output", "x.json", "--transforms", "base46"], 2, "unknown transform 'base46'; did you mean 'base64'"),
         (["--output", "x.json", "--transform-sample", "0"], 2, "transform_sample"),
+        (["--output", "x.json", "--backend", "auto"], 1, "the backend auto is for guard directories"),
+        (["--output", "x.json", "--backend", "onyx"], 2, "onyx"),
         (["--output", "."], 1, "is a folder; --output takes the JSON file to write"),
         (["--output", "/proc/metrics.json"], 1, "/proc/metrics.json cannot be written"),
         (["--output", f"{__file__}/metrics.json"], 1, "test_evaluate.py/metrics.json cannot be written"),
