@@ -23,6 +23,9 @@ def evaluate_set(
     Of a service f1, precision, recall and fpr are of its decisions, the others of its scores. `threshold` and `ece` are
     None: it tells no threshold, and a highest category is no probability that could be calibrated.
 
+    Where a guard of ours reads any of the texts in several windows, `tags` has "one window" and "several windows", too:
+    thresholds are fitted mostly on short texts, and the highest of several windows counts.
+
     With a seed (of the bootstrap) there are `intervals` and `categories` (`category_metrics`), too. Where a service
     refuses texts, `refused` counts them, and the rest is measured.
 
@@ -37,12 +40,12 @@ def evaluate_set(
             "ones only, or be asked in a format that is not its model's, or that has no question about responses"
         )
     items = [item for item, read in zip(items, judged, strict=True) if read]
-    said = Moderation(said.probabilities[judged], said.flagged[judged])
+    said = said._replace(probabilities=said.probabilities[judged], flagged=said.flagged[judged])
     thresholds = None if isinstance(guard, RemoteGuard) else guard.card.thresholds
     metrics = tagged_metrics(
         [item.unsafe for item in items],
         said.probabilities[:, 0],
-        [item.tags for item in items],
+        _tags(items, said.several_windows),
         thresholds[UNSAFE] if thresholds else None,
         said.flagged,
         seed=seed,
@@ -52,6 +55,15 @@ def evaluate_set(
     if not judged.all():
         metrics["refused"] = int((~judged).sum())
     return metrics
+
+
+def _tags(items: Sequence[EvaluationItem], several_windows: np.ndarray | None) -> list[list[str]]:
+    """Return the tags of each item, and in how many windows it was read if that is more than one of any."""
+    tags = [item.tags or [] for item in items]
+    if several_windows is None or not several_windows.any():
+        return tags
+    read_in = np.where(several_windows, "several windows", "one window").tolist()
+    return [[*own, windows] for own, windows in zip(tags, read_in, strict=True)]
 
 
 def category_metrics(

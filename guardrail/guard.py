@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -302,8 +303,8 @@ class Guard:
             FloatingPointError: as `classify`.
         """
         logits = self._logits(prepared)
-        of_windows = iter(self._calibrated(logits).tolist())
-        scores = self._calibrated(_highest(prepared, logits)).tolist()
+        of_windows = iter(self.calibrated(logits).tolist())
+        scores = self.calibrated(_highest(prepared, logits)).tolist()
         return [
             self._verdict(of_text, [(part, window, next(of_windows)) for part, window in each.read])
             for of_text, each in zip(scores, prepared, strict=True)
@@ -334,7 +335,7 @@ class Guard:
 
     def probabilities(self, texts: Sequence[Readable | Conversation]) -> np.ndarray:
         """Return calibrated probabilities, float64 [len(texts), len(LABELS)]."""
-        return self._calibrated(self.logits(texts))
+        return self.calibrated(self.logits(texts))
 
     def logits(self, texts: Sequence[Readable | Conversation]) -> np.ndarray:
         """Return the model's logits, float64 [len(texts), len(LABELS)].
@@ -342,10 +343,14 @@ class Guard:
         They are the maximum over the windows of a text, over both readings of one that is disguised, and over the
         messages of a conversation.
         """
-        prepared = self.prepare(texts)
+        return self.read(self.prepare(texts))
+
+    def read(self, prepared: Sequence["Prepared"]) -> np.ndarray:
+        """Return the logits, as `logits` has them, of texts that this guard has prepared."""
         return _highest(prepared, self._logits(prepared))
 
-    def _calibrated(self, logits: np.ndarray) -> np.ndarray:
+    def calibrated(self, logits: np.ndarray) -> np.ndarray:
+        """Return the probabilities that logits stand for, of the same shape."""
         return 1.0 / (1.0 + np.exp(-logits / self.card.temperature))
 
     def _logits(self, prepared: Sequence["Prepared"]) -> np.ndarray:
@@ -385,6 +390,11 @@ class Prepared:
     """A text as a guard reads it: windows, and the reading that each is of."""
 
     read: tuple[tuple[_Part, Window], ...]
+
+    @property
+    def several_windows(self) -> bool:
+        """Whether a reading takes more than one: a short text that is disguised has two readings of one window each."""
+        return any(part is other for (part, _), (other, _) in pairwise(self.read))
 
 
 def _parts(row: int, text: Readable | Conversation) -> Iterator[_Part]:

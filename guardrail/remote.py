@@ -41,10 +41,12 @@ class Moderation(NamedTuple):
             all its categories, known here or not (where it scores none, its decision); of ours that a service does not
             have, 0.
         flagged: the decisions, bool [n].
+        several_windows: whether a text was longer than the guard's window, bool [n]; None of a service, which hides it.
     """
 
     probabilities: np.ndarray
     flagged: np.ndarray
+    several_windows: np.ndarray | None = None
 
 
 class TargetError(ConnectionError):

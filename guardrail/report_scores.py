@@ -13,7 +13,7 @@ from scipy.special import expit
 
 from guardrail.evaluation import evaluate_set
 from guardrail.evaluation_items import EvaluationItem
-from guardrail.guard import Guard
+from guardrail.guard import Guard, Prepared
 
 #: `logit` is the model's for "unsafe", `score` what temperature made of it, from which a low one leaves no way back.
 SCORES = pa.schema(
@@ -32,9 +32,9 @@ class _RecordingGuard(Guard):
 
     given: np.ndarray
 
-    def logits(self, texts: Sequence[Any]) -> np.ndarray:
-        """Return the model's logits, float64 [len(texts), len(LABELS)], and keep them in `given`."""
-        self.given = super().logits(texts)
+    def read(self, prepared: Sequence[Prepared]) -> np.ndarray:
+        """Return the model's logits, float64 [len(prepared), len(LABELS)], and keep them in `given`."""
+        self.given = super().read(prepared)
         return self.given
 
 

@@ -46,8 +46,13 @@ def moderation_of(guard: Guard | RemoteGuard, texts: Sequence[Readable], *, skip
     """
     if isinstance(guard, RemoteGuard):
         return guard.moderate(texts, skip_refused=skip_refused)
-    probabilities = guard.probabilities(texts)
-    return Moderation(probabilities, probabilities[:, 0] >= guard.card.thresholds[UNSAFE])
+    prepared = guard.prepare(texts)
+    probabilities = guard.calibrated(guard.read(prepared))
+    return Moderation(
+        probabilities,
+        flagged=probabilities[:, 0] >= guard.card.thresholds[UNSAFE],
+        several_windows=np.array([each.several_windows for each in prepared], dtype=bool),
+    )
 
 
 def unsafe_scores(guard: Guard | RemoteGuard, texts: Sequence[Readable]) -> tuple[np.ndarray, np.ndarray]:

@@ -56,7 +56,9 @@ def test_a_response_is_measured_behind_its_prompt_in_every_window(tmp_path):
     scores = guard.probabilities([Exchange("Name a tea.", each) for each in responses])[:, 0]
     threshold = guard.card.thresholds[UNSAFE]
     expected = binary_metrics([False, True], scores, threshold)
-    assert evaluate_set(guard, items) == {**expected, "tags": {}}
+    metrics = evaluate_set(guard, items)
+    assert {**metrics, "tags": {}} == {**expected, "tags": {}}
+    assert metrics["tags"]["several windows"] == binary_metrics([True], scores[1:], threshold)
     records = [
         make_record("Name a tea.", unsafe=score < threshold, source="s", response=each)
         for score, each in zip(scores, responses, strict=True)
@@ -76,3 +78,13 @@ def test_intervals_and_categories_are_there_where_a_seed_asks_for_them(tmp_path)
     assert {key: detailed[key] for key in plain if key != "tags"} == {key: plain[key] for key in plain if key != "tags"}
     assert detailed["intervals"]["recall"] == detailed["categories"]["fraud"]["intervals"]["recall"]
     assert detailed["tags"]["bake"]["intervals"]["recall"] is None
+
+
+def test_texts_longer_than_a_window_are_told_from_those_in_one_where_there_are_any(tmp_path):
+    guard = Guard.from_pretrained(tiny_guard(tmp_path / "guard"))
+    texts = ["How do I bake?", "SG93IGRvIEkgYmFrZSBicmVhZD8=", "How do I bake? " * 5]  # the second is read twice
+    items = [EvaluationItem(str(i), text, None, False, None, ["baking"]) for i, text in enumerate(texts)]
+    assert [verdict.windows for verdict in guard.classify(texts)][:2] == [1, 2]
+    tags = evaluate_set(guard, items)["tags"]
+    assert {tag: own["n"] for tag, own in tags.items()} == {"baking": 3, "one window": 2, "several windows": 1}
+    assert evaluate_set(guard, items[:2])["tags"].keys() == {"baking"}
