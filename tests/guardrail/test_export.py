@@ -1,5 +1,6 @@
 """The export of a guard: what it writes, what it refuses, and what is left of a guard after a refusal."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,7 +9,7 @@ import onnx
 import onnxruntime.quantization
 import pytest
 import torch
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from guardrail import export
 from guardrail.backends import ONNX_FILES, file_digest
@@ -33,13 +34,24 @@ def saved(monkeypatch, exported):
     return files
 
 
-def opposite(source, target):
-    """Write the model with its logits negated: it ranks everything the wrong way round."""
-    model = onnx.load(source)
-    for node in model.graph.node:
-        node.output[:] = ["raw" if name == "logits" else name for name in node.output]
-    model.graph.node.append(helper.make_node("Neg", ["raw"], ["logits"]))
-    onnx.save(model, target)
+def altered(operation, inputs, initializers=()):
+    """Return what writes a model whose logits are an operation on the "raw" ones of another."""
+
+    def write(source, target, **_options):
+        model = onnx.load(source)
+        for node in model.graph.node:
+            node.output[:] = ["raw" if name == "logits" else name for name in node.output]
+        model.graph.initializer.extend(initializers)
+        model.graph.node.append(helper.make_node(operation, inputs, ["logits"]))
+        onnx.save(model, target)
+
+    return write
+
+
+#: Ranks everything the wrong way round.
+opposite = altered("Neg", ["raw"])
+#: Ranks everything as before, and takes nothing for unsafe.
+lowered = altered("Sub", ["raw", "by"], [numpy_helper.from_array(np.float32(20.0), "by")])
 
 
 def files(directory):
@@ -85,13 +97,42 @@ def test_a_decoder_finds_the_last_token_of_each_text(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("saved")
 def test_int8_that_ranks_worse_is_refused_and_float32_stays(copy, clear_cut_set, monkeypatch, capsys):
-    monkeypatch.setattr(
-        onnxruntime.quantization, "quantize_dynamic", lambda source, target, **_options: opposite(source, target)
-    )
+    monkeypatch.setattr(onnxruntime.quantization, "quantize_dynamic", opposite)
     assert export.main([str(copy), "--int8", "--data", str(clear_cut_set)]) == 2
-    assert "it fell on clear-cut from 1.0000 to 0." in capsys.readouterr().err
+    assert "loses more: auprc on clear-cut from 1.0000 to 0." in capsys.readouterr().err
     assert list(GuardCard.read(copy).backends) == ["onnx"] and files(copy) == ["onnx/model.onnx"]
     assert Guard.from_pretrained(copy, backend="onnx").classify(["hello"])
+
+
+@pytest.mark.usefixtures("saved")
+def test_int8_that_ranks_alike_and_decides_worse_is_refused(copy, clear_cut_set, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(onnxruntime.quantization, "quantize_dynamic", lowered)
+    dataclasses.replace(GuardCard.read(copy), thresholds={"unsafe": 1e-4}).write(copy)  # by torch, all are
+    unsafe = tmp_path / "unsafe.jsonl"  # the half of the other set
+    unsafe.write_text("".join(line for line in clear_cut_set.open() if '"unsafe": true' in line))
+    assert export.main([str(copy), "--int8", "--data", str(clear_cut_set), str(unsafe)]) == 2
+    told = capsys.readouterr().err
+    assert "f1 on clear-cut from" in told and "recall on unsafe from" in told and "auprc on" not in told
+    assert list(GuardCard.read(copy).backends) == ["onnx"] and files(copy) == ["onnx/model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "after", "lost"),
+    [
+        ("auprc", 0.9, 0.8951, False),
+        ("auprc", 0.9, 0.895, True),
+        ("f1", 0.75, 0.74, False),
+        ("f1", 0.75, 0.7399, True),
+        ("recall", 0.6, 0.8, False),
+        ("recall", 0.6, 0.58, True),
+        ("fpr", 0.05, 0.06, False),  # more than 0.01 as it is computed
+        ("fpr", 0.05, 0.07, True),
+        ("fpr", 0.05, 0.01, False),
+    ],
+)
+def test_what_int8_may_lose(metric, before, after, lost):
+    found = export.losses({metric: {"mine": {"torch": before, "onnx-int8": after}}})
+    assert found == ([f"{metric} on mine from {before:.4f} to {after:.4f}"] if lost else [])
 
 
 def test_float32_that_differs_from_torch_is_refused(copy, saved, tmp_path, capsys):
