@@ -25,24 +25,23 @@ from guardrail.curation import curate
 from guardrail.embedding import shared_encoder
 from guardrail.evaluation import misjudged, success_rate
 from guardrail.evaluation_items import EvaluationItem
-from guardrail.evaluation_sets import evaluation_texts, load_evaluations
+from guardrail.evaluation_sets import evaluation_texts
 from guardrail.files import write_text
-from guardrail.fitted_on import fitted_on
 from guardrail.generable import generation_seeds
 from guardrail.guard import Guard, GuardCard
 from guardrail.hardening import hardening
 from guardrail.promotion import promote
-from guardrail.records import Record, read_records, record_id, write_records, write_table
+from guardrail.records import Record, read_records, write_records, write_table
 from guardrail.report_map import embedding_map
 from guardrail.report_scores import evaluate_sets
-from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, embedded_texts, load_or_embedded, split_by_seed
+from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION
 from guardrail.text import joined
 from guardrail.training import fine_tune
 from guardrail.transforms import drawn
+from jobs.loop_inputs import measured_on, seed_parts, texts_beside, without
 from jobs.run import Run
 from jobs.settings import LoopSettings
 
-_SHORT_TEXT = 110  # characters
 _HERE = Path(__file__).parent
 #: Of the code when it was loaded: reports say whether two runs had the same.
 _CODE = code_digest(*(_HERE.with_name(name) for name in ("guardrail", "actors", "cluster", "jobs")))[:12]
@@ -53,9 +52,7 @@ class Rounds:
 
     def __init__(self, run: Run, settings: LoopSettings, plan: ResourcePlan) -> None:
         self.run, self.settings, self.plan = run, settings, plan
-        self.evaluation = load_evaluations(settings.evaluation, settings.data_dir)
-        if taken := {VALIDATION, HELD_OUT} & self.evaluation.keys():
-            raise ValueError(f"an evaluation set is named {min(taken)!r}, as a part of the seeds is; rename its file")
+        self.evaluation = measured_on(settings)
         self._adversary: Adversary | None = None
 
     # --- what the steps read -------------------------------------------------------------------------------------
@@ -94,39 +91,10 @@ class Rounds:
 
     def seed(self) -> dict[str, Any]:
         """Split the seeds, so that nothing that grows from one is on two sides."""
-        parts = split_by_seed(
-            load_or_embedded(self.settings.seeds),
-            validation=self.settings.split.validation,
-            held_out=self.settings.split.held_out_goals,
-        )
-        left_out = {"of an evaluation set": self._without_measured(parts)}
-        _check_parts(
-            parts,
-            goals_of_both=self.settings.adversary.benign_share > 0,
-            excluded=self.settings.curation.excluded_categories,
-        )
+        parts, measured = seed_parts(self.settings, self.evaluation)
         for name, part in parts.items():
             write_records(part, self.run.directory / "seeds" / f"{name}.parquet")
-        return {**{name: len(part) for name, part in parts.items()}, "left_out": left_out}
-
-    def _without_measured(self, parts: dict[str, list[Record]]) -> int:
-        """Take out of what sets thresholds, or decides on promotions, the texts of evaluation sets; return how many.
-
-        Raises:
-            FittedOnEvaluationSet: the validation split comes from a registered evaluation set.
-        """
-        known = {
-            record_id(item.text, response)
-            for items in self.evaluation.values()
-            for item in items
-            for response in {None, item.response}
-        }
-        before = sum(map(len, parts.values()))
-        for name in (VALIDATION, HELD_OUT):
-            parts[name] = [record for record in parts[name] if record["id"] not in known]
-        ids, sources = ([record[key] for record in parts[VALIDATION]] for key in ("id", "source"))
-        fitted_on("validation split", ids, sources, self.settings.data_dir)
-        return before - sum(map(len, parts.values()))
+        return {**{name: len(part) for name, part in parts.items()}, "left_out": {"of an evaluation set": measured}}
 
     def synthesize(self) -> dict[str, Any]:
         """Grow the training seeds by the strategies that are asked for."""
@@ -144,7 +112,7 @@ class Rounds:
     def _to_build_on(self, *parts: str) -> list[Record]:
         """Return the seeds of some parts of which curation would keep what is written from them."""
         seeds = [record for part in parts for record in self.split(part)]
-        return _without(self.settings.curation.excluded_categories, seeds)
+        return without(self.settings.curation.excluded_categories, seeds)
 
     def curate(self, round_index: int) -> dict[str, Any]:
         """Curate what the round brought: seeds, synthetic records and texts in round 0, later what kept its label.
@@ -155,7 +123,7 @@ class Rounds:
         folder = self.run.round(round_index)
         if round_index == 0:
             new = [self.run.directory / "seeds" / f"{TRAIN}.parquet", folder / "synthetic.parquet"]
-            if texts := self._texts():
+            if texts := texts_beside(self.settings):
                 write_records(texts, folder / "texts.parquet")
                 new.append(folder / "texts.parquet")
         else:
@@ -183,13 +151,6 @@ class Rounds:
         shutil.copyfile(folder / "curation" / "ledger.parquet", folder / ".ledger")
         os.replace(folder / ".ledger", folder / "ledger.parquet")
         return {"kept": len(kept), "dropped": report.dropped}
-
-    def _texts(self) -> list[Record]:
-        """Return the embedded texts that guards are trained on; nothing grows from them, and no attacker has them."""
-        if self.settings.seeds is not None or not self.settings.texts:
-            return []
-        # Ids are digests: their order is a draw from all files.
-        return sorted(embedded_texts(), key=lambda each: (not _is_short(each), each["id"]))[: self.settings.texts]
 
     def _evaluation_texts(self) -> dict[str, list[tuple[str, str]]]:
         """Return what training data must not hold: evaluation sets, validation and held-out seeds, as (id, text)."""
@@ -398,33 +359,6 @@ class Rounds:
         if self._adversary is not None:
             self._adversary.stop()
             self._adversary = None
-
-
-def _without(excluded: Sequence[str], seeds: Sequence[Record]) -> list[Record]:
-    return [record for record in seeds if not set(excluded).intersection(record["categories"] or ())]
-
-
-def _check_parts(parts: Mapping[str, list[Record]], *, goals_of_both: bool, excluded: Sequence[str] = ()) -> None:
-    """Raise ValueError now, not an hour later, where a part of the seeds lacks what a step needs of it."""
-    needed = {
-        "to train on": (parts[TRAIN], {True, False}),
-        f"in the {VALIDATION} split": (parts[VALIDATION], {True, False}),
-        "to attack with": (
-            generation_seeds(_without(excluded, parts[TRAIN] + parts[HELD_OUT])),
-            {True, False} if goals_of_both else {True},
-        ),
-    }
-    for purpose, (records, labels) in needed.items():
-        for label in labels - {each["unsafe"] for each in records}:
-            kind = "unsafe" if label else "benign"
-            raise ValueError(
-                f"of {sum(map(len, parts.values()))} seeds, none {purpose} is {kind}. Seeds are split within each "
-                "`source` and label: give more of them, or fewer different sources"
-            )
-
-
-def _is_short(record: Record) -> bool:
-    return record["response"] is None and len(record["text"]) <= _SHORT_TEXT
 
 
 def _unseen(evaluation: Mapping[str, Mapping[str, Any]], metric: str) -> float:

@@ -1,4 +1,4 @@
-"""What the loop refuses before it has worked for it, what guards train on, and when one is promoted."""
+"""What the steps of the loop build on, what guards train on, and when one is promoted."""
 
 from types import SimpleNamespace
 
@@ -6,9 +6,8 @@ import pytest
 
 from cluster.resources import plan
 from guardrail.records import make_record, read_records, write_records
-from guardrail.seeds import embedded_texts
 from guardrail.taxonomy import with_parents
-from jobs.rounds import Rounds, _check_parts
+from jobs.rounds import Rounds
 from jobs.settings import LoopSettings
 
 
@@ -17,21 +16,6 @@ def record(text, unsafe, **fields):
 
 
 UNSAFE, BENIGN = record("steal", True), record("bake", False)
-ANSWERED = record("steal", True, response="so")
-
-
-@pytest.mark.parametrize(
-    ("train", "validation", "held_out", "message"),
-    [
-        ([BENIGN], [UNSAFE, BENIGN], [UNSAFE], "none to train on is unsafe"),
-        ([UNSAFE, BENIGN], [UNSAFE], [], "none in the validation split is benign"),
-        ([ANSWERED, BENIGN], [UNSAFE, BENIGN], [], "none to attack with is unsafe"),
-    ],
-)
-def test_seeds_that_a_later_step_cannot_use_are_refused_at_once(train, validation, held_out, message):
-    parts = {"train": train, "validation": validation, "held_out": held_out}
-    with pytest.raises(ValueError, match=f"{message}.*fewer different sources"):
-        _check_parts(parts, goals_of_both=True)
 
 
 def test_nothing_is_written_from_seeds_of_an_excluded_category(tmp_path):
@@ -43,38 +27,6 @@ def test_nothing_is_written_from_seeds_of_an_excluded_category(tmp_path):
     settings = LoopSettings(curation={"excluded_categories": ["hate"]})
     rounds = Rounds(SimpleNamespace(directory=tmp_path), settings, None)
     assert [each["text"] for each in rounds._to_build_on("train")] == [theft["text"], BENIGN["text"]]
-    parts = {"train": [hate, BENIGN], "validation": [hate, BENIGN], "held_out": []}
-    with pytest.raises(ValueError, match="none to attack with is unsafe"):
-        _check_parts(parts, goals_of_both=True, excluded=["hate"])
-
-
-def test_an_evaluation_set_named_as_a_split_is_refused(tmp_path):
-    path = tmp_path / "validation.jsonl"
-    path.write_text('{"id": "1", "text": "a", "response": null, "unsafe": true}\n')
-    with pytest.raises(ValueError, match="named 'validation'.*rename its file"):
-        Rounds(None, LoopSettings(evaluation=[str(path)]), None)
-
-
-def test_seeds_that_guards_are_measured_on_set_no_threshold(tmp_path):
-    path = tmp_path / "mine.jsonl"
-    path.write_text('{"id": "1", "text": "Bake", "response": null, "unsafe": false}\n')
-    rounds = Rounds(None, LoopSettings(evaluation=[str(path)]), None)
-    parts = {name: [BENIGN, UNSAFE] for name in ("train", "validation", "held_out")}
-    assert rounds._without_measured(parts) == 2
-    assert parts == {"train": [BENIGN, UNSAFE], "validation": [UNSAFE], "held_out": [UNSAFE]}  # curation sees to train
-    named = make_record("steal", unsafe=True, source="xstest:prompts")
-    with pytest.raises(ValueError, match="xstest is an evaluation set"):
-        rounds._without_measured({**parts, "validation": [named]})
-
-
-def test_embedded_texts_train_beside_the_embedded_seeds_alone_and_short_ones_come_first(tmp_path):
-    texts = Rounds(None, LoopSettings(texts=200), None)._texts()
-    assert len(texts) == 200 and {text["unsafe"] for text in texts} == {True, False}
-    assert all(len(text["text"]) <= 110 and text["response"] is None for text in texts)
-    assert len({text["source"] for text in texts}) > 50  # of all files
-    assert len(Rounds(None, LoopSettings(texts=100_000), None)._texts()) == len(embedded_texts())
-    assert Rounds(None, LoopSettings(), None)._texts() == []
-    assert Rounds(None, LoopSettings(texts=200, seeds=tmp_path / "mine.csv"), None)._texts() == []
 
 
 def test_what_two_rounds_contradict_each_other_on_is_trained_on_by_neither(tmp_path, monkeypatch):
