@@ -179,9 +179,9 @@ def reliability_diagram(name: str, unsafe: np.ndarray, before: np.ndarray, after
 
 @_styled
 def funnel(stages: Sequence[Mapping[str, Any]], name: str) -> str:
-    """Return how many records each curation stage leaves."""
+    """Return how many rows curation read, and how many its intake and each stage leave."""
     figure, axes = _panel(height=0.6 + 0.27 * (len(stages) + 1))
-    names = ["taken in", *(stage["stage"] for stage in stages)]
+    names = ["read", *(stage["stage"] for stage in stages)]
     counts = [stages[0]["in"], *(stage["kept"] for stage in stages)]
     bars = axes.barh(range(len(names)), counts, color=_SERIES[0], height=0.75)
     axes.bar_label(bars, [f"{count:,}" for count in counts], padding=3, fontsize=10)

@@ -14,9 +14,9 @@ were curated.
 """
 
 import contextlib
+import dataclasses
 import json
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from cluster.connect import connect
 from cluster.resources import plan_for_cluster
 from guardrail.cards import KEPT_OUT
 from guardrail.curation import CurationConfig, CurationReport, curate
+from guardrail.curation.folders import write_json
+from guardrail.curation.intake import intake_entry
 from guardrail.curation.story import story
 from guardrail.dataset_registry import registry
 from guardrail.evaluation_items import EvaluationItem
@@ -38,7 +40,6 @@ from jobs.settings import ClusterSettings, SeedSettings, load, save_beside
 from jobs.terminal import orderly_end, show_funnel
 
 ROWS_SET_ASIDE = 3
-_LISTED = 10  # reasons for which rows were set aside
 
 
 class CurateSettings(ClusterSettings, SeedSettings):
@@ -73,7 +74,7 @@ def _curate(settings: CurateSettings) -> None:
         report = _curated(settings, _inputs(settings, made), evaluation)
     save_beside(settings, settings.output)
     show_funnel(report)
-    _tell_of_set_aside(settings.output / "set_aside.parquet")
+    _tell_of_set_aside(report.funnel[0], settings.output / "set_aside.parquet")
     raise_missing(missing, "kept out")
 
 
@@ -106,9 +107,13 @@ def _curated(
         )
     kept_out = {name: len(items) for name, items in evaluation.items()}
     write_text(settings.output / KEPT_OUT, json.dumps(kept_out, indent=2) + "\n")
+    set_aside = settings.output / "set_aside.parquet"
     for each in inputs:
-        each.tell_of_set_aside(settings.output / "set_aside.parquet")
-    return report
+        each.tell_of_set_aside(set_aside)
+    # Curation has not seen the rows that made no record.
+    funnel = [intake_entry(set_aside, report.funnel[0]["kept"]), *report.funnel[1:]]
+    write_json(settings.output / "funnel.json", funnel)
+    return dataclasses.replace(report, funnel=funnel)
 
 
 def _tell_of_stage(entry: Mapping[str, Any], done_before: bool) -> None:
@@ -116,12 +121,10 @@ def _tell_of_stage(entry: Mapping[str, Any], done_before: bool) -> None:
     print(f"{entry['stage']}: {entry['kept']:,} of {entry['in']:,} kept{before}", file=sys.stderr)
 
 
-def _tell_of_set_aside(set_aside: Path) -> None:
-    reasons = Counter(pq.read_table(set_aside, columns=["reason"])["reason"].to_pylist())
-    if reasons:
-        listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(_LISTED))
-        more = f", and {len(reasons) - _LISTED} other reasons" if len(reasons) > _LISTED else ""
-        print(f"{reasons.total()} rows set aside ({listed}{more}): see {set_aside}", file=sys.stderr)
+def _tell_of_set_aside(intake: Mapping[str, Any], set_aside: Path) -> None:
+    if count := intake["in"] - intake["kept"]:
+        listed = ", ".join(f"{reason} {count}" for reason, count in intake["reasons"].items())
+        print(f"{count} rows set aside ({listed}): see {set_aside}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -171,7 +171,7 @@ def _with_interval(value: float | None, interval: list[float] | None) -> str:
 
 
 def show_funnel(report: CurationReport) -> None:
-    """Print how many records each stage of curation saw, kept and dropped, and why."""
+    """Print how many rows intake and each stage of curation saw, kept and left out, and why."""
     table = Table()
     for column in ("stage", "in", "kept", "reasons"):
         table.add_column(column, justify="left" if column in ("stage", "reasons") else "right")

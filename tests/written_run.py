@@ -143,7 +143,7 @@ def _attack_phase(table: pa.Table, index: int) -> dict[str, Any]:
 
 def _write_funnel(folder: Path, records: int) -> None:
     folder.mkdir(parents=True)
-    stages = []
+    stages = [{"stage": "intake", "in": records + 1, "kept": records, "reasons": {"empty text": 1}}]
     drops = [("exact", 0.05), ("near", 0.2), ("decontamination", 0.04), ("quality", 0.1), ("noise", 0.02)]
     for stage, share in drops:
         dropped = round(records * share)

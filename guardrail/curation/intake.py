@@ -6,6 +6,7 @@ Nothing of a row that is set aside is quoted but its id: it may be anything.
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +22,11 @@ from guardrail.taxonomy import CATEGORIES, with_parents
 #: Rows that were set aside: file, number of the row in it (from 1), why, and the row's id if it has one.
 SET_ASIDE = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("id", pa.string())])
 LONGEST = 1_000_000  # bytes of a text or response: a hundred thousand words are no request
+INTAKE = "intake"  #: what the funnel calls it
 
 _ROWS_AT_ONCE = 1_000  # at most
 _BYTES_PER_FILE = 100_000_000
+_TOLD = 10  # reasons that are counted one by one: some name a value or a source, of which there may be any number
 _DECIDING = ["id", "unsafe", "source", "method"]
 _LABEL = pa.schema([("id", pa.string()), ("unsafe", pa.bool_()), ("source", pa.string())])
 _WRONG = {pa.bool_(): "is neither true nor false", pa.int32(): "is no whole number"}
@@ -64,6 +67,22 @@ def take_in(
         count += table.num_rows
     write_table(pa.concat_tables(aside), set_aside)
     return count
+
+
+def intake_entry(set_aside: Path, taken_in: int) -> dict[str, Any]:
+    """Return the funnel's first entry: the rows that were read, how many were taken in, and why the others were not.
+
+    Args:
+        set_aside: parquet file of `SET_ASIDE`.
+        taken_in: how many rows fit.
+    """
+    counts = pq.read_table(set_aside, columns=["reason"])["reason"].value_counts().to_pylist()
+    counts.sort(key=lambda each: (-each["counts"], each["values"]))
+    reasons = {each["values"]: each["counts"] for each in counts[:_TOLD]}
+    aside = sum(each["counts"] for each in counts)
+    if others := aside - sum(reasons.values()):
+        reasons[f"{len(counts) - _TOLD} other reasons"] = others
+    return {"stage": INTAKE, "in": taken_in + aside, "kept": taken_in, "reasons": reasons}
 
 
 def _fitting(paths: Sequence[Path], trusted_sources: Sequence[str], aside: list[pa.Table]) -> Iterator[pa.Table]:

@@ -32,7 +32,7 @@ from guardrail.curation.folders import (
     write_sorted,
     write_verdicts,
 )
-from guardrail.curation.intake import take_in
+from guardrail.curation.intake import intake_entry, take_in
 from guardrail.curation.language import Language
 from guardrail.curation.noise import LabelNoise
 from guardrail.curation.policy import SafetyPolicy
@@ -59,7 +59,7 @@ LEDGER = pa.schema(
 
 @dataclass(frozen=True)
 class CurationReport:
-    """What curation did: records kept, dropped by stage, and the funnel, stage by stage: in, kept, reasons."""
+    """What curation did: records kept, dropped by stage, and the funnel: in, kept, reasons of intake and stages."""
 
     kept: int
     dropped: dict[str, int]
@@ -115,8 +115,8 @@ def curate(
     work = out_dir.resolve() / "stages"
     # A source that is trusted decides what is taken in, and with it all that follows.
     key = digest(_CODE, json.dumps(sorted(config.trusted_sources)), *content_digests(paths))
-    parts, total = _prepared(paths, out_dir.resolve(), key, config, num_cpus)
-    funnel: list[dict[str, Any]] = []
+    parts, intake = _prepared(paths, out_dir.resolve(), key, config, num_cpus)
+    funnel = [_told(intake)]
     judged: list[list[Part]] = []
     for number, stage in enumerate(stages(config, evaluation), 1):
         key = digest(key, stage.name, json.dumps(stage.settings, sort_keys=True))
@@ -125,41 +125,47 @@ def curate(
         done_before = entry is not None
         if entry is None:
             folder.start()
-            left = parts if (funnel[-1]["kept"] if funnel else total) else []
+            left = parts if funnel[-1]["kept"] else []
             entry = folder.finish(key, **_run(stage, left, folder, num_cpus))
-        funnel.append({name: entry[name] for name in ("stage", "in", "kept", "reasons")})
+        funnel.append(_told(entry))
         if tell:
             tell(funnel[-1], done_before)
         parts = [dataclasses.replace(part, verdicts=folder.path / part.records.name) for part in parts]
         judged.append(parts if entry["in"] else [])
     _write_kept(judged[-1], out_dir, work, num_cpus)
-    write_tables(_ledger(funnel, judged), LEDGER, out_dir / "ledger.parquet")
+    write_tables(_ledger(funnel[1:], judged), LEDGER, out_dir / "ledger.parquet")
     write_json(out_dir / "funnel.json", funnel)
     for each in work.iterdir():
         Folder(each).remove()
     shutil.rmtree(work)
-    dropped = {entry["stage"]: entry["in"] - entry["kept"] for entry in funnel}
+    dropped = {entry["stage"]: entry["in"] - entry["kept"] for entry in funnel[1:]}
     return CurationReport(funnel[-1]["kept"], dropped, funnel)
 
 
 def _prepared(
     paths: Sequence[Path], out_dir: Path, key: str, config: CurationConfig, num_cpus: float
-) -> tuple[list[Part], int]:
-    """Return the numbered input with its facts, written if need be, and how many records it has."""
+) -> tuple[list[Part], dict[str, Any]]:
+    """Return the numbered input with its facts, written if need be, and its manifest, an entry of the funnel."""
     inputs, known = (Folder(out_dir / "stages" / name) for name in ("00-input", "00-facts"))
     entry = inputs.manifest(key)
     if entry is None:
         inputs.start()
         rows = _rows_per_file(sum(pq.read_metadata(path).num_rows for path in paths))
         aside = out_dir / "set_aside.parquet"
-        entry = inputs.finish(key, records=take_in(paths, inputs.path, aside, rows, config.trusted_sources))
+        taken_in = take_in(paths, inputs.path, aside, rows, config.trusted_sources)
+        entry = inputs.finish(key, **intake_entry(aside, taken_in))
     parts = [Part(file, known.path / file.name) for file in sorted(inputs.path.glob("*.parquet"))]
     key = digest(key, json.dumps(config.model_dump(include=set(SETTINGS))))
     if known.manifest(key) is None:
         known.start()
         over_parts(functools.partial(write_facts, config), parts, num_cpus)
         known.finish(key)
-    return parts, entry["records"]
+    return parts, entry
+
+
+def _told(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the funnel tells of intake or a stage."""
+    return {name: manifest[name] for name in ("stage", "in", "kept", "reasons")}
 
 
 def _rows_per_file(records: int) -> int:

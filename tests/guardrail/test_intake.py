@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardrail.curation import intake
-from guardrail.curation.intake import LONGEST, SET_ASIDE, checked, contradictory, take_in
-from guardrail.records import SCHEMA, make_record, to_table, write_records
+from guardrail.curation.intake import LONGEST, SET_ASIDE, checked, contradictory, intake_entry, take_in
+from guardrail.records import SCHEMA, make_record, to_table, write_records, write_table
 from tests.guardrail.surveys import seed
 
 
@@ -185,6 +185,22 @@ def test_a_file_with_nothing_to_set_aside_says_so(tmp_path, folder):
     assert take_in([tmp_path / "in.parquet"], folder, tmp_path / "aside.parquet") == 0
     assert list(folder.iterdir()) == []
     assert pq.read_table(tmp_path / "aside.parquet").equals(SET_ASIDE.empty_table())
+
+
+def test_the_funnel_counts_what_was_set_aside_by_reason(tmp_path):
+    aside = tmp_path / "aside.parquet"
+    reasons = (
+        ["empty text"] * 3 + ["round is missing"] + [f"labelled otherwise by {i}" for i in range(12) for _ in "ab"]
+    )
+    rows = [{"file": "a", "row": row, "reason": reason, "id": None} for row, reason in enumerate(reasons, 1)]
+    write_table(pa.Table.from_pylist(rows, SET_ASIDE), aside)
+    entry = intake_entry(aside, 100)
+    assert (entry["stage"], entry["in"], entry["kept"]) == ("intake", 128, 100)
+    listed = list(entry["reasons"].items())
+    assert listed[0] == ("empty text", 3) and listed[-1] == ("4 other reasons", 7) and len(listed) == 11
+    assert sum(entry["reasons"].values()) == entry["in"] - entry["kept"]
+    write_table(SET_ASIDE.empty_table(), aside)
+    assert intake_entry(aside, 5) == {"stage": "intake", "in": 5, "kept": 5, "reasons": {}}
 
 
 def test_people_who_contradict_each_other_are_set_aside_with_what_grew_from_them(tmp_path, folder):

@@ -29,8 +29,12 @@ def drawn():
     yield figures.roc("one", guards, dict.fromkeys(guards, (0.1, 0.6))), "round <1> recalls 60.0% at 10.0%"
     yield figures.precision_recall("one", guards, {"round 0": (0.6, 0.8), "round <1>": None}), "round 0 80.0%"
     yield figures.reliability_diagram('"one"', UNSAFE, SCORES, SCORES**2), 'Reliability on "one"'
-    stages = [{"stage": "near", "in": 20, "kept": 5}, {"stage": "noise", "in": 5, "kept": 0}]
-    yield figures.funnel(stages, "round 0"), "taken in 20, near 5, noise 0"
+    stages = [
+        {"stage": "intake", "in": 21, "kept": 20},
+        {"stage": "near", "in": 20, "kept": 5},
+        {"stage": "noise", "in": 5, "kept": 0},
+    ]
+    yield figures.funnel(stages, "round 0"), "read 21, intake 20, near 5, noise 0"
     yield figures.seconds_by_phase(rounds), "round 2: 1.0"
 
 

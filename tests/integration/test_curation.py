@@ -76,10 +76,18 @@ EVALUATION = {"held": [("e1", request(300)), ("e2", request(9000))]}
 def test_each_stage_drops_what_it_is_for(tmp_path, records):
     seeds, good, bad, _ = records
     out = tmp_path / "out"
-    report = curate(write(tmp_path, all_of(records)), out, CONFIG, EVALUATION, num_cpus=0.5)
+    listed = [*all_of(records), {**seeds[0], "text": " "}]
+    report = curate(write(tmp_path, listed), out, CONFIG, EVALUATION, num_cpus=0.5)
 
-    assert [entry["stage"] for entry in report.funnel] == STAGES == list(report.dropped)
-    assert report.funnel[0]["in"] == len(all_of(records)) == report.kept + sum(report.dropped.values())
+    assert [entry["stage"] for entry in report.funnel] == ["intake", *STAGES]
+    assert list(report.dropped) == STAGES
+    assert report.funnel[0] == {
+        "stage": "intake",
+        "in": len(listed),
+        "kept": len(listed) - 1,
+        "reasons": {"empty text": 1},
+    }
+    assert len(listed) - 1 == report.kept + sum(report.dropped.values())
     assert all(before["kept"] == after["in"] for before, after in zip(report.funnel, report.funnel[1:], strict=False))
     assert json.loads((out / "funnel.json").read_text()) == report.funnel
     assert not (out / "stages").exists()

@@ -1,6 +1,7 @@
 """What the job adds to curation: the files it takes, how it ends, and that a story needs no inputs."""
 
 import contextlib
+import json
 from collections import Counter
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from guardrail.curation import CurationReport
-from guardrail.curation.intake import SET_ASIDE
+from guardrail.curation.intake import SET_ASIDE, intake_entry
 from guardrail.records import make_record, read_records, write_records, write_table
 from guardrail.seeds import embedded_seeds, embedded_texts
 from jobs import curate
@@ -26,7 +27,8 @@ def curated(monkeypatch):
         given.paths, given.records = paths, [read_records(path) for path in paths]
         tell({"stage": "near", "in": 1200, "kept": 1000}, True)
         write_table(pa.Table.from_pylist(given.aside, SET_ASIDE), out_dir / "set_aside.parquet")
-        return CurationReport(kept=0, dropped={}, funnel=[])
+        intake = intake_entry(out_dir / "set_aside.parquet", sum(map(len, given.records)) - len(given.aside))
+        return CurationReport(kept=0, dropped={}, funnel=[intake])
 
     monkeypatch.setattr(curate, "curate", stand_in)
     monkeypatch.setattr(curate, "connect", lambda address: contextlib.nullcontext())
@@ -119,7 +121,10 @@ def test_bad_rows_of_a_file_of_labelled_rows_are_set_aside_by_their_number(tmp_p
         (6, "column 'text': is empty"),
     ]
     assert {file for file, *_ in aside[2:]} == {str(rows)}
-    assert "5 rows set aside" in capsys.readouterr().err
+    assert "5 rows set aside" in (said := capsys.readouterr()).err
+    (intake,) = json.loads((output / "funnel.json").read_text())
+    assert (intake["in"], intake["kept"], sum(intake["reasons"].values())) == (7, 2, 5)
+    assert intake["reasons"]["too long"] == 2 and "too long 2" in said.out
 
 
 def test_a_file_of_labelled_rows_without_a_label_is_refused(tmp_path, curated, capsys):
