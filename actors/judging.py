@@ -16,6 +16,7 @@ from actors.engine import memory_share
 from actors.judges import Judge, JudgeConfig
 from actors.record_scores import Scorer, Verdicts, score_records
 from guardrail.curation.votes import JUDGE
+from guardrail.models import model_state
 from guardrail.reading import reading_of
 
 
@@ -84,7 +85,7 @@ def judge_records(
             key=JUDGE + judge.name,
             actor=BatchJudge,
             arguments=(judge.model_dump(), config.model_dump(), num_gpus),
-            identity=judge.model_dump_json(),
+            identity=judge.model_dump_json() + model_state(judge.model),
         )
         for judge in judges
     ]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from actors.batches import answer_batches, answer_files, parts_folder
 from actors.engine import Completion, Engine, memory_share
-from guardrail.models import resolve
+from guardrail.models import model_state, resolve
 from guardrail.records import SCHEMA, Record, from_table, to_table, write_table, write_tables
 from guardrail.synthesis import Request, SynthesisConfig, drop_reason, requests, synthetic_record, written
 from guardrail.text import digest
@@ -108,7 +108,7 @@ def synthesize(
     keys = write_batches(requests(seeds, config, seed), config, seed, work / "asked")
     answered = answer_batches(
         [work / "asked" / f"{key}.parquet" for key in keys],
-        work / "answered",
+        work / "answered" / model_state(config.model),  # not in the keys, which decide the sampling
         Synthesizer,
         (config.model_dump(), num_gpus),
         engines=config.engines,

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from guardrail.text import digest
+
 BUNDLED_PREFIX = "bundled:"
 _MPNET = "all-mpnet-base-v2"
 _MPNET_SHA256 = "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658"
@@ -49,6 +51,15 @@ def resolve(name: str) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ValueError(f"{name!r} is no directory, no hub id (owner/name) and no bundled model ({_known()})")
     return name
+
+
+def model_state(name: str) -> str:
+    """Return a digest of a model's name and, if that is a directory, of the names, sizes and times of its files.
+
+    A directory may come to hold another model under its old name.
+    """
+    files = [(file.name, file.stat()) for file in sorted(Path(name).glob("*"))]
+    return digest(name, *(f"{each} {stat.st_size} {stat.st_mtime_ns}" for each, stat in files))
 
 
 def _known() -> str:

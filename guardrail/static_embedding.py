@@ -14,7 +14,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -25,8 +24,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer
 
-from guardrail.models import cache_dir, resolve
-from guardrail.text import digest
+from guardrail.models import cache_dir, model_state, resolve
 
 _DIMENSIONS = 256  # at most
 _WINDOW = 512  # tokens; what lies past them does not count
@@ -69,10 +67,7 @@ class StaticEncoder:
         model = resolve(name)
         tokenizer = AutoTokenizer.from_pretrained(model)
         lengths = _lengths(tokenizer)
-        # A directory may come to hold another model under its old name.
-        files = [(file.name, file.stat()) for file in sorted(Path(model).glob("*"))]
-        state = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files]
-        path = cache_dir() / "static" / f"{digest(model, *state)}.safetensors"
+        path = cache_dir() / "static" / f"{model_state(model)}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():

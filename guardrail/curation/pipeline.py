@@ -41,10 +41,13 @@ from guardrail.curation.semantic import SemanticDuplicates
 from guardrail.curation.stage import Stage
 from guardrail.curation.survey import ClusterSurvey, over_parts
 from guardrail.curation.votes import JudgesVote
+from guardrail.embedding import STATIC_PREFIX
+from guardrail.models import model_state
 from guardrail.records import SCHEMA, check_records, write_tables
 from guardrail.text import digest
 
 _CODE = code_digest(Path(__file__).parents[1])  # when it was loaded: an update may come while it runs
+_MODELS = ("gibberish_model", "semantic_encoder", "embedder")  # settings that name one
 _FEWEST_ROWS, _MOST_ROWS = 500, 20_000  # of a task
 _LINEAGE = ("id", "parent_id", "seed_id", "source", "method", "unsafe")
 LEDGER = pa.schema(
@@ -119,7 +122,7 @@ def curate(
     funnel = [_told(intake)]
     judged: list[list[Part]] = []
     for number, stage in enumerate(stages(config, evaluation), 1):
-        key = digest(key, stage.name, json.dumps(stage.settings, sort_keys=True))
+        key = stage_key(key, stage)
         folder = Folder(work / f"{number:02d}-{stage.name}")
         entry = folder.manifest(key)
         done_before = entry is not None
@@ -140,6 +143,13 @@ def curate(
     shutil.rmtree(work)
     dropped = {entry["stage"]: entry["in"] - entry["kept"] for entry in funnel[1:]}
     return CurationReport(funnel[-1]["kept"], dropped, funnel)
+
+
+def stage_key(before: str, stage: Stage) -> str:
+    """Return the digest of all that a stage's verdicts hang on: what the stage before did, settings, models' files."""
+    names = [stage.settings[name] for name in _MODELS if stage.settings.get(name)]
+    models = [model_state(name.removeprefix(STATIC_PREFIX)) for name in names]
+    return digest(before, stage.name, json.dumps(stage.settings, sort_keys=True), *models)
 
 
 def _prepared(

@@ -69,7 +69,7 @@ class Stage(Protocol):
     """One stage.
 
     `name` is what ledger and funnel call it. `settings` is what its verdicts hang on beside the records, as JSON has
-    it: a resumed run keeps the stage's output only if these are the same.
+    it: a resumed run keeps the stage's output only if these are the same, and the files of the models they name.
     """
 
     name: str

@@ -124,6 +124,19 @@ def test_asked_again_a_judge_has_one_score_and_the_output_may_be_the_input(path,
     assert [each.name for each in tmp_path.iterdir()] == ["records.parquet"]
 
 
+def test_votes_of_another_model_in_the_same_directory_are_not_taken_for_its_own(path, tmp_path, monkeypatch):
+    model = tmp_path / "model"
+    model.mkdir()
+    judge = JudgeConfig(model=str(model), format="llama-guard")
+    monkeypatch.setattr(FakeJudge, "batches_until_killed", 2)
+    with pytest.raises(KeyboardInterrupt):
+        run(path, tmp_path / "out.parquet", [judge])
+    monkeypatch.setattr(FakeJudge, "batches_until_killed", None)
+    (model / "model.safetensors").write_bytes(b"other weights")
+    run(path, tmp_path / "out.parquet", [judge])
+    assert len(FakeJudge.asked) == 2 + 3
+
+
 @pytest.mark.parametrize("done", [0, 1, 3, 5])
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(path, tmp_path, monkeypatch, done):
     expected = run(path, tmp_path / "whole.parquet", [GUARD, STRICT])

@@ -134,6 +134,19 @@ def test_what_another_call_left_is_not_taken_for_this_ones(tmp_path, monkeypatch
     assert FakeEngine.batches == 3 + 8
 
 
+def test_answers_of_another_model_in_the_same_directory_are_not_taken_for_its_own(tmp_path, monkeypatch):
+    model = tmp_path / "model"
+    model.mkdir()
+    config = CONFIG.model_copy(update={"model": str(model)})
+    monkeypatch.setattr(FakeEngine, "batches_until_killed", 3)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out.parquet", config)
+    monkeypatch.setattr(FakeEngine, "batches_until_killed", None)
+    (model / "model.safetensors").write_bytes(b"other weights")
+    run(tmp_path / "out.parquet", config)
+    assert FakeEngine.batches == 3 + 8
+
+
 def test_the_number_of_engines_changes_no_key(tmp_path):
     asked = list(synthesizer.requests(SEEDS, CONFIG, 3))
     keys = synthesizer.write_batches(asked, CONFIG, 3, tmp_path)

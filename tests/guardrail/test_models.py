@@ -1,5 +1,6 @@
 import hashlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -9,12 +10,23 @@ from pathlib import Path
 import pytest
 
 from guardrail import models
-from guardrail.models import _build_once, resolve
+from guardrail.models import _build_once, model_state, resolve
 
 
 def test_a_directory_and_a_hub_id_pass_through(tmp_path):
     assert resolve(str(tmp_path)) == str(tmp_path)
     assert resolve("owner/name") == "owner/name"
+
+
+def test_another_model_in_a_directory_is_told_by_its_files(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    first = model_state(str(tmp_path))
+    assert model_state(str(tmp_path)) == first
+    (tmp_path / "config.json").write_text("{ }")
+    larger = model_state(str(tmp_path))
+    os.utime(tmp_path / "config.json", (1, 1))
+    assert len({first, larger, model_state(str(tmp_path))}) == 3
+    assert model_state("owner/name") == model_state("owner/name") != model_state("owner/other")
 
 
 @pytest.mark.parametrize(
