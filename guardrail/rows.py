@@ -24,6 +24,11 @@ from pyarrow.dataset import dataset
 
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is no UTF-8
 _NOT_UTF8 = "is not UTF-8; save it as UTF-8"
+# What stands before the first row of a JSON array, and before any other, or instead of it.
+_FIRST = re.compile(r"[ \t\n\r]*\[[ \t\n\r]*(?P<end>\])?")
+_NEXT = re.compile(r"[ \t\n\r]*(?:(?P<end>\])|,[ \t\n\r]*)")
+_AT_ONCE = 2**20  # characters of a JSON array
+_MOST_AT_ONCE = 2**25  # the same: a row may be as long, and what is broken is read no further
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,8 @@ def read_rows(path: Path, *, levels: tuple[str, str, str] | None = None, lines: 
     """Yield the rows of a CSV, TSV, JSON, JSON-lines (each perhaps gzipped) or parquet file, one by one.
 
     A .json file is an array of objects, or JSON lines, or, with `levels`, nested: {A: {B: [text]}} becomes rows whose
-    columns are the three levels; unless it is JSON lines, it is read as a whole. `lines` reads JSON lines whatever the
-    name says. A row that cannot be parsed, or is not UTF-8, has a `problem`.
+    columns are the three levels; only what is nested is read as a whole. `lines` reads JSON lines whatever the name
+    says. A row that cannot be parsed, or is not UTF-8, has a `problem`.
 
     Raises:
         ValueError: the file is missing, unreadable, empty or of another format; or, after the rows before, broken.
@@ -171,42 +176,65 @@ def json_line_rows(lines: Iterable[str]) -> Iterator[SourceRow]:
 
 
 def _json_rows(file: TextIO, levels: tuple[str, str, str] | None) -> Iterator[SourceRow]:
-    rows: Callable[[Any], Iterable[SourceRow]]
     if _first_character(file) == "[":
-        rows = _array_rows
+        yield from _array_rows(file)
     elif levels is None:
         yield from json_line_rows(file)
-        return
     else:
-        rows = functools.partial(_nested_rows, levels=levels)
-    text = file.read()
-    try:
-        content = json.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    yield from map(_undecoded_told, rows(content)) if _UNDECODED.search(text) else rows(content)
+        text = file.read()
+        rows = _nested_rows(text, levels)
+        yield from map(_undecoded_told, rows) if _UNDECODED.search(text) else rows
 
 
 def _undecoded_told(row: SourceRow) -> SourceRow:
-    if row.problem or not _UNDECODED.search(json.dumps(row.values, ensure_ascii=False)):
-        return row
-    return SourceRow(row.where, {}, _NOT_UTF8)
+    undecoded = _UNDECODED.search(json.dumps(row.values, ensure_ascii=False))
+    return SourceRow(row.where, {}, _NOT_UTF8) if undecoded else row
 
 
-def _array_rows(rows: Sequence[Any]) -> Iterator[SourceRow]:
-    for number, values in enumerate(rows, 1):
-        problem = None if isinstance(values, dict) else "is not a JSON object"
-        yield SourceRow(f"row {number}", {} if problem else values, problem)
+def _array_rows(file: TextIO) -> Iterator[SourceRow]:
+    """Yield the rows of an array of objects, of which only some are in memory at a time."""
+    decode = json.JSONDecoder().raw_decode
+    text, problem, before, number, lines = "", "", _FIRST, 0, 0
+    # A row that does not end in what was read is read anew with as much again.
+    while len(text) <= _MOST_AT_ONCE and (part := file.read(max(_AT_ONCE, len(text)))):
+        text += part
+        place, problem = 0, 'a "," or "]" is missing'
+        while found := before.match(text, place):
+            if found["end"]:
+                rest = itertools.chain([text[found.end() :]], iter(functools.partial(file.read, _AT_ONCE), ""))
+                if any(map(str.strip, rest)):
+                    raise ValueError(f"something follows the array of {number} rows")
+                return
+            try:
+                values, end = decode(text, found.end())
+            except json.JSONDecodeError as error:
+                problem = f"{error.msg} (line {lines + error.lineno})"
+                break
+            except RecursionError:
+                raise ValueError(f"row {number + 1}: nested too deeply") from None
+            if end == len(text):  # of a number there may be more
+                break
+            number += 1
+            wrong = None if isinstance(values, dict) else "is not a JSON object"
+            wrong = _NOT_UTF8 if _UNDECODED.search(text, found.end(), end) else wrong
+            yield SourceRow(f"row {number}", {} if wrong else values, wrong)
+            place, before = end, _NEXT
+        lines += text.count("\n", 0, place)
+        text = text[place:]
+    raise ValueError(f"row {number + 1}: {problem}")
 
 
-def _nested_rows(content: Any, levels: tuple[str, str, str]) -> Iterator[SourceRow]:
+def _nested_rows(text: str, levels: tuple[str, str, str]) -> Iterator[SourceRow]:
     number = 0
     try:
+        content = json.loads(text)
         for outer, inners in content.items():
             for inner, leaves in inners.items():
                 for leaf in leaves:
                     number += 1
                     yield SourceRow(f"row {number}", dict(zip(levels, (outer, inner, leaf), strict=True)))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     except (AttributeError, TypeError):
         raise ValueError(f"is not of the form {{{levels[0]}: {{{levels[1]}: [{levels[2]}]}}}}") from None
 

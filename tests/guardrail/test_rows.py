@@ -3,11 +3,15 @@
 import gzip
 import json
 import os
+import tempfile
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from guardrail.rows import read_rows
 
@@ -57,6 +61,69 @@ def test_a_json_string_and_a_cell_hold_line_ends_of_any_kind(tmp_path):
 def test_bytes_that_are_no_utf8_are_the_matter_of_their_row(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     assert [row.problem for row in read_rows(tmp_path / name)] == [None, "is not UTF-8; save it as UTF-8"]
+
+
+@given(
+    st.lists(st.dictionaries(st.text(max_size=3), st.none() | st.floats(allow_nan=False) | st.text()) | st.integers()),
+    st.sampled_from([None, 0, 3]),
+    st.integers(1, 40),
+)
+def test_a_json_array_has_the_same_rows_however_much_of_it_is_read_at_once(rows, indent, at_once):
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("guardrail.rows._AT_ONCE", at_once)
+        path = Path(folder) / "a.json"
+        path.write_text(f"\n {json.dumps(rows, indent=indent)}\n ")
+        found = list(read_rows(path))
+    assert [row.where for row in found] == [f"row {number}" for number in range(1, len(rows) + 1)]
+    assert [row.values for row in found] == [row if isinstance(row, dict) else {} for row in rows]
+    assert [row.problem is None for row in found] == [isinstance(row, dict) for row in rows]
+
+
+def test_of_a_json_array_little_is_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("guardrail.rows._AT_ONCE", 10_000)
+    (tmp_path / "a.json").write_text(json.dumps([{"text": f"text {number}" * 10} for number in range(20_000)]))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in read_rows(tmp_path / "a.json")) == 20_000
+        assert tracemalloc.get_traced_memory()[1] < (tmp_path / "a.json").stat().st_size / 5
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        ('{"text": "b"}', 'row 2: a "," or "]" is missing'),
+        ("", 'row 2: a "," or "]" is missing'),
+        (",", "row 2: Expecting value .line 3"),
+        (",]", "row 2: Expecting value .line 3"),
+        (', {"text": "b', "row 2: Unterminated string starting at .line 3"),
+        (', {"text": oops}, {"text": "c"}]', "row 2: Expecting value .line 3"),
+        ("," + '{"a":' * 100_000, "row 2: nested too deeply"),
+        ("] [", "something follows the array of 1 rows"),
+    ],
+)
+def test_where_a_json_array_breaks_is_told_after_the_rows_before(tmp_path, monkeypatch, rest, message):
+    monkeypatch.setattr("guardrail.rows._AT_ONCE", 16)
+    (tmp_path / "a.json").write_text('[\n{"text": "a"}\n' + rest)
+    rows = read_rows(tmp_path / "a.json")
+    if rest:
+        assert next(rows).values == {"text": "a"}
+    with pytest.raises(ValueError, match=f"a.json: {message}"):
+        list(rows)
+
+
+def test_what_is_broken_early_in_a_json_array_is_not_read_to_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("guardrail.rows._AT_ONCE", 100)
+    monkeypatch.setattr("guardrail.rows._MOST_AT_ONCE", 1_000)
+    (tmp_path / "a.json").write_text('[{"text": "a"}, oops' + ', {"text": "b"}' * 100_000 + "]")
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="row 2: Expecting value"):
+            list(read_rows(tmp_path / "a.json"))
+        assert tracemalloc.get_traced_memory()[1] < 200_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("content", [b"", b" \n\t\r\n" * 2_000, b"\xef\xbb\xbf"])
