@@ -95,12 +95,14 @@ def test_nothing_to_judge():
     texts=st.lists(st.tuples(st.integers(0, 359), st.integers(0, 3), st.booleans(), st.booleans()), max_size=40),
     order=st.randoms(use_true_random=False),
     rows_per_file=st.integers(1, 50),
+    most_sampled=st.integers(1, 30),
 )
-def test_neither_order_nor_files_matter(texts, order, rows_per_file):
+def test_neither_order_nor_files_matter(texts, order, rows_per_file, most_sampled):
     with pytest.MonkeyPatch.context() as patched:
         # As if there were many: several cells, tasks, and blocks of products.
         for name, value in (("_CELL", 4), ("_MEMBERS", 10), ("_PRODUCTS", 30), ("_EDGES", 5), ("_SAMPLE", 2)):
             patched.setattr(semantic, name, value)
+        patched.setattr(semantic, "_MOST_SAMPLED", most_sampled)
         records = [
             seed(f"{angle} of {circle}: {unsafe}", unsafe=unsafe, method="seed" if own else "augment")
             for angle, circle, unsafe, own in texts
@@ -113,6 +115,24 @@ def test_neither_order_nor_files_matter(texts, order, rows_per_file):
         )
     assert one == other
     assert all(drop is None or one[drop.evidence[:16]] is None for drop in one.values())
+
+
+def test_of_many_records_no_more_than_some_are_sampled_those_with_the_smallest_ids(monkeypatch):
+    sampled = []
+
+    class Recording(ByHand):
+        def encode(self, texts):
+            sampled.extend(texts)
+            return super().encode(texts)
+
+    monkeypatch.setattr(embedding, "loaded_embedder", lambda name: Recording())
+    monkeypatch.setattr(semantic, "_CELL", 4)
+    monkeypatch.setattr(semantic, "_MOST_SAMPLED", 8)
+    records = [seed(f"{angle} of 0: one") for angle in range(40)]
+    table = surveys.numbered(records)
+    _, centroids = semantic._sampled(table, surveys.InMemory(table), "by hand")
+    assert sampled == [record["text"] for record in sorted(records, key=lambda record: record["id"])[:8]]
+    assert 1 <= len(centroids) <= 8
 
 
 # --- cells and forests ------------------------------------------------------------------------------------------------
