@@ -22,7 +22,7 @@ what the service would). A service tells no threshold, and its scores only rank 
 text's score is that of a moderation service's highest category, or the probability of a guard model's verdict not being
 "safe"; Qwen3Guard's "Controversial" is unsafe, as in its strict mode. Texts that a service refuses, or answers without
 a verdict, are counted (`refused`), and the rest is measured. If it fails, what was measured before is written, and why
-the rest was not (`incomplete`). Its verdicts are kept beside the output, in OUTPUT.verdicts and without the texts, until
+the rest was not (`incomplete`). Its verdicts are kept beside the output, in OUTPUT.verdicts without the texts, until
 all is measured: the same command asks only for those that are missing.
 """
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,9 @@ def sets(tmp_path):
     return [str(tmp_path / "first.jsonl"), str(tmp_path / "second.jsonl")]
 
 
-def _opened(url, backend):
+def _opened(url, backend, batch=32):
     """Return the service at a URL, which is asked again at once where it fails."""
-    return ModerationEndpoint(url, sleep=lambda seconds: None)
+    return ModerationEndpoint(url, sleep=lambda seconds: None, batch=batch)
 
 
 def test_a_service_is_measured_by_its_own_decisions_and_called_as_it_calls_itself(server, sets, tmp_path, capsys):
@@ -82,7 +83,7 @@ def test_of_a_service_that_fails_under_transforms_all_sets_and_the_transforms_be
 def test_the_same_command_asks_a_service_that_failed_only_for_what_it_has_not_said(
     server, sets, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(evaluate, "open_guard", partial(ModerationEndpoint, sleep=lambda seconds: None, batch=1))
+    monkeypatch.setattr(evaluate, "open_guard", partial(_opened, batch=1))
     output = tmp_path / "metrics.json"
     command = ["--guard", server.url, "--data", *sets, "--output", str(output)]
     server.answers = 2
