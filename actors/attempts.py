@@ -15,7 +15,7 @@ from guardrail.records import SCHEMA, Record, from_table, write_table, write_tab
 
 #: What an attempt is beside a record. `scores` has "guard" and "fluency" only where the attempt came so far: the target
 #: is asked about what passed the gate alone. Other scores, and the embedding, are of a disguised attack's plain text.
-#: `iteration` is null where none that ended has it: figures leave such a success out (`left_successes`).
+#: `iteration` is null where none that ended has it: rates of attempts leave such a success out (`left_successes`).
 ATTEMPT_COLUMNS = pa.schema(
     [
         ("style", pa.string()),

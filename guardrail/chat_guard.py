@@ -135,7 +135,7 @@ class ChatGuard(RemoteGuard):
 
     @property
     def _way(self) -> str:
-        return repr(self.format)  # all that is asked, and how it is read
+        return repr(self.format)  # its questions, and how answers are read
 
     def _judged(self, texts: Sequence[Readable], places: Sequence[int], skip_refused: bool) -> Sequence[Verdict | None]:
         if self.model is None:

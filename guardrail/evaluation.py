@@ -40,7 +40,8 @@ def evaluate_set(
             "ones only, or be asked in a format that is not its model's, or that has no question about responses"
         )
     items = [item for item, read in zip(items, judged, strict=True) if read]
-    said = said._replace(probabilities=said.probabilities[judged], flagged=said.flagged[judged])
+    windows = None if said.several_windows is None else said.several_windows[judged]
+    said = Moderation(said.probabilities[judged], said.flagged[judged], windows)
     thresholds = None if isinstance(guard, RemoteGuard) else guard.card.thresholds
     metrics = tagged_metrics(
         [item.unsafe for item in items],

@@ -115,10 +115,14 @@ class RemoteGuard(abc.ABC):
     def remember(self, folder: Path) -> None:
         """Keep verdicts in a folder (`KeptVerdicts`) from now on, and ask for none that is there.
 
-        What is there counts for the same model behind the same URL, asked alike; to learn which model that is, one text
+        What is there counts for a model of the same name behind the same URL, asked alike; to learn that name, one text
         may be asked again. Refusals are not kept: a service whose limits were at fault can be mended.
         """
         self._kept = KeptVerdicts(folder)
+        if known := len(self._kept):
+            logger.warning(
+                "%s: %d verdicts in %s count; remove them if the service has changed", self.url, known, folder
+            )
 
     def moderate(self, texts: Sequence[Readable], *, skip_refused: bool = False) -> Moderation:
         """Return what the service says of texts; one without visible text is not sent, and is not flagged.

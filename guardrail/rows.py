@@ -212,7 +212,7 @@ def _array_rows(file: TextIO) -> Iterator[SourceRow]:
                 break
             except RecursionError:
                 raise ValueError(f"row {number + 1}: nested too deeply") from None
-            if end == len(text):  # of a number there may be more
+            if end == len(text) and isinstance(values, int | float):  # of a number there may be more
                 break
             number += 1
             wrong = None if isinstance(values, dict) else "is not a JSON object"

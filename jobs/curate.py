@@ -74,7 +74,8 @@ def _curate(settings: CurateSettings) -> None:
         report = _curated(settings, _inputs(settings, made), evaluation)
     save_beside(settings, settings.output)
     show_funnel(report)
-    _tell_of_set_aside(report.funnel[0], settings.output / "set_aside.parquet")
+    if count := report.funnel[0]["in"] - report.funnel[0]["kept"]:
+        print(f"{count} rows set aside: see {settings.output / 'set_aside.parquet'}", file=sys.stderr)
     raise_missing(missing, "kept out")
 
 
@@ -119,12 +120,6 @@ def _curated(
 def _tell_of_stage(entry: Mapping[str, Any], done_before: bool) -> None:
     before = ", as it was before" if done_before else ""
     print(f"{entry['stage']}: {entry['kept']:,} of {entry['in']:,} kept{before}", file=sys.stderr)
-
-
-def _tell_of_set_aside(intake: Mapping[str, Any], set_aside: Path) -> None:
-    if count := intake["in"] - intake["kept"]:
-        listed = ", ".join(f"{reason} {count}" for reason, count in intake["reasons"].items())
-        print(f"{count} rows set aside ({listed}): see {set_aside}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str]) -> None:

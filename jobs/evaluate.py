@@ -23,7 +23,7 @@ text's score is that of a moderation service's highest category, or the probabil
 "safe"; Qwen3Guard's "Controversial" is unsafe, as in its strict mode. Texts that a service refuses, or answers without
 a verdict, are counted (`refused`), and the rest is measured. If it fails, what was measured before is written, and why
 the rest was not (`incomplete`). Its verdicts are kept beside the output, in OUTPUT.verdicts without the texts, until
-all is measured: the same command asks only for those that are missing.
+all is measured: the same command asks only for those that are missing, of a model of the same name.
 """
 
 import json

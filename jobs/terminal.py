@@ -17,6 +17,7 @@ from rich.table import Table
 from actors.errors import AdversaryError
 from guardrail.curation import CurationReport
 from guardrail.metrics import share_text
+from guardrail.remote import TargetError
 from guardrail.training_progress import Tell, TrainingError
 from jobs.run import RunError
 
@@ -45,15 +46,19 @@ def orderly_end(resumes_in: Path | None = None) -> Iterator[None]:
     def interrupt(number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
+    def goes_on() -> str:
+        return f"; the same command goes on in {resumes_in}" if resumes_in and resumes_in.exists() else ""
+
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     except (RunError, AdversaryError, TrainingError, ValueError, ConnectionError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, TargetError) and goes_on():
+            print(goes_on().removeprefix("; "), file=sys.stderr)
         raise SystemExit(1) from error
     except KeyboardInterrupt as error:
-        goes_on = f"; the same command goes on in {resumes_in}" if resumes_in else ""
-        terminal().print(f"\n[yellow]interrupted[/]{goes_on}", highlight=False, soft_wrap=True)
+        terminal().print(f"\n[yellow]interrupted[/]{goes_on()}", highlight=False, soft_wrap=True)
         raise SystemExit(143 if error.args else 130) from None
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -65,7 +65,7 @@ def _told(record_id: str, curated: _Curated, stages: list[str]) -> Iterator[str]
         yield f"  {'unsafe' if row['unsafe'] else 'safe'}, {row['method']}, from {row['source']}"
         stage = row.get("stage")
         passed = stages[: stages.index(stage)] if stage else stages
-        yield f"  passed: {', '.join(passed) or 'nothing'}"
+        yield f"  passed: {', '.join(passed)}"
         yield from _twins(row, curated)
     yield from _ancestors(rows, curated)
     children = curated.rows("parent_id", record_id) if rows else []

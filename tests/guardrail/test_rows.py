@@ -95,20 +95,19 @@ def test_of_a_json_array_little_is_in_memory(tmp_path, monkeypatch):
     [
         ('{"text": "b"}', 'row 2: a "," or "]" is missing'),
         ("", 'row 2: a "," or "]" is missing'),
-        (",", "row 2: Expecting value .line 3"),
-        (",]", "row 2: Expecting value .line 3"),
-        (', {"text": "b', "row 2: Unterminated string starting at .line 3"),
-        (', {"text": oops}, {"text": "c"}]', "row 2: Expecting value .line 3"),
+        (",", "row 2: Expecting value .line 2"),
+        (",]", "row 2: Expecting value .line 2"),
+        (', {"text": "b', "row 2: Unterminated string starting at .line 2"),
+        (', {"text": oops}, {"text": "c"}]', "row 2: Expecting value .line 2"),
         ("," + '{"a":' * 100_000, "row 2: nested too deeply"),
         ("] [", "something follows the array of 1 rows"),
     ],
 )
 def test_where_a_json_array_breaks_is_told_after_the_rows_before(tmp_path, monkeypatch, rest, message):
     monkeypatch.setattr("guardrail.rows._AT_ONCE", 16)
-    (tmp_path / "a.json").write_text('[\n{"text": "a"}\n' + rest)
+    (tmp_path / "a.json").write_text('[\n{"text": "a"}' + rest)
     rows = read_rows(tmp_path / "a.json")
-    if rest:
-        assert next(rows).values == {"text": "a"}
+    assert next(rows).values == {"text": "a"}
     with pytest.raises(ValueError, match=f"a.json: {message}"):
         list(rows)
 

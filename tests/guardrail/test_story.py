@@ -34,7 +34,7 @@ def curated(tmp_path):
     write_records([SEED, GRANDCHILD, ORPHAN], tmp_path / "kept.parquet")
     write_table(pa.Table.from_pylist(ledger, LEDGER), tmp_path / "ledger.parquet")
     write_table(pa.Table.from_pylist(aside, SET_ASIDE), tmp_path / "set_aside.parquet")
-    (tmp_path / "funnel.json").write_text(json.dumps([{"stage": stage} for stage in STAGES]))
+    (tmp_path / "funnel.json").write_text(json.dumps([{"stage": stage} for stage in ("intake", *STAGES)]))
     return tmp_path
 
 
@@ -42,7 +42,7 @@ def test_a_record_that_was_kept(curated):
     assert story(GRANDCHILD["id"], curated) == [
         f"{GRANDCHILD['id']}: kept",
         "  safe, rl, from mine",
-        "  passed: canonical, exact, near, quality, label",
+        "  passed: intake, canonical, exact, near, quality, label",
         f"made from {CHILD['id']}: dropped by quality: gibberish (-4.2 nats a letter)",
         f"made from {SEED['id']}: kept; dropped by exact: duplicate ({SEED['id']})",
     ]
@@ -51,7 +51,7 @@ def test_a_record_that_was_kept(curated):
 def test_a_twin_is_followed_to_the_one_that_stayed(curated):
     lines = story(TRIPLET["id"], curated)
     assert lines[0] == f"{TRIPLET['id']}: dropped by near: near duplicate ({TWIN['id']})"
-    assert lines[2] == "  passed: canonical, exact"
+    assert lines[2] == "  passed: intake, canonical, exact"
     assert lines[3:5] == [
         f"  {TWIN['id']}: dropped by near: near duplicate ({SEED['id']}: 0.91)",
         f"  {SEED['id']}: kept",

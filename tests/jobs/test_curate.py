@@ -98,7 +98,7 @@ def test_rows_that_were_set_aside_are_told_by_the_exit_status(tmp_path, curated,
     curated.aside = [{"file": "a", "row": row, "reason": "empty text", "id": None} for row in (1, 5)]
     write_records([BREAD], tmp_path / "a.parquet")
     assert ended(["--input", str(tmp_path / "a.parquet"), "--output", str(tmp_path / "out")]) == 3
-    assert "2 rows set aside (empty text 2)" in capsys.readouterr().err
+    assert "2 rows set aside: see" in capsys.readouterr().err
 
 
 def test_bad_rows_of_a_file_of_labelled_rows_are_set_aside_by_their_number(tmp_path, curated, capsys):
