@@ -133,7 +133,7 @@ def left_successes(directory: Path, iteration: int | None = None) -> pa.Table:
         return left
     places = {text: place for place, text in enumerate(left["text"].to_pylist())}
     again = set(read_successes(directory, iteration)["text"].to_pylist())
-    left = left.take([place for text, place in places.items() if text not in again])
+    left = left.take(pa.array([place for text, place in places.items() if text not in again], pa.int64()))
     column = ATTEMPTS.get_field_index("iteration")
     return left.set_column(column, ATTEMPTS.field(column), pa.nulls(len(left), pa.int32()))
 

@@ -126,6 +126,13 @@ def test_its_successes_stay_for_whoever_wants_all_however_often_it_is_killed(tab
     assert len(kept_of(attacks)) == 4 + 1
 
 
+def test_where_all_is_found_again_nothing_is_left(table, tmp_path):
+    write_attempts(written(table, "first"), tmp_path, 4, 0)
+    forget_attempts(tmp_path, first=4)
+    write_attempts(written(table, "first"), tmp_path, 4, 0)
+    assert left_successes(tmp_path, 4).equals(ATTEMPTS.empty_table())
+
+
 @pytest.mark.parametrize("moved", range(4))
 def test_a_kill_in_the_middle_of_forgetting_loses_and_doubles_nothing(table, tmp_path, monkeypatch, moved):
     for share in range(3):

@@ -76,6 +76,7 @@ def kill_learner(adversary):
     psutil.Process(next(iter(pids)).get()).send_signal(signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_killed_learners_are_replaced_and_their_iterations_run_again(attack, undisturbed, caplog):
     def disturb(adversary):
         save, saved = adversary._save, []

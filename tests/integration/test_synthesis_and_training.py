@@ -57,7 +57,7 @@ def test_synthesis_keeps_label_and_lineage(ray_cluster, tmp_path):
     assert not list(tmp_path.glob("*.parts"))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.long)])
 def test_a_guard_learns_on_any_number_of_workers(ray_cluster, tmp_path, workers):
     records = seeds()
     write_records(records[::2], tmp_path / "data.parquet")

@@ -23,7 +23,10 @@ READ = [
 TEXTS = [str(each) for each in READ]  # an exchange is its prompt, an empty line and its response
 
 
-@pytest.mark.parametrize("kind", ["encoder", "decoder", "MPNet"])
+_LONG = [pytest.param(kind, marks=pytest.mark.long) for kind in ("encoder", "decoder")]  # each starts a server
+
+
+@pytest.mark.parametrize("kind", ["MPNet", *_LONG])
 def test_plain_transformers_and_vllm_give_the_guards_probabilities(kind: str, tmp_path: Path) -> None:
     if kind == "encoder":
         directory = tiny_guard(tmp_path / "guard", hidden=64)  # vLLM on CPUs reads heads of 32 and up
