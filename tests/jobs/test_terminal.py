@@ -7,6 +7,7 @@ import signal
 import pytest
 import ray.data  # noqa: F401 - it sets up its logger
 
+from guardrail.remote import TargetError
 from jobs.terminal import orderly_end, terminal
 
 
@@ -26,12 +27,24 @@ def test_only_rays_own_handler_is_made_quiet():
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_job_that_is_told_to_stop_says_how_to_go_on(tmp_path, capsys, number, status):
     before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background ignore it
+    (tmp_path / "out").mkdir()
     with pytest.raises(SystemExit) as ended, orderly_end(tmp_path / "out"):
         os.kill(os.getpid(), number)
         signal.pause()
     assert ended.value.code == status
     assert f"interrupted; the same command goes on in {tmp_path / 'out'}\n" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_how_to_go_on_is_said_where_a_service_failed_and_something_is_kept(tmp_path, capsys):
+    for folder, told in (
+        (tmp_path, f"error: no answer\nthe same command goes on in {tmp_path}\n"),
+        (tmp_path / "no", ""),
+    ):
+        with pytest.raises(SystemExit, match="1"), orderly_end(folder):
+            raise TargetError("no answer")
+        assert capsys.readouterr().err == (told or "error: no answer\n")
 
 
 def test_what_can_be_mended_is_a_message(capsys):
