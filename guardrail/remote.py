@@ -142,7 +142,7 @@ class RemoteGuard(abc.ABC):
             if asked:
                 verdicts.update(zip(asked, self._judged(texts, asked, skip_refused), strict=True))
 
-        if self._kept:  # and some are
+        if self._kept:  # there are some
             while places and not self._has_answered:
                 ask([places.pop(0)])
             for place in places:

@@ -9,8 +9,8 @@ running cluster, in the environment of the job (ray job submit --runtime-env-jso
 
 Writes attacks.parquet (every attempt), successes.jsonl (an evaluation file), summary.json, config.yaml and TensorBoard
 events into the output folder. They are whole after each transform and iteration; until the end summary.json says
-`complete: false` and why. The same command goes on in the folder, and asks a service for what it has said no
-second time, but for a text that tells whether it is the same model; with other settings, or if the target has changed,
+`complete: false` and why. The same command goes on in the folder, and does not ask a service again for what
+it has said, but for a text that tells whether it is the same model; with other settings, or if the target has changed,
 it is refused. An iteration that was interrupted is run again: its successes stay, without `iteration`, and no rate
 counts them. Attack texts are in these files alone, never on the terminal.
 """

@@ -46,19 +46,18 @@ def orderly_end(resumes_in: Path | None = None) -> Iterator[None]:
     def interrupt(number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    def goes_on() -> str:
-        return f"; the same command goes on in {resumes_in}" if resumes_in and resumes_in.exists() else ""
-
+    goes_on = f"the same command goes on in {resumes_in}"
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     except (RunError, AdversaryError, TrainingError, ValueError, ConnectionError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        if isinstance(error, TargetError) and goes_on():
-            print(goes_on().removeprefix("; "), file=sys.stderr)
+        if isinstance(error, TargetError) and resumes_in and resumes_in.exists():  # it may have answered before
+            print(goes_on, file=sys.stderr)
         raise SystemExit(1) from error
     except KeyboardInterrupt as error:
-        terminal().print(f"\n[yellow]interrupted[/]{goes_on()}", highlight=False, soft_wrap=True)
+        how = f"; {goes_on}" if resumes_in else ""  # it need not be there yet: some is kept beside it until then
+        terminal().print(f"\n[yellow]interrupted[/]{how}", highlight=False, soft_wrap=True)
         raise SystemExit(143 if error.args else 130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
