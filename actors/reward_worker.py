@@ -9,6 +9,7 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -177,9 +178,12 @@ class RewardWorker:
         texts = [goal["text"] for goal in goals]
         unsafe = np.array([goal["unsafe"] for goal in goals])
         attacks = [s.attack(t, r.completion.text) for s, t, r in zip(styles, texts, rollouts, strict=True)]
-        withheld = [may_sexualise_minors(attack) for attack in attacks]
+        with ThreadPoolExecutor(1) as beside:  # the models may compute elsewhere, the rules cannot
+            read = beside.submit(lambda: [may_sexualise_minors(attack) for attack in attacks])
+            meaning = self.scorer.meaning(texts, attacks)
+        withheld = read.result()
         attacks = ["" if hidden else attack for attack, hidden in zip(attacks, withheld, strict=True)]
-        meaning = self.scorer.meaning(texts, attacks)
+        meaning.embeddings[withheld] = 0.0
         said = [cleaned(rollout.completion.text) for rollout in rollouts]
         harm = harm_of_frames(self.scorer.intent, styles, unsafe.tolist(), said)
         attempts = [

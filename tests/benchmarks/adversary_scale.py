@@ -37,6 +37,7 @@ from actors.reward_worker import RewardWorker
 from actors.scorer import Meaning
 from cluster.connect import connect
 from cluster.resources import ResourcePlan
+from guardrail.intent import Limits
 from guardrail.seeds import embedded_seeds
 
 # A runner's share of an iteration: 128 completions, past the 100 KB up to which Ray would send results to the driver.
@@ -119,7 +120,7 @@ class TimedModels:
     """In the place of `Scorer`: sleeps, and has an opinion at random."""
 
     threshold = 0.5
-    intent = SimpleNamespace(limits=lambda *_: (0.5, 0.5))
+    intent = SimpleNamespace(limits=Limits(0.5, 0.5, 0.5), asks_harm=lambda texts: np.zeros(len(texts)))
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(0)
