@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from guardrail.embedding import Embedder
-from guardrail.guard import UNSAFE, Guard
+from guardrail.guard import Guard
 from guardrail.intent import IntentModel, TokenEncoder, sentence_embedding
 from guardrail.likelihood import LanguageModel
 from guardrail.models import resolve
 from guardrail.remote import RemoteGuard
 from guardrail.targets import open_guard, unsafe_scores
+from guardrail.taxonomy import UNSAFE
 
 _LEAST_LIKELY = 5  # the least likely one in so many tokens counts
 

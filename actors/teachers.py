@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from actors.batches import answer_files
 from actors.record_scores import Scorer, Verdicts, score_records
-from guardrail.guard import GuardCard
+from guardrail.guard_card import GuardCard
 from guardrail.reading import reading_of
 from guardrail.targets import is_url, open_guard, unsafe_scores
 

@@ -19,12 +19,12 @@ import yaml
 
 from guardrail.dataset_registry import registry
 from guardrail.files import write_text
-from guardrail.guard import UNSAFE, GuardCard
+from guardrail.guard_card import GuardCard
 from guardrail.metrics import wilson
 from guardrail.models import BUNDLED_PREFIX
 from guardrail.records import Record
 from guardrail.seeds import VALIDATION
-from guardrail.taxonomy import CATEGORIES, NEVER_GENERATED
+from guardrail.taxonomy import CATEGORIES, NEVER_GENERATED, UNSAFE
 
 MODEL_CARD, DATA_CARD = "README.md", "DATA.md"
 #: Where curation notes which evaluation sets it kept out of the records, and how many texts each has.

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import httpx
 from pydantic import BaseModel, Field, ValidationError
 
-from guardrail.guard import UNSAFE
 from guardrail.judge_formats import JudgeFormat, Question, with_texts
 from guardrail.kept_verdicts import Verdict
 from guardrail.reading import Exchange, Readable
 from guardrail.remote import TEXT_REFUSALS, RemoteGuard, TargetError, TextRefusedError
+from guardrail.taxonomy import UNSAFE
 from guardrail.text import encodable
 
 logger = logging.getLogger(__name__)

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from guardrail.evaluation_items import EvaluationItem
-from guardrail.guard import UNSAFE, Guard
+from guardrail.guard import Guard
 from guardrail.metrics import binary_metrics, tagged_metrics, wilson
 from guardrail.reading import reading_of
 from guardrail.records import Record
 from guardrail.remote import Moderation, RemoteGuard, TargetError
 from guardrail.targets import moderation_of
-from guardrail.taxonomy import CATEGORIES
+from guardrail.taxonomy import CATEGORIES, UNSAFE
 
 
 def evaluate_set(

@@ -11,11 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from guardrail.batching import token_batches
 from guardrail.disguise import read_as
 from guardrail.generable import generation_seeds
-from guardrail.guard import LABELS
 from guardrail.objective import balanced, distilled, smoothed, teacher_scores
 from guardrail.reading import reading_of, windows
 from guardrail.records import Record, from_table, to_table
-from guardrail.taxonomy import CATEGORY_INDEX
+from guardrail.taxonomy import CATEGORY_INDEX, LABELS
 from guardrail.text import canonical, digest
 from guardrail.training_config import TrainingConfig
 from guardrail.transforms import TRANSFORMS, transformed

@@ -28,7 +28,8 @@ from guardrail.backends import ONNX_FILES, BackendName, OnnxBackend, exported_fi
 from guardrail.evaluation import evaluate_set
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.evaluation_sets import load_evaluations
-from guardrail.guard import Guard, GuardCard
+from guardrail.guard import Guard
+from guardrail.guard_card import GuardCard
 from guardrail.seeds import embedded_seeds
 
 MAX_PROBABILITY_DIFFERENCE = 1e-3  # of float32 from torch; 2e-6 is usual

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from guardrail.cards import FEW
 from guardrail.evaluation import misjudged
-from guardrail.guard import GUARD_FILE, Guard
+from guardrail.guard import Guard
+from guardrail.guard_card import GUARD_FILE
 from guardrail.languages import declared_language, detected
 from guardrail.metrics import wilson
 from guardrail.records import Record, write_records

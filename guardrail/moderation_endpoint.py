@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import httpx
 from pydantic import BaseModel, Field
 
-from guardrail.guard import LABELS, UNSAFE
 from guardrail.kept_verdicts import Verdict
 from guardrail.reading import Readable
 from guardrail.remote import TEXT_REFUSALS, RemoteGuard, TargetError, TextRefusedError
+from guardrail.taxonomy import LABELS, UNSAFE
 from guardrail.text import encodable
 
 _Score = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

@@ -15,9 +15,9 @@ import httpx
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from guardrail.guard import LABELS
 from guardrail.kept_verdicts import KeptVerdicts, Verdict
 from guardrail.reading import Exchange, Readable
+from guardrail.taxonomy import LABELS
 from guardrail.text import digest
 
 logger = logging.getLogger(__name__)

@@ -7,11 +7,12 @@ import numpy as np
 
 from guardrail.backends import BackendName
 from guardrail.chat_guard import ChatGuard
-from guardrail.guard import UNSAFE, Guard
+from guardrail.guard import Guard
 from guardrail.judge_formats import judge_format
 from guardrail.moderation_endpoint import ModerationEndpoint
 from guardrail.reading import Readable
 from guardrail.remote import Moderation, RemoteGuard
+from guardrail.taxonomy import UNSAFE
 
 _URL = re.compile(r"(?:([\w-]+)\+)?(https?://.*)", re.IGNORECASE | re.DOTALL)
 

@@ -32,6 +32,8 @@ CATEGORIES: tuple[str, ...] = (
 )
 #: The label over all categories: what a guard decides by.
 UNSAFE = "unsafe"
+#: What a guard's outputs stand for, in their order.
+LABELS: tuple[str, ...] = (UNSAFE, *CATEGORIES)
 CATEGORY_INDEX: Mapping[str, int] = {key: index for index, key in enumerate(CATEGORIES)}
 
 #: Classified, never generated: no synthesis prompt and no attack is ever built from a record that has one of these.

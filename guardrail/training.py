@@ -22,11 +22,12 @@ from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 from transformers import AutoConfig
 
+from guardrail.bases import check_layers, load_tokenizer
 from guardrail.blocks import cluster_cpus, mapped
 from guardrail.code_digest import code_digest
 from guardrail.examples import tokenised
 from guardrail.fitted_on import fitted_on
-from guardrail.guard import GUARD_FILE, GuardCard, check_layers, content_digest, load_tokenizer
+from guardrail.guard_card import GUARD_FILE, GuardCard, content_digest
 from guardrail.models import resolve
 from guardrail.objective import teacher_scores
 from guardrail.records import Record, from_table, read_records
@@ -37,6 +38,10 @@ from guardrail.training_progress import Tell, TrainingError, progress_told
 from guardrail.validation import calibrate
 
 logger = logging.getLogger(__name__)
+
+# Ray Train's watcher tells workers that their node will be taken away, which they need not know: what they have done is
+# kept anyway. It is one more process to wait for, as long as importing takes, at the start of every training.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 _HERE = Path(__file__).parent
 _FEWEST_IN_BLOCK = 2_000  # records: less is done before a second process has begun

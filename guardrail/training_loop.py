@@ -24,8 +24,10 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from guardrail.backends import TorchBackend
+from guardrail.bases import load_base
 from guardrail.examples import Examples, epoch_batches, examples_of, tokenised
-from guardrail.guard import UNSAFE, Guard, GuardCard, load_base
+from guardrail.guard import Guard
+from guardrail.guard_card import GuardCard
 from guardrail.objective import Totals, guard_loss, moved, start_at_priors, watched, worst_step
 from guardrail.optimisation import (
     choose_trainable,
@@ -36,6 +38,7 @@ from guardrail.optimisation import (
 )
 from guardrail.reading import reading_of
 from guardrail.records import read_records
+from guardrail.taxonomy import UNSAFE
 from guardrail.training_config import TrainingConfig
 from guardrail.training_progress import write_progress
 

@@ -8,12 +8,13 @@ import numpy as np
 
 from guardrail.calibration import choose_threshold, fit_temperature, reliability
 from guardrail.fitted_on import fitted_on
-from guardrail.guard import UNSAFE, Guard, GuardCard, write_card
+from guardrail.guard import Guard
+from guardrail.guard_card import GuardCard, write_card
 from guardrail.metrics import binary_metrics, expected_calibration_error, tagged_metrics
 from guardrail.reading import reading_of
 from guardrail.records import Record
 from guardrail.seeds import families
-from guardrail.taxonomy import CATEGORIES
+from guardrail.taxonomy import CATEGORIES, UNSAFE
 from guardrail.text import digest
 
 _FEWEST_POSITIVES = 5  # of a category, for a threshold of its own

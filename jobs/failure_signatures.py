@@ -38,7 +38,7 @@ from guardrail.failure_signatures import (
     origin,
 )
 from guardrail.files import write_text
-from guardrail.guard import GuardCard
+from guardrail.guard_card import GuardCard
 from guardrail.metrics import share_text
 from guardrail.records import Record, make_record, read_records
 from guardrail.seeds import HELD_OUT, VALIDATION

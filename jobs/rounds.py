@@ -28,7 +28,8 @@ from guardrail.evaluation_items import EvaluationItem
 from guardrail.evaluation_sets import evaluation_texts
 from guardrail.files import write_text
 from guardrail.generable import generation_seeds
-from guardrail.guard import Guard, GuardCard
+from guardrail.guard import Guard
+from guardrail.guard_card import GuardCard
 from guardrail.hardening import hardening
 from guardrail.promotion import promote
 from guardrail.records import Record, read_records, write_records, write_table

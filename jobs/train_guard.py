@@ -21,7 +21,8 @@ from guardrail.cards import KEPT_OUT, Provenance, named_in_cards, write_cards
 from guardrail.evaluation import evaluate_set
 from guardrail.evaluation_sets import load_evaluations
 from guardrail.fitted_on import fitted_on
-from guardrail.guard import Guard, GuardCard
+from guardrail.guard import Guard
+from guardrail.guard_card import GuardCard
 from guardrail.records import Record, read_records, write_records
 from guardrail.seeds import TRAIN, VALIDATION, split_by_seed
 from guardrail.text import digest

@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 
 from cluster.connect import connect
 from guardrail.backends import ONNX_FILES, BackendName
-from guardrail.guard import GUARD_FILE, GuardCard
+from guardrail.guard_card import GUARD_FILE, GuardCard
 from guardrail.promotion import load_checked
 from guardrail.text import digest
 from serve.app import ModeratorState, moderator

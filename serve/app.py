@@ -26,7 +26,8 @@ from ray.serve.config import BackpressureConfig
 
 from guardrail.answers import GuardResponse, StreamResponse
 from guardrail.backends import BackendName
-from guardrail.guard import Guard, GuardCard, Verdict
+from guardrail.guard import Guard, Verdict
+from guardrail.guard_card import GuardCard
 from guardrail.policy import GUARDS_OWN, Action, Policy, guards_own, strictest
 from guardrail.promotion import load_checked
 from guardrail.reading import Readable

@@ -4,7 +4,8 @@ import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from guardrail.guard import Guard, GuardCard, Prepared, Verdict
+from guardrail.guard import Guard, Prepared, Verdict
+from guardrail.guard_card import GuardCard
 from guardrail.reading import Readable
 from serve.admission import Admission, Budgets, TooMuch, work_units
 from serve.batching import Batcher

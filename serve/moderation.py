@@ -11,8 +11,8 @@ from uuid import uuid4
 from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, field_validator, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from guardrail.guard import UNSAFE, Verdict
-from guardrail.taxonomy import OPENAI_CATEGORIES, TO_OPENAI
+from guardrail.guard import Verdict
+from guardrail.taxonomy import OPENAI_CATEGORIES, TO_OPENAI, UNSAFE
 
 MODEL = "rayguard"
 #: Names that clients of OpenAI send, mostly without knowing: they ask for the guard in use.

@@ -12,7 +12,8 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from guardrail.answers import GuardResponse, PartResult, SpanResult
-from guardrail.guard import GuardCard, Verdict
+from guardrail.guard import Verdict
+from guardrail.guard_card import GuardCard
 from guardrail.policy import Policy, strictest
 from guardrail.reading import Exchange, Readable, messages_read
 from serve.degraded import Failure

@@ -14,7 +14,8 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from guardrail.answers import StreamResponse
-from guardrail.guard import GuardCard, Verdict
+from guardrail.guard import Verdict
+from guardrail.guard_card import GuardCard
 from guardrail.policy import Decision, Policy, strictest
 from guardrail.reading import Exchange, Readable
 from serve.degraded import Failure

@@ -15,7 +15,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from guardrail.guard import LABELS, UNSAFE, load_base, write_card
+from guardrail.bases import load_base
+from guardrail.guard_card import write_card
+from guardrail.taxonomy import LABELS, UNSAFE
 from tests.tiny_llama import tiny_llama
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")

@@ -23,9 +23,9 @@ def write_inputs(directory: Path) -> None:
     tiny_guard(directory / "base")
 
 
-def command(run_dir: Path, inputs: Path, *more: str) -> list[str]:
+def command(run_dir: Path, inputs: Path) -> list[str]:
     """Return the command of the loop in `settings`."""
-    return [sys.executable, str(ROOT / "jobs/adversarial_loop.py"), *settings(run_dir, inputs), *more]
+    return [sys.executable, str(ROOT / "jobs/adversarial_loop.py"), *settings(run_dir, inputs)]
 
 
 def settings(run_dir: Path, inputs: Path) -> list[str]:
@@ -68,10 +68,10 @@ def settings(run_dir: Path, inputs: Path) -> list[str]:
     return ["--config", str(ROOT / "jobs/configs/smoke.yaml"), *dotted]
 
 
-def run(run_dir: Path, inputs: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def run(run_dir: Path, inputs: Path) -> subprocess.CompletedProcess[str]:
     """Run the loop to its end and return what it printed, both streams in one."""
     return subprocess.run(
-        command(run_dir, inputs, *more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
+        command(run_dir, inputs), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
     )
 
 

@@ -27,7 +27,7 @@ from actors.styles import STYLES
 from cluster.connect import connect
 from guardrail.diversity import unique_clusters
 from guardrail.generable import generation_seeds
-from guardrail.guard import GUARD_FILE
+from guardrail.guard_card import GUARD_FILE
 from guardrail.models import cache_dir
 from guardrail.records import Record, from_table
 from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, embedded_seeds, split_by_seed

@@ -40,9 +40,11 @@ from actors.adversary import Adversary
 from actors.config import AdversaryConfig
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
-from guardrail.guard import UNSAFE, load_base, write_card
+from guardrail.bases import load_base
+from guardrail.guard_card import write_card
 from guardrail.models import resolve
 from guardrail.seeds import embedded_seeds
+from guardrail.taxonomy import UNSAFE
 
 TRL_VERSION = "1.16.0"
 

@@ -11,7 +11,7 @@ import numpy as np
 from actors.styles import STYLES
 from cluster.resources import plan_for_cluster
 from guardrail.datasets import registered_rows
-from guardrail.guard import GUARD_FILE
+from guardrail.guard_card import GUARD_FILE
 from guardrail.records import Record, write_records
 from guardrail.training import TrainingConfig, fine_tune
 

@@ -29,10 +29,11 @@ from cluster.connect import connect
 from guardrail.curation import CurationConfig, curate
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.evaluation_sets import evaluation_texts, load_evaluations
-from guardrail.guard import UNSAFE, Guard
+from guardrail.guard import Guard
 from guardrail.metrics import binary_metrics
 from guardrail.models import cache_dir
 from guardrail.records import Record, make_record, read_records, write_records
+from guardrail.taxonomy import UNSAFE
 from guardrail.text import digest
 from guardrail.transforms import TRANSFORMS
 from tests.benchmarks.common import BOTH_LABELS, EVALUATION, labelled_requests, train

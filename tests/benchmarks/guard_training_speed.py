@@ -35,8 +35,8 @@ from transformers.utils import is_accelerate_available
 
 from cluster.connect import connect
 from guardrail import training, training_loop
+from guardrail.bases import load_base
 from guardrail.examples import Examples, epoch_batches, examples_of, tokenised
-from guardrail.guard import load_base
 from guardrail.models import resolve
 from guardrail.optimisation import choose_trainable
 from guardrail.records import Record, read_records, write_records

@@ -37,7 +37,7 @@ import psutil
 from hypothesis import HealthCheck, Phase, given, settings
 
 from cluster.connect import connect
-from guardrail.guard import GUARD_FILE, GuardCard
+from guardrail.guard_card import GUARD_FILE, GuardCard
 from guardrail.seeds import embedded_seeds
 from tests.benchmarks.http_load import FAILED, OK, Answer, ask, fresh, session, under_load
 from tests.fuzzed_bodies import Fuzzed, fuzzed_requests

@@ -40,8 +40,9 @@ import ray
 
 from cluster.connect import connect
 from guardrail.backends import ONNX_FILES, BackendName
+from guardrail.bases import load_tokenizer
 from guardrail.evaluation_sets import load_evaluations
-from guardrail.guard import Guard, load_tokenizer
+from guardrail.guard import Guard
 from tests.benchmarks.http_load import ask_all, median, moderation, wall_seconds
 from tests.served_guard import served
 from tests.waiting import free_port, until

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from guardrail.backends import ONNX_FILES, OnnxBackend, fastest
-from guardrail.guard import Guard, GuardCard
+from guardrail.guard import Guard
+from guardrail.guard_card import GuardCard
 from tests.tiny_guard import tiny_guard
 
 TEXTS = [

@@ -16,7 +16,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from guardrail.guard import Guard, load_base
+from guardrail.bases import load_base
+from guardrail.guard import Guard
 from guardrail.records import make_record, write_records
 from guardrail.training import fine_tune
 from guardrail.training_config import TrainingConfig

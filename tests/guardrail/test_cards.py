@@ -16,7 +16,8 @@ from markdown_it import MarkdownIt
 
 from guardrail.cards import DATA_CARD, KEPT_OUT, MODEL_CARD, Provenance, measured_shares, plain_text, write_cards
 from guardrail.curation.pipeline import LEDGER
-from guardrail.guard import Guard, content_digest
+from guardrail.guard import Guard
+from guardrail.guard_card import content_digest
 from guardrail.records import make_record, write_records, write_table
 from jobs.rounds import Rounds
 from jobs.run import Manifest, round_directory

@@ -5,11 +5,12 @@ import pytest
 
 from guardrail.evaluation import category_metrics, evaluate_set, misjudged
 from guardrail.evaluation_items import EvaluationItem
-from guardrail.guard import LABELS, UNSAFE, Guard
+from guardrail.guard import Guard
 from guardrail.metrics import binary_metrics, wilson
 from guardrail.reading import Exchange
 from guardrail.records import make_record
 from guardrail.remote import Moderation
+from guardrail.taxonomy import LABELS, UNSAFE
 from tests.tiny_guard import tiny_guard
 
 #: Of five texts: fraud, fraud and jailbreak, unknown, benign, benign.

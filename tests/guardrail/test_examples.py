@@ -8,9 +8,9 @@ from transformers import AutoTokenizer
 from guardrail.disguise import read_as
 from guardrail.examples import augmented, epoch_batches, examples_of, tokenised
 from guardrail.generable import generation_seeds
-from guardrail.guard import LABELS
 from guardrail.records import make_record
 from guardrail.seeds import embedded_seeds
+from guardrail.taxonomy import LABELS
 from guardrail.text import canonical
 from guardrail.training_config import TrainingConfig
 from tests.tiny_guard import tiny_guard

@@ -13,8 +13,10 @@ from onnx import helper, numpy_helper
 
 from guardrail import export
 from guardrail.backends import ONNX_FILES, file_digest
+from guardrail.bases import load_base
 from guardrail.evaluation_sets import load_evaluations
-from guardrail.guard import Guard, GuardCard, content_digest, load_base, write_card
+from guardrail.guard import Guard
+from guardrail.guard_card import GuardCard, content_digest, write_card
 from tests.tiny_guard import tiny_guard
 from tests.tiny_llama import tiny_llama
 

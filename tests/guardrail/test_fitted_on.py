@@ -6,7 +6,7 @@ import json
 import pytest
 
 from guardrail.fitted_on import FittedOnEvaluationSet, fitted_on
-from guardrail.guard import GuardCard
+from guardrail.guard_card import GuardCard
 from guardrail.policy import read_policy
 from guardrail.records import record_id
 from tests.tiny_guard import tiny_guard

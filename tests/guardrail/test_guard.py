@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen2Config, Qwen2Model
 
+from guardrail.bases import load_base
 from guardrail.batching import cheapest_batches, token_batches
 from guardrail.deobfuscation import LOOKED_AT
 from guardrail.disguise import read_as
-from guardrail.guard import LABELS, Guard, GuardCard, content_digest, load_base
-from guardrail.taxonomy import CATEGORIES
+from guardrail.guard import Guard
+from guardrail.guard_card import GuardCard, content_digest
+from guardrail.taxonomy import CATEGORIES, LABELS
 from guardrail.transforms import TRANSFORMS
 from tests.tiny_guard import tiny_decoder_guard, tiny_guard
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrail.guard import LABELS, load_base
+from guardrail.bases import load_base
 from guardrail.objective import (
     Totals,
     balanced,
@@ -22,6 +22,7 @@ from guardrail.objective import (
     worst_step,
 )
 from guardrail.records import make_record
+from guardrail.taxonomy import LABELS
 from tests.tiny_guard import tiny_decoder_guard, tiny_guard
 
 

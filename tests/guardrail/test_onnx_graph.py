@@ -9,7 +9,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from guardrail import export, onnx_graph
 from guardrail.backends import ONNX_FILES
-from guardrail.guard import Guard, load_base
+from guardrail.bases import load_base
+from guardrail.guard import Guard
 from guardrail.onnx_graph import fuse_attention, smooth
 from tests.tiny_guard import tiny_guard
 from tests.tiny_llama import tiny_llama

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from guardrail import optimisation
-from guardrail.guard import load_base
+from guardrail.bases import load_base
 from guardrail.optimisation import (
     choose_trainable,
     computes_bfloat16,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from guardrail.guard import GuardCard, write_card
+from guardrail.guard_card import GuardCard, write_card
 from guardrail.promotion import main, promote
 from tests.tiny_guard import tiny_guard
 

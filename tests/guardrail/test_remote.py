@@ -10,11 +10,12 @@ import pytest
 
 from guardrail.evaluation import evaluate_set
 from guardrail.evaluation_items import EvaluationItem
-from guardrail.guard import LABELS, UNSAFE, Guard
+from guardrail.guard import Guard
 from guardrail.metrics import binary_metrics
 from guardrail.moderation_endpoint import ModerationEndpoint
 from guardrail.remote import KEY_VARIABLE, RemoteGuard, TargetError, TextRefusedError
 from guardrail.targets import open_guard, unsafe_scores
+from guardrail.taxonomy import LABELS, UNSAFE
 from tests.moderation_server import MODEL, Trouble, moderation_server
 from tests.tiny_guard import tiny_guard
 

@@ -5,9 +5,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from guardrail.evaluation_items import EvaluationItem
-from guardrail.guard import UNSAFE, Guard, write_card
+from guardrail.guard import Guard
+from guardrail.guard_card import write_card
 from guardrail.records import write_table
 from guardrail.report_scores import evaluate_sets, read_scores
+from guardrail.taxonomy import UNSAFE
 from tests.tiny_guard import tiny_guard
 
 

@@ -7,9 +7,11 @@ import torch.multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from guardrail import training_loop
+from guardrail.bases import load_base
 from guardrail.examples import examples_of, tokenised
-from guardrail.guard import LABELS, Guard, load_base
+from guardrail.guard import Guard
 from guardrail.records import make_record, write_records
+from guardrail.taxonomy import LABELS
 from guardrail.training import fine_tune
 from guardrail.training_config import TrainingConfig
 from guardrail.training_loop import step_gradients

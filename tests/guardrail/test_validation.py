@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from guardrail.calibration import reliability
 from guardrail.fitted_on import FittedOnEvaluationSet
-from guardrail.guard import UNSAFE, Guard, GuardCard
+from guardrail.guard import Guard
+from guardrail.guard_card import GuardCard
 from guardrail.metrics import expected_calibration_error
 from guardrail.records import make_record, record_id
 from guardrail.seeds import embedded_seeds
-from guardrail.taxonomy import CATEGORIES
+from guardrail.taxonomy import CATEGORIES, UNSAFE
 from guardrail.text import digest
 from guardrail.validation import calibrate, category_thresholds, cross_fitted
 from tests.tiny_guard import tiny_guard

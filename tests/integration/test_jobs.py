@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from guardrail.guard import GuardCard
+from guardrail.guard_card import GuardCard
 from guardrail.records import read_records
 from jobs import curate, evaluate, score, synthesize, train_guard
 

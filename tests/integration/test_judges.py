@@ -22,6 +22,7 @@ from tests.tiny_guard import tiny_guard
 from tests.tiny_llama import tiny_llama_that_says
 
 
+@pytest.mark.long
 def test_a_judge_that_talks_garbage_does_not_vote(ray_cluster, tiny_model):
     judge = ray.remote(num_cpus=1)(Judge).remote(
         str(tiny_model), "llama-guard", kv_cache_gib=1, gpu_memory=0.5, max_tokens=128

@@ -104,6 +104,7 @@ def test_learners_that_die_between_two_rounds_come_back_with_what_they_had_learn
     assert equal(first, learned) and equal(second, learned)
 
 
+@pytest.mark.long
 def test_how_many_learners_share_an_update_changes_nothing(attack, undisturbed):
     outcome, (alone,) = attack(learners=0)
     assert outcome.attempts.equals(undisturbed[0].attempts)

@@ -7,8 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from guardrail.evaluation import success_rate
-from guardrail.guard import Guard, GuardCard
+from guardrail.guard import Guard
+from guardrail.guard_card import GuardCard
 from guardrail.records import SCHEMA, read_records
+from jobs import adversarial_loop
 from tests import tiny_loop
 
 PHASES = {
@@ -102,14 +104,14 @@ def test_the_page_needs_no_network(finished_loop):
     assert not re.findall(r"""(?:src|href)=["']https?:""", page)
 
 
-def test_the_same_command_again_does_nothing_again(finished_loop, loop_inputs):
+def test_the_same_command_again_does_nothing_again(finished_loop, loop_inputs, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished_loop.rglob("*.parquet")}
-    again = tiny_loop.run(finished_loop, loop_inputs)
-    assert again.returncode == 0 and again.stdout.count("done before") == sum(map(len, PHASES.values()))
+    adversarial_loop.main(tiny_loop.settings(finished_loop, loop_inputs))
+    assert capsys.readouterr().out.count("done before") == sum(map(len, PHASES.values()))
     assert {path: path.stat().st_mtime_ns for path in finished_loop.rglob("*.parquet")} == before
 
 
-def test_other_settings_do_not_mix_with_a_run(finished_loop, loop_inputs):
-    refused = tiny_loop.run(finished_loop, loop_inputs, "--seed", "5")
-    assert refused.returncode == 1 and "begun with another seed" in refused.stdout
-    assert "Traceback" not in refused.stdout
+def test_other_settings_do_not_mix_with_a_run(finished_loop, loop_inputs, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        adversarial_loop.main([*tiny_loop.settings(finished_loop, loop_inputs), "--seed", "5"])
+    assert stopped.value.code == 1 and "begun with another seed" in capsys.readouterr().err

@@ -20,7 +20,8 @@ from ray import serve
 
 from guardrail.answers import GuardResponse
 from guardrail.client import AsyncGuardClient, GuardClient, GuardServiceError, ResponseStopped
-from guardrail.guard import Guard, GuardCard
+from guardrail.guard import Guard
+from guardrail.guard_card import GuardCard
 from guardrail.reading import Exchange
 from guardrail.taxonomy import OPENAI_CATEGORIES
 from guardrail.text import digest as text_digest

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from guardrail.guard import GUARD_FILE, GuardCard
+from guardrail.guard_card import GUARD_FILE, GuardCard
 from guardrail.promotion import main as promotion
 from guardrail.promotion import promote
 from tests.served_guard import in_use, load

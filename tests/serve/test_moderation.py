@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from openai.types import ModerationCreateResponse
 from pydantic import ValidationError
 
-from guardrail.guard import UNSAFE, Verdict
-from guardrail.taxonomy import CATEGORIES, OPENAI_CATEGORIES, TO_OPENAI
+from guardrail.guard import Verdict
+from guardrail.taxonomy import CATEGORIES, OPENAI_CATEGORIES, TO_OPENAI, UNSAFE
 from serve.admission import work_units
 from serve.moderation import (
     MAX_INPUTS,

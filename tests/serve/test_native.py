@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from guardrail.guard import GuardCard, Span, Verdict
+from guardrail.guard import Span, Verdict
+from guardrail.guard_card import GuardCard
 from guardrail.policy import GUARDS_OWN, Policy, guards_own
 from guardrail.reading import Exchange, Readable, messages_read
 from guardrail.taxonomy import CATEGORIES

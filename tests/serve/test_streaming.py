@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from guardrail.answers import StreamResponse
-from guardrail.guard import GuardCard, Verdict
+from guardrail.guard import Verdict
+from guardrail.guard_card import GuardCard
 from guardrail.policy import GUARDS_OWN, guards_own
 from guardrail.reading import Exchange, Readable
 from guardrail.taxonomy import CATEGORIES
