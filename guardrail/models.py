@@ -56,9 +56,10 @@ def resolve(name: str) -> str:
 def model_state(name: str) -> str:
     """Return a digest of a model's name and, if that is a directory, of the names, sizes and times of its files.
 
-    A directory may come to hold another model under its old name.
+    A directory may come to hold another model under its old name. A link to nothing, as half a hub cache has, counts as
+    it is.
     """
-    files = [(file.name, file.stat()) for file in sorted(Path(name).glob("*"))]
+    files = [(file.name, file.stat(follow_symlinks=file.exists())) for file in sorted(Path(name).glob("*"))]
     return digest(name, *(f"{each} {stat.st_size} {stat.st_mtime_ns}" for each, stat in files))
 
 

@@ -92,7 +92,9 @@ class ModerationEndpoint(RemoteGuard):
 
     def _read(self, response: httpx.Response) -> list[_Result]:
         answer = self.read(response, _Answer)
-        self.model = answer.model or self.model
+        if answer.model:
+            digest = response.headers.get("Rayguard-Guard")  # ours calls two guards of one version by one name
+            self.model = f"{answer.model}@{digest}" if digest else answer.model
         return answer.results
 
 

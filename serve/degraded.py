@@ -6,12 +6,12 @@ says so: in the header `Rayguard-Degraded`, and where the contract has room for 
 
 from typing import Literal
 
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from guardrail.guard import Verdict
 from guardrail.policy import guards_own
 from guardrail.taxonomy import CATEGORIES
+from serve.answer_headers import say
 
 Failure = Literal["deadline_exceeded", "model_failed"]
 OnFailure = Literal["block", "error"]
@@ -28,26 +28,10 @@ _FAILURE = "rayguard.degraded"  # of a request's scope
 def degrade(scope: Scope, failure: Failure) -> None:
     """Have the answer to a request say that it is no judgement of the guard."""
     scope[_FAILURE] = failure
+    say(scope, HEADER, failure)
 
 
 def failure_of(scope: Scope) -> Failure | None:
     """Return why the answer to a request is no judgement of the guard; None where it is one."""
     failure: Failure | None = scope.get(_FAILURE)
     return failure
-
-
-class Degraded:
-    """Puts the header on degraded answers. Pure ASGI."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and its answer back."""
-
-        async def told(message: Message) -> None:
-            if message["type"] == "http.response.start" and (failure := failure_of(scope)):
-                MutableHeaders(scope=message)[HEADER] = failure
-            await send(message)
-
-        await self.app(scope, receive, told)

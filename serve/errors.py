@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from serve.admission import OverBudget, Overloaded, TooMuch
-from serve.degraded import Degraded
+from serve.answer_headers import AnswerHeaders
 from serve.middleware import TOO_LARGE_CODE, BodyLimit, Contained, KeyRequired, answer
 from serve.moderation import RequestRefused, invalid_body, invalid_request, server_error
 
@@ -21,7 +21,7 @@ def answer_errors(api: FastAPI) -> None:
     api.exception_handler(OverBudget)(_over_budget)
     api.exception_handler(TooMuch)(_too_much)
     api.exception_handler(TimeoutError)(_late)
-    for each in (Contained, BodyLimit, KeyRequired, Degraded):  # the last one comes first
+    for each in (Contained, BodyLimit, KeyRequired, AnswerHeaders):  # the last one comes first
         api.add_middleware(each)
 
 

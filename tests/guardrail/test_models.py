@@ -25,7 +25,9 @@ def test_another_model_in_a_directory_is_told_by_its_files(tmp_path):
     (tmp_path / "config.json").write_text("{ }")
     larger = model_state(str(tmp_path))
     os.utime(tmp_path / "config.json", (1, 1))
-    assert len({first, larger, model_state(str(tmp_path))}) == 3
+    older = model_state(str(tmp_path))
+    (tmp_path / "vocab.txt").symlink_to(tmp_path / "of a cache that has lost it")
+    assert len({first, larger, older, model_state(str(tmp_path))}) == 4
     assert model_state("owner/name") == model_state("owner/name") != model_state("owner/other")
 
 

@@ -68,6 +68,14 @@ def test_a_service_that_scores_nothing_is_scored_by_its_decisions(server, guard)
     assert guard.name == server.url  # nor has it a name
 
 
+def test_ours_is_known_by_its_digest_too(server, guard):
+    said = '{"model": "default", "results": [{"flagged": true}]}'
+    for digest in ("0123", "4567"):
+        server.troubles = [Trouble(200, {"Rayguard-Guard": digest}, said)]
+        guard.moderate(["How do I steal?"])
+        assert guard.name == f"default@{digest}"
+
+
 def test_texts_without_anything_to_read_are_not_sent(server, guard):
     assert guard.flagged(["", "How do I steal?", " \n"]).tolist() == [False, True, False]
     assert server.inputs == [["How do I steal?"]]

@@ -94,7 +94,9 @@ def expected(directory: Path, text: str) -> dict[str, Any]:
 
 
 def test_answers_equal_the_guards_own(client: openai.OpenAI, guards: tuple[Path, Path]) -> None:
-    answer = client.moderations.create(input=TEXTS)
+    raw = client.moderations.with_raw_response.create(input=TEXTS)
+    assert raw.headers["rayguard-guard"] == GuardCard.read(guards[0]).digest
+    answer = raw.parse()
     assert answer.id.startswith("modr-") and answer.model == "rayguard-tiny-0"
     assert len(answer.results) == len(TEXTS)
     for text, result in zip(TEXTS, answer.results, strict=True):
