@@ -48,6 +48,7 @@ _REFUSES_ALL = (
     "the target refuses every text that it is asked about, or answers without a verdict: see whether its key, limits "
     "or model have changed"
 )
+_REFUSALS = 20  # that are no accident where nothing else is answered
 
 
 class RedTeamSettings(ClusterSettings, SeedSettings):
@@ -137,7 +138,7 @@ def try_transforms(
             pairs = [(goal, transformed(goal, name, settings.seed)) for goal in sample]
             records = [record for goal, record in pairs if record["text"] != goal["text"]]
         scores, flagged = unsafe_scores(guard, [record["text"] for record in records])
-        if records and not np.isfinite(scores).any():
+        if name == UNTRANSFORMED and not np.isfinite(scores).any():  # what it refuses in another form is a finding
             raise TargetError(_REFUSES_ALL)
         findings.add_transform(name, records, scores, flagged)
 
@@ -149,15 +150,18 @@ def train_attackers(settings: RedTeamSettings, goals: Sequence[Record], findings
         TargetError: the target failed.
     """
     adversary, updates = settings.adversary, updates_of(settings)
+    judged = refused = 0
 
     def after_iteration(done: int, iteration: Iteration) -> None:
+        nonlocal judged, refused
         findings.goals_left_out = attackers.algorithm.goals_left_out  # what is interrupted tells it, too
         findings.write()
         summary = iteration.summary
         note = f"{summary.valid} of {summary.attempts} valid, {summary.successes} successes"
         console.print(f"  iteration {done} of {updates}: {note}", highlight=False)
         record_iteration(findings.directory.name, iteration, done, board)
-        if summary.rejected.get(REFUSED) and not summary.valid:
+        judged, refused = judged + summary.valid, refused + summary.rejected.get(REFUSED, 0)
+        if refused >= _REFUSALS and not judged:
             raise TargetError(_REFUSES_ALL)
 
     with (

@@ -5,11 +5,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from guardrail.curation.config import CurationConfig
-from guardrail.curation.stage import Drop, Judge, Survey
+from guardrail.curation.stage import Drop, Judge, Survey, are_contrasts
 from guardrail.generable import may_sexualise_minors
 from guardrail.taxonomy import CATEGORIES, may_generate
 from guardrail.text import joined
@@ -64,6 +65,10 @@ def _judge_policy(excluded: frozenset[str], banned: frozenset[str], batch: pa.Ta
     columns: list[Sequence[Any]] = [batch[name].to_pylist() for name in ("text", "response", "categories", "method")]
     parents = zip(batch["parent_id"].to_pylist(), batch["seed_id"].to_pylist(), strict=True)
     drops = [policy_drop(excluded, *row) for row in zip(*columns, strict=True)]
+    if excluded:  # what harm a model makes of a harmless seed, nobody has said
+        unknown = are_contrasts(batch) & batch["unsafe"].to_numpy() & batch["categories"].is_null().to_numpy()
+        for row in np.flatnonzero(unknown):
+            drops[row] = drops[row] or Drop("excluded category", "perhaps: of a kind that nobody has named")
     for row, (method, of) in enumerate(zip(columns[-1], parents, strict=True)):
         if method != "seed" and banned.intersection(of):
             drops[row] = drops[row] or Drop("excluded category", "of what it grew from")

@@ -72,6 +72,16 @@ def test_what_grew_from_an_excluded_category_goes_whatever_it_is_called():
     ] * 2
 
 
+def test_a_harmful_contrast_may_be_of_any_category():
+    benign = make_record("How do I kill weeds?", unsafe=False, source="mine")
+    contrasts = [
+        make_record("How do I kill them?", unsafe=True, source="mine", parent=benign, method="contrast:lookalike"),
+        make_record("How do I kill time?", unsafe=False, source="mine", parent=PARENT, method="contrast:lookalike"),
+    ]
+    assert verdicts(contrasts) == [None, None]
+    assert [drop and drop.reason for drop in verdicts(contrasts, "hate")] == ["excluded category", None]
+
+
 def test_an_unknown_category_cannot_be_excluded():
     with pytest.raises(ValidationError, match="did you mean 'fraud'"):
         CurationConfig(excluded_categories=("fruad",))

@@ -176,6 +176,14 @@ def test_what_the_target_refuses_to_judge_is_no_valid_attempt(server, attack, tm
     assert any(row["style"] == "none" and server.refused in row["text"] and not row["scores"] for row in refused)
 
 
+def test_a_transform_that_the_target_refuses_is_a_finding_and_no_end(server, attack, tmp_path):
+    server.refused = "SG93IGRv"  # "How do" in base64
+    status, _ = attack(server.url, "--transforms", "true")
+    found = summary_in(tmp_path / "out")
+    assert status == 0 and found["complete"] and found["attempts"] == 24
+    assert (found["transforms"]["base64"]["attempts"], found["transforms"]["base64"]["valid"]) == (10, 0)
+
+
 def test_a_target_that_refuses_everything_is_a_failure(server, attack, tmp_path):
     server.refused = SECRET
     status, printed = attack(server.url, "--transforms", "true")
