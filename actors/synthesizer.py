@@ -19,8 +19,8 @@ from guardrail.synthesis import Request, SynthesisConfig, drop_reason, requests,
 from guardrail.text import digest
 
 KEPT = "kept"
-#: What an answer has beside the columns of a record.
-_ANSWERED = ("fate", "strategy")
+#: What an answer has beside the columns of a record; the tokens are those that the model wrote.
+_ANSWERED = (pa.field("fate", pa.string()), pa.field("strategy", pa.string()), pa.field("tokens", pa.int64()))
 #: What a request has beside the columns of its parent.
 _ASKED = (pa.field("strategy", pa.string()), pa.field("prompts", pa.list_(pa.string())))
 
@@ -64,14 +64,14 @@ class Synthesizer:
             temperature=self.config.temperature,
         )
         results = [
-            (*self._result(request, group[0]), request.strategy)
+            (*self._result(request, group[0]), request.strategy, len(group[0].token_ids))
             for (request, _), group in zip(fitting, groups, strict=True)
         ]
         too_long = [request for request, ids in asked if len(ids) > self.config.max_prompt_tokens]
-        results += [(request.parent, "prompt too long", request.strategy) for request in too_long]
+        results += [(request.parent, "prompt too long", request.strategy, 0) for request in too_long]
         table = to_table([record for record, *_ in results])
-        for place, name in enumerate(_ANSWERED, 1):
-            table = table.append_column(name, pa.array([result[place] for result in results], pa.string()))
+        for place, field in enumerate(_ANSWERED, 1):
+            table = table.append_column(field, pa.array([result[place] for result in results], field.type))
         return table
 
     def _result(self, request: Request, completion: Completion) -> tuple[Record, str]:
@@ -85,14 +85,15 @@ class Synthesizer:
 
 def synthesize(
     seeds: Sequence[Record], config: SynthesisConfig, output: Path, *, seed: int, num_cpus: float, num_gpus: float
-) -> dict[str, Counter[str]]:
+) -> tuple[dict[str, Counter[str]], int]:
     """Grow seeds into synthetic records, written to `output` as parquet, in the order they were asked for.
 
     A call that is killed goes on where it was when it is made again; the file is the one it would have written. Work
     lies in `OUTPUT.parts` until then: on a cluster, all nodes must share that folder.
 
     Returns:
-        By strategy, what became of its answers: how many were `KEPT`, or dropped for which reason.
+        By strategy, what became of its answers: how many were `KEPT`, or dropped for which reason; and how many tokens
+        the model wrote in all.
 
     Args:
         seeds: what to grow.
@@ -115,10 +116,10 @@ def synthesize(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
     )
-    fates: dict[str, Counter[str]] = {}
-    write_tables(_kept(answered, fates), SCHEMA, output)
+    fates, tokens = dict[str, Counter[str]](), list[int]()
+    write_tables(_kept(answered, fates, tokens), SCHEMA, output)
     shutil.rmtree(work, ignore_errors=True)
-    return fates
+    return fates, sum(tokens)
 
 
 def write_batches(asked: Iterable[Request], config: SynthesisConfig, seed: int, folder: Path) -> list[str]:
@@ -137,12 +138,13 @@ def write_batches(asked: Iterable[Request], config: SynthesisConfig, seed: int, 
     return keys
 
 
-def _kept(paths: Iterable[Path], fates: dict[str, Counter[str]]) -> Iterator[pa.Table]:
-    """Yield the records in files of answers, and count what became of each strategy's answers."""
+def _kept(paths: Iterable[Path], fates: dict[str, Counter[str]], tokens: list[int]) -> Iterator[pa.Table]:
+    """Yield the records in files of answers; count what became of each strategy's answers, and each file's tokens."""
     for path in paths:
         answers = pq.read_table(path)
         for strategy, fate in zip(answers["strategy"].to_pylist(), answers["fate"].to_pylist(), strict=True):
             fates.setdefault(strategy, Counter())[fate] += 1
+        tokens.append(pc.sum(answers["tokens"]).as_py() or 0)
         yield answers.filter(pc.equal(answers["fate"], KEPT)).select(SCHEMA.names).cast(SCHEMA)
 
 

@@ -1,8 +1,9 @@
-"""The evaluation item: one labelled text of an evaluation set, and the JSON-lines file that holds one a line.
+"""The evaluation item: one labelled text of an evaluation set, and the files that hold one in a row.
 
 No message quotes a text.
 """
 
+import dataclasses
 import difflib
 import logging
 from collections.abc import Iterator, Mapping
@@ -10,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guardrail.rows import SourceRow, raise_problems, read_rows, text_problem
+from guardrail.rows import SourceRow, listed, raise_problems, read_rows, text_problem, truth
 from guardrail.taxonomy import with_parents
 
 logger = logging.getLogger(__name__)
+
+_TABLES = ("csv", "tsv")  # whose cells are text, whatever is meant
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,12 @@ class EvaluationItem:
 
 
 def read_evaluation_file(path: Path) -> list[EvaluationItem]:
-    """Return the items of a JSON-lines file in the evaluation format.
+    """Return the items of a file in the evaluation format: JSON lines, or by name a JSON array, CSV, TSV or parquet.
 
     It has the keys id, text, response (may be null), unsafe, and perhaps categories and tags; other keys are ignored,
     unless they look like one of these misspelt. An empty response says nothing that can be judged, and is no prompt:
-    such lines are left out, and counted in a warning.
+    such lines are left out, and counted in a warning. Cells of CSV and TSV that are empty are null, truth is written as
+    in seeds (true, 1, yes), and lists with ; or | between.
 
     Raises:
         ValueError: the file cannot be read, has bad lines (each is listed with its line and key), or none that is kept.
@@ -41,7 +45,10 @@ def read_evaluation_file(path: Path) -> list[EvaluationItem]:
     items: list[EvaluationItem] = []
     first_use: dict[str, str] = {}
     problems: list[str] = []
-    for row in read_rows(path, lines=True):
+    suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    for row in read_rows(path, lines=suffix not in ("json", "parquet", *_TABLES)):
+        if suffix in _TABLES:
+            row = dataclasses.replace(row, values={key: _of_cell(key, cell) for key, cell in row.values.items()})
         item, found = _evaluation_item(row)
         problems += found
         if item is not None:
@@ -56,6 +63,15 @@ def read_evaluation_file(path: Path) -> list[EvaluationItem]:
     if empty := len(items) - len(kept):
         logger.warning("%s: %d of %d rows have an empty response, and are left out", path, empty, len(items))
     return kept
+
+
+def _of_cell(key: str, cell: str | None) -> Any:
+    if not cell or not cell.strip():
+        return None
+    if key == "unsafe":
+        said = truth(cell)
+        return cell if said is None else said
+    return listed(cell) if key in ("categories", "tags") else cell
 
 
 def _evaluation_item(row: SourceRow) -> tuple[EvaluationItem | None, list[str]]:

@@ -14,7 +14,7 @@ ALL_SETS = "all"  # in the place of a set's name: every registered evaluation se
 
 
 def load_evaluation(name_or_file: str | Path, data_dir: Path | None = None) -> list[EvaluationItem]:
-    """Return the items of a registered set, or of a JSON-lines file in the evaluation format.
+    """Return the items of a registered set, or of a file in the evaluation format.
 
     Raises:
         ValueError: as `registered_items` or `read_evaluation_file`; or there is no such set or file.

@@ -22,6 +22,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 from pyarrow.dataset import dataset
 
+_TRUTH = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is no UTF-8
 _NOT_UTF8 = "is not UTF-8; save it as UTF-8"
 # What stands before the first row of a JSON array, and before any other, or instead of it.
@@ -94,6 +95,16 @@ def text_problem(value: Any) -> str | None:
     except UnicodeEncodeError:
         return "is not valid Unicode (it has half of a surrogate pair)"
     return None
+
+
+def truth(value: Any) -> bool | None:
+    """Return what a cell says: true or false, 1 or 0, yes or no; None where it says neither."""
+    return _TRUTH.get(str(value).strip().lower())
+
+
+def listed(cell: str) -> list[str]:
+    """Return the names in a cell that are separated by ; or |."""
+    return [name.strip() for name in re.split("[;|]", cell) if name.strip()]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,6 +1,5 @@
 """Seeds: the labelled texts everything starts from, ours and the user's, and how they are split."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -8,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.records import Record, make_record, record_id
-from guardrail.rows import SourceRow, did_you_mean, json_line_rows, raise_problems, read_rows, text_problem
+from guardrail.rows import (
+    SourceRow,
+    did_you_mean,
+    json_line_rows,
+    listed,
+    raise_problems,
+    read_rows,
+    text_problem,
+    truth,
+)
 
 TRAIN, VALIDATION, HELD_OUT = "train", "validation", "held_out"
 EMBEDDED_KEYS = frozenset({"text", "unsafe", "categories", "topic"})  # and a "response" where there is one
@@ -17,7 +25,6 @@ OPTIONAL_COLUMNS = ("categories", "response", "language", "licence", "source")
 SEED_SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
 
 # 1.0 and 0.0 are what a column of numbers with a gap becomes in parquet.
-_TRUTH = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
 
 
 def embedded_seeds() -> list[Record]:
@@ -223,7 +230,7 @@ def _seed_fields(row: SourceRow) -> tuple[dict[str, Any], list[str]]:
     fields: dict[str, Any] = {"text": row.values["text"]}
     if problem := text_problem(fields["text"]):
         complain("text", problem)
-    fields["unsafe"] = _TRUTH.get(str(row.values["unsafe"]).strip().lower())
+    fields["unsafe"] = truth(row.values["unsafe"])
     if fields["unsafe"] is None:
         complain("unsafe", f"{str(row.values['unsafe'])[:40]!r} is no truth value; write true or false")
     for column in OPTIONAL_COLUMNS:
@@ -232,7 +239,7 @@ def _seed_fields(row: SourceRow) -> tuple[dict[str, Any], list[str]]:
             continue
         if column == "categories":
             if isinstance(value, str):
-                value = [key.strip() for key in re.split("[;|]", value) if key.strip()]
+                value = listed(value)
             if not isinstance(value, list) or not all(isinstance(key, str) for key in value):
                 complain(column, "must be a list of keys, or keys separated by ;")
         elif problem := text_problem(value):

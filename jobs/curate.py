@@ -58,7 +58,7 @@ class CurateSettings(ClusterSettings, SeedSettings):
     )
     explain: str | None = Field(None, description="id of a record whose story to tell, of what is in the output folder")
     evaluation: list[str] = Field(
-        [], description="evaluation sets to keep out, by name (all: every registered one), or JSON-lines files"
+        [], description="evaluation sets to keep out, by name (all: every registered one), or files"
     )
     data_dir: Path | None = Field(None, description="local copies of public data sets")
     curation: CurationConfig = CurationConfig()

@@ -59,9 +59,7 @@ class EvaluateSettings(SeedSettings):
     backend: BackendName = Field(
         "torch", description="what computes a guard directory; auto: the fastest that it has here, as when served"
     )
-    data: list[str] = Field(
-        min_length=1, description="evaluation sets by name (all: every registered one), or JSON-lines files"
-    )
+    data: list[str] = Field(min_length=1, description="evaluation sets by name (all: every registered one), or files")
     output: Path = Field(description="JSON file to write")
     data_dir: Path | None = Field(None, description="local copies of public data sets")
     transforms: list[str] = Field(

@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--signatures", nargs="+", choices=SIGNATURES, default=SIGNATURES, metavar="NAME")
     parser.add_argument("--left-out", type=int, default=2, help="styles, and categories, to leave out, each by itself")
-    parser.add_argument("--data", nargs="+", default=[], help="evaluation sets by name, or JSON-lines files: languages")
+    parser.add_argument("--data", nargs="+", default=[], help="evaluation sets by name, or files: languages")
     parser.add_argument("--data-dir", type=Path, help="local copies of public data sets")
     options = parser.parse_args(arguments)
     console, directory = terminal(), run_directory(options.run_dir)

@@ -99,7 +99,7 @@ class Rounds:
 
     def synthesize(self) -> dict[str, Any]:
         """Grow the training seeds by the strategies that are asked for."""
-        fates = synthesize(
+        fates, tokens = synthesize(
             self._to_build_on(TRAIN),
             self.settings.synthesis,
             self.run.round(0) / "synthetic.parquet",
@@ -108,7 +108,7 @@ class Rounds:
             num_gpus=self.plan.env_runner_gpus,
         )
         count, dropped = totals(fates)
-        return {"records": count, "dropped": dropped}
+        return {"tokens": tokens, "records": count, "dropped": dropped}
 
     def _to_build_on(self, *parts: str) -> list[Record]:
         """Return the seeds of some parts of which curation would keep what is written from them."""

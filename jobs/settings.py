@@ -87,7 +87,7 @@ class LoopSettings(ClusterSettings, SeedSettings):
         "them; beside seeds of your own none do, for these may follow another policy",
     )
     data_dir: Path | None = Field(None, description="local copies of public data sets")
-    evaluation: list[str] = Field([], description="evaluation sets by name, or JSON-lines files")
+    evaluation: list[str] = Field([], description="evaluation sets by name, or files")
     rounds: int = Field(3, ge=0, description="adversarial rounds after round 0")
     transforms: int = Field(
         100, ge=0, description="seeds per round that deterministic transforms write, the attempts of attackers aside"

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
         seeds = load_or_embedded(settings.seeds)
         with connect(address=settings.cluster.address):
             plan = plan_for_cluster(num_env_runners=settings.synthesis.engines, num_learners=0, num_guard_workers=0)
-            fates = synthesize(
+            fates, tokens = synthesize(
                 seeds,
                 settings.synthesis,
                 settings.output,
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     built_on = len(generation_seeds(seeds))
     _show(fates)
     print(
-        f"{totals(fates)[0]} records grown from {built_on} seeds: {settings.output}"
+        f"{totals(fates)[0]} records of {tokens} tokens written, grown from {built_on} seeds: {settings.output}"
         + (f"; {len(seeds) - built_on} seeds are never built on" if built_on < len(seeds) else "")
     )
 

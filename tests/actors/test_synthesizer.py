@@ -70,8 +70,9 @@ def run(output, config=CONFIG, seeds=SEEDS, seed=3):
 
 def test_every_answer_is_a_record_or_is_counted(tmp_path):
     config = CONFIG.model_copy(update={"max_prompt_tokens": 400})  # bytes; a persona needs more
-    fates = run(tmp_path / "out.parquet", config)
+    fates, tokens = run(tmp_path / "out.parquet", config)
     kept, dropped = totals(fates)
+    assert tokens == kept + sum(dropped.values()) - dropped["prompt too long"]  # a token for each answer
     records = read_records(tmp_path / "out.parquet")
     assert kept == len(records) > 0 and dropped.keys() == REASONS
     asked = {strategy: of_strategy.total() for strategy, of_strategy in fates.items()}
@@ -155,5 +156,5 @@ def test_the_number_of_engines_changes_no_key(tmp_path):
 
 
 def test_nothing_to_grow_makes_an_empty_file(tmp_path):
-    assert run(tmp_path / "out.parquet", seeds=[]) == {}
+    assert run(tmp_path / "out.parquet", seeds=[]) == ({}, 0)
     assert read_records(tmp_path / "out.parquet") == []

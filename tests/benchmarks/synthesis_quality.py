@@ -237,7 +237,7 @@ def main() -> None:
 
                     output = directory / "made.parquet"
                     cpus, gpus = plan.env_runner_cpus, plan.env_runner_gpus
-                    count, dropped = totals(synthesize(seeds, config, output, seed=0, num_cpus=cpus, num_gpus=gpus))
+                    count, dropped = totals(synthesize(seeds, config, output, seed=0, num_cpus=cpus, num_gpus=gpus)[0])
                     records = read_records(output)
                     print(f"{count} records; answers dropped: {dropped}")
                 if not arguments.no_curation:

@@ -41,10 +41,11 @@ def test_synthesis_keeps_label_and_lineage(ray_cluster, tmp_path):
         batch_size=4,
     )
     long = make_record("Where is the shop? " * 200, unsafe=False, source="long", categories=[])
-    fates = synthesize([*seeds(), long], config, tmp_path / "a.parquet", seed=3, num_cpus=0.5, num_gpus=0)
+    fates, tokens = synthesize([*seeds(), long], config, tmp_path / "a.parquet", seed=3, num_cpus=0.5, num_gpus=0)
     records = read_records(tmp_path / "a.parquet")
     kept, dropped = totals(fates)
     assert kept == len(records) and kept + sum(dropped.values()) == 2 * 8 and dropped["prompt too long"] == 2
+    assert tokens > 0
     known = {seed["id"]: seed for seed in seeds()}
     for record in records:
         parent = known[record["parent_id"]]
