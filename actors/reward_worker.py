@@ -183,7 +183,8 @@ class RewardWorker:
             meaning = self.scorer.meaning(texts, attacks)
         withheld = read.result()
         attacks = ["" if hidden else attack for attack, hidden in zip(attacks, withheld, strict=True)]
-        meaning.embeddings[withheld] = 0.0
+        for each in (meaning.intent, meaning.similarity, meaning.embeddings):
+            each[withheld] = 0.0
         said = [cleaned(rollout.completion.text) for rollout in rollouts]
         harm = harm_of_frames(self.scorer.intent, styles, unsafe.tolist(), said)
         attempts = [

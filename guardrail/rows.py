@@ -22,6 +22,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 from pyarrow.dataset import dataset
 
+# 1.0 and 0.0 are what a column of numbers with a gap becomes in parquet.
 _TRUTH = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is no UTF-8
 _NOT_UTF8 = "is not UTF-8; save it as UTF-8"

@@ -24,8 +24,6 @@ REQUIRED_COLUMNS = ("text", "unsafe")
 OPTIONAL_COLUMNS = ("categories", "response", "language", "licence", "source")
 SEED_SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
 
-# 1.0 and 0.0 are what a column of numbers with a gap becomes in parquet.
-
 
 def embedded_seeds() -> list[Record]:
     """Return the seeds that rayguard ships: unsafe requests, look-alikes that are benign, and ordinary requests.

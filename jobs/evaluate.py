@@ -17,8 +17,8 @@ the URL: llama-guard, qwen3guard, wildguard (at /v1/completions, for it has no c
 granite-guardian, or rubric for any instruct model; where it has several models, "#" and one's name behind it. It is
 sent the texts of the sets; a response and its prompt are one text to a moderation endpoint, which cannot know which is
 which, and shieldgemma refuses responses; its key, if it wants one, is in RAYGUARD_TARGET_KEY. The output names it by
-the model it says it is, where a guard of ours has its digest, and `backend`, what computed it (`--backend auto` takes
-what the service would). A service tells no threshold, and its scores only rank texts: `threshold` and `ece` are null. A
+the model it says it is (ours with its digest), where a directory has its digest, and `backend`, what computed it
+(`--backend auto` takes what the service would). A service tells no threshold, and its scores only rank texts: `threshold` and `ece` are null. A
 text's score is that of a moderation service's highest category, or the probability of a guard model's verdict not being
 "safe"; Qwen3Guard's "Controversial" is unsafe, as in its strict mode. Texts that a service refuses, or answers without
 a verdict, are counted (`refused`), and the rest is measured. If it fails, what was measured before is written, and why

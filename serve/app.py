@@ -334,7 +334,8 @@ class Moderator:
 
     def _tell(self, http: Request, texts: Sequence[Readable], action: Action, card: GuardCard) -> None:
         """Count and log what was done with texts, and by which guard; of texts the log has a hash and a length."""
-        say(http.scope, GUARD_HEADER, card.digest)
+        if not failure_of(http.scope):
+            say(http.scope, GUARD_HEADER, card.digest)
         self._metrics.count("rayguard_texts", len(texts), action=action)
         written = [str(text) for text in texts]
         logger.info(

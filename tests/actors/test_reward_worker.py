@@ -4,6 +4,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from actors.attempts import read_attempts
@@ -49,5 +50,7 @@ def test_what_sexualises_minors_is_neither_kept_nor_written(scored, tmp_path):
     fine, withheld = scored(SAID, NOT_TO_BE_MADE)
     assert fine["text"].startswith(SAID.strip()) and any(fine["embedding"])
     assert (withheld["text"], withheld["rejected"], withheld["valid"]) == ("", "withheld", False)
-    assert not any(withheld["embedding"])
-    assert not any(NOT_TO_BE_MADE.strip().encode() in path.read_bytes() for path in tmp_path.rglob("*.parquet"))
+    scores = dict(withheld["scores"])
+    assert not any(withheld["embedding"]) and scores["intent"] == scores["similarity"] == 0
+    written = [str(pq.read_table(path).to_pylist()) for path in tmp_path.rglob("*.parquet")]
+    assert written and not any(NOT_TO_BE_MADE.strip() in each for each in written)

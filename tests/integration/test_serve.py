@@ -393,6 +393,7 @@ def test_what_the_guard_fails_on_is_blocked_and_says_so(
     scores = answers.pop(perspective.PATH)
     assert (scores.status_code, scores.json()["error"]["status"]) == (500, "INTERNAL")
     assert {answer.headers["rayguard-degraded"] for answer in answers.values()} == {"model_failed"}
+    assert not any("rayguard-guard" in answer.headers for answer in answers.values())  # no guard has read it
     moderated, judged, streamed, guarded = (answer.json() for answer in answers.values())
     assert moderated["results"][0]["flagged"] and not any(moderated["results"][0]["categories"].values())
     assert (judged["action"], judged["degraded"]) == ("block", "model_failed")

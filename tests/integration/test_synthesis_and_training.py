@@ -54,6 +54,15 @@ def test_synthesis_keeps_label_and_lineage(ray_cluster, tmp_path):
     assert not list(tmp_path.glob("*.parts"))
 
 
+@pytest.mark.long
+def test_the_same_seed_writes_the_same_records(ray_cluster, tmp_path):
+    config = SynthesisConfig(model=str(tiny_llama(tmp_path / "llama")), max_seeds=8, max_new_tokens=64, temperature=1.0)
+    for name in "ab":
+        synthesize(seeds(), config, tmp_path / f"{name}.parquet", seed=3, num_cpus=0.5, num_gpus=0)
+    first, second = (read_records(tmp_path / f"{name}.parquet") for name in "ab")
+    assert first and first == second
+
+
 @pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.long)])
 def test_a_guard_learns_on_any_number_of_workers(ray_cluster, tmp_path, workers):
     records = seeds()

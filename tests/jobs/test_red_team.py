@@ -1,6 +1,7 @@
 """Attacking a guard, with attackers that are a script; the real ones are tested in tests/integration."""
 
 import json
+from collections import Counter
 from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
@@ -51,19 +52,23 @@ class ScriptedAdversary:
         for iteration in range(done, updates):
             drawn = [goals[i % len(goals)] for i in range(PER_ITERATION)]
             texts = [f"{goal['text']} Attempt {iteration}-{i}." for i, goal in enumerate(drawn)]
-            _, flagged = unsafe_scores(target, texts)
+            scores, flagged = unsafe_scores(target, texts)
+            refused = [i for i in range(1, PER_ITERATION) if scores[i] != scores[i]]
             rows = [
                 goal
                 | {"text": text, "method": "rl", "scores": [], "style": "polite", "action": "rewrite"}
-                | {"iteration": iteration, "valid": i > 0, "rejected": None if i else "copy", "embedding": [1.0, 0.0]}
-                | {"success": bool(i > 0 and decision != goal["unsafe"]), "guard_version": guard_version}
+                | {"iteration": iteration, "valid": i > 0 and i not in refused, "embedding": [1.0, 0.0]}
+                | {"rejected": REFUSED if i in refused else None if i else "copy", "guard_version": guard_version}
+                | {"success": bool(i > 0 and i not in refused and decision != goal["unsafe"])}
                 for i, (goal, text, decision) in enumerate(zip(drawn, texts, flagged, strict=True))
             ]
             pq.write_table(
                 pa.Table.from_pylist(rows, schema=ATTEMPTS), directory / f"iteration-{iteration:04d}.parquet"
             )
             successes = sum(row["success"] for row in rows)
-            tally = Tally(attempts=PER_ITERATION, valid=PER_ITERATION - 1, successes=successes)
+            valid = PER_ITERATION - 1 - len(refused)
+            rejected = Counter({REFUSED: len(refused)} if refused else {})
+            tally = Tally(attempts=PER_ITERATION, valid=valid, successes=successes, rejected=rejected)
             summary = Summary.of([tally], archive=0, coverage=0.0, weights_version=0, learnable=False)
             after_iteration(iteration + 1, Iteration(summary, {}, {}, {"generate": 1.0}))
         return Outcome(directory, self.algorithm.goals_left_out, [])
@@ -182,6 +187,25 @@ def test_a_transform_that_the_target_refuses_is_a_finding_and_no_end(server, att
     found = summary_in(tmp_path / "out")
     assert status == 0 and found["complete"] and found["attempts"] == 24
     assert (found["transforms"]["base64"]["attempts"], found["transforms"]["base64"]["valid"]) == (10, 0)
+
+
+def test_an_iteration_that_the_target_refuses_is_no_end(server, attack, tmp_path):
+    server.refused = "Attempt 1-"
+    status, _ = attack(server.url)
+    found = summary_in(tmp_path / "out")
+    assert status == 0 and (found["attempts"], found["valid"], found["rejected"][REFUSED]) == (24, 14, 7)
+
+
+def test_a_target_that_comes_to_refuse_everything_is_a_failure(server, attack, tmp_path):
+    server.refused, server.answers, server.after = "Attempt 1-", 1 + PER_ITERATION, Trouble(400)
+    status, printed = attack(server.url)
+    assert status == 1 and "refuses every text" in printed and summary_in(tmp_path / "out")["attempts"] == 16
+
+
+def test_attackers_of_whom_every_text_is_refused_fail(server, attack, tmp_path):
+    server.refused = "Attempt"
+    status, printed = attack(server.url)
+    assert status == 1 and "refuses every text" in printed and summary_in(tmp_path / "out")["attempts"] == 24
 
 
 def test_a_target_that_refuses_everything_is_a_failure(server, attack, tmp_path):
