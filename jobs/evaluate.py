@@ -15,15 +15,16 @@ Intervals are 95%. What others have published of their guards on a set is shown 
 A service speaks OpenAI's moderation contract, or it completes chats and has a guard model, whose format stands before
 the URL: llama-guard, qwen3guard, wildguard (at /v1/completions, for it has no chat template), shieldgemma,
 granite-guardian, or rubric for any instruct model; where it has several models, "#" and one's name behind it. It is
-sent the texts of the sets; a response and its prompt are one text to a moderation endpoint, which cannot know which is
-which, and shieldgemma refuses responses; its key, if it wants one, is in RAYGUARD_TARGET_KEY. The output names it by
-the model it says it is (ours with its digest), where a directory has its digest, and `backend`, what computed it
-(`--backend auto` takes what the service would). A service tells no threshold, and its scores only rank texts: `threshold` and `ece` are null. A
-text's score is that of a moderation service's highest category, or the probability of a guard model's verdict not being
-"safe"; Qwen3Guard's "Controversial" is unsafe, as in its strict mode. Texts that a service refuses, or answers without
-a verdict, are counted (`refused`), and the rest is measured. If it fails, what was measured before is written, and why
-the rest was not (`incomplete`). Its verdicts are kept beside the output, in OUTPUT.verdicts without the texts, until
-all is measured: the same command asks only for those that are missing, of a model of the same name.
+sent the texts of the sets; a response and its prompt are one text to a moderation endpoint, which cannot know which
+is which, and shieldgemma refuses responses; its key, if it wants one, is in RAYGUARD_TARGET_KEY. The output names it
+by the model it says it is (ours with its digest), where a directory has its digest, and `backend`, what computed it
+(`--backend auto` takes what the service would). A service tells no threshold, and its scores only rank texts:
+`threshold` and `ece` are null. A text's score is that of a moderation service's highest category, or the probability
+of a guard model's verdict not being "safe"; Qwen3Guard's "Controversial" is unsafe, as in its strict mode. Texts that
+a service refuses, or answers without a verdict, are counted (`refused`), and the rest is measured. If it fails, what
+was measured before is written, and why the rest was not (`incomplete`). Its verdicts are kept beside the output, in
+OUTPUT.verdicts without the texts, until all is measured: the same command asks only for those that are missing, of a
+model of the same name.
 """
 
 import json
