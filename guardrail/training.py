@@ -39,10 +39,6 @@ from guardrail.validation import calibrate
 
 logger = logging.getLogger(__name__)
 
-# Ray Train's watcher tells workers that their node will be taken away, which they need not know: what they have done is
-# kept anyway. It is one more process to wait for, as long as importing takes, at the start of every training.
-os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-
 _HERE = Path(__file__).parent
 _FEWEST_IN_BLOCK = 2_000  # records: less is done before a second process has begun
 #: These number a text's positions from after the padding token's id on.
@@ -128,6 +124,9 @@ def fine_tune(
         return made
     _discard_other_training(work, settings)
     resources = {"CPU": cpus_per_worker, "GPU": gpus_per_worker}
+    # Ray's watcher tells workers that their node will be taken away, which they need not know: what they have done
+    # is kept anyway. It is one more process to wait for, as long as importing takes, at the start of every training.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     trainer = _Trainer(
         train_loop,
         train_loop_config=settings,

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     built_on = len(generation_seeds(seeds))
     _show(fates)
     print(
-        f"{totals(fates)[0]} records of {tokens} tokens written, grown from {built_on} seeds: {settings.output}"
+        f"{totals(fates)[0]} records grown from {built_on} seeds, {tokens} tokens written: {settings.output}"
         + (f"; {len(seeds) - built_on} seeds are never built on" if built_on < len(seeds) else "")
     )
 

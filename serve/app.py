@@ -66,7 +66,7 @@ _STALLED_SECONDS = 60.0  # a batch takes a second or a few
 _ERRORS = (400, 401, 408, 413, 429, 500, 503)  # what may be answered instead
 _PAGE = resources.files("serve").joinpath("page.html").read_text(encoding="utf-8")
 _PAGE_MAY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
-GUARD_HEADER = "Rayguard-Guard"  # the digest of the guard that answers
+_GUARD_HEADER = "Rayguard-Guard"  # the digest of the guard that answers
 _POLICY_HEADER = "Rayguard-Policy"  # for routes whose bodies are of others' contracts
 
 logger = logging.getLogger("ray.serve")
@@ -335,7 +335,7 @@ class Moderator:
     def _tell(self, http: Request, texts: Sequence[Readable], action: Action, card: GuardCard) -> None:
         """Count and log what was done with texts, and by which guard; of texts the log has a hash and a length."""
         if not failure_of(http.scope):
-            say(http.scope, GUARD_HEADER, card.digest)
+            say(http.scope, _GUARD_HEADER, card.digest)
         self._metrics.count("rayguard_texts", len(texts), action=action)
         written = [str(text) for text in texts]
         logger.info(
