@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_sc
 
 from guardrail.backends import TorchBackend
 from guardrail.bases import load_base
+from guardrail.dropout import ByteDropout
 from guardrail.examples import Examples, epoch_batches, examples_of, tokenised
 from guardrail.guard import Guard
 from guardrail.guard_card import GuardCard
@@ -227,7 +228,7 @@ def step_gradients(
 
     def part_of_loss(inputs: dict[str, torch.Tensor], share: list[int]) -> torch.Tensor:
         targets, weights = (torch.from_numpy(each[share]).to(device) for each in (data.targets, data.weights))
-        with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
+        with torch.autocast(device.type, torch.bfloat16, enabled=low_precision), ByteDropout():
             logits = model(**inputs).logits
         return scale * guard_loss(logits, targets, weights, totals, config.category_weight)
 
