@@ -32,7 +32,7 @@ class ByteDropout(TorchFunctionMode):
 def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
     dropped = round(p * _VALUES)
     coarse = dropped in (0, _VALUES) or abs(dropped / _VALUES - p) > _LARGEST_ERROR * p
-    if not training or inplace or coarse or input.device.type != "cpu":
+    if not training or inplace or coarse:
         return torch.nn.functional.dropout(input, p, training, inplace)
     words = torch.empty(-(-input.numel() // 8), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
     kept = words.view(torch.uint8)[: input.numel()].view(input.shape) >= dropped

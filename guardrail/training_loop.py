@@ -228,7 +228,8 @@ def step_gradients(
 
     def part_of_loss(inputs: dict[str, torch.Tensor], share: list[int]) -> torch.Tensor:
         targets, weights = (torch.from_numpy(each[share]).to(device) for each in (data.targets, data.weights))
-        with torch.autocast(device.type, torch.bfloat16, enabled=low_precision), ByteDropout():
+        dropout = ByteDropout() if device.type == "cpu" else contextlib.nullcontext()
+        with torch.autocast(device.type, torch.bfloat16, enabled=low_precision), dropout:
             logits = model(**inputs).logits
         return scale * guard_loss(logits, targets, weights, totals, config.category_weight)
 

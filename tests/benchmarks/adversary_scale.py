@@ -47,9 +47,9 @@ WEIGHTS = 4_000_000  # float32 numbers that are sent to the engines
 RUNNERS_PER_SCORER = 8
 #: Seconds that a phase takes; for scoring, those that the models take over the rollouts of one runner.
 SECONDS = {"generate": 6.0, "score": 0.1, "update": 4.0, "sync": 0.5}
-# What may grow with the number of runners at the driver: for each, a reference to its rollouts in one object, and a
-# tenth of their size in all (its tasks, calls and answers).
-ALL_GROWTH = 0.1
+# What may grow with the number of runners at the driver: for each, a thousandth of the rollouts that it brings in one
+# object (a count, say), and a tenth in all (its tasks, calls and answers).
+OBJECT_GROWTH, ALL_GROWTH = 0.001, 0.1
 
 
 def ideal_seconds(runners: int) -> float:
@@ -333,14 +333,6 @@ def rollout_bytes() -> int:
     return context.serialize(rollouts).total_bytes
 
 
-def reference_bytes() -> float:
-    """Return what another reference adds to an object: Ray writes its owner's address into it, which differs."""
-    context = ray._private.worker.global_worker.get_serialization_context()
-    few, many = 1, 65
-    sizes = [context.serialize([ray.put(number) for number in range(count)]).total_bytes for count in (few, many)]
-    return (sizes[1] - sizes[0]) / (many - few)
-
-
 def main() -> None:
     """Measure one runner, a few and many, print the table and the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -349,7 +341,7 @@ def main() -> None:
     arguments = parser.parse_args()
     many = arguments.runners
     with connect(num_cpus=os.cpu_count()):
-        share, reference = rollout_bytes(), reference_bytes()
+        share = rollout_bytes()
         measured = [measure(runners, arguments.iterations) for runners in sorted({1, max(1, many // 8), many})]
     print("runners  ideal s  measured s  efficiency  largest object  KB per runner  phases")
     for row in measured:
@@ -364,14 +356,13 @@ def main() -> None:
     few, most = measured[0], measured[-1]
     added = max(1, most.runners - few.runners)
     object_growth = (max(most.objects) - max(few.objects)) / added
-    grows = object_growth > reference or most.bytes_per_runner > ALL_GROWTH * share
+    grows = object_growth > OBJECT_GROWTH * share or most.bytes_per_runner > ALL_GROWTH * share
     figures = {
         f"efficiency_{many}_runners": round(most.efficiency, 4),
         "driver_objects_grow_with_runners": grows,
         "largest_driver_object_bytes": {row.runners: max(row.objects) for row in measured},
         "largest_driver_object_bytes_for_each_more_runner": round(object_growth),
         "driver_bytes_per_runner": {row.runners: round(row.bytes_per_runner) for row in measured},
-        "reference_bytes": round(reference),
         "rollout_bytes_per_runner": share,
         "seconds": {row.runners: round(row.seconds, 3) for row in measured},
         "ideal_seconds": {row.runners: round(ideal_seconds(row.runners), 3) for row in measured},

@@ -55,7 +55,7 @@ def test_nothing_is_dropped_in_evaluation():
         assert torch.equal(layer(numbers), numbers)
 
 
-def test_a_classifier_of_bert_uses_it_in_all_its_dropouts(monkeypatch):
+def test_a_classifier_of_bert_uses_it_in_all_its_dropouts():
     """Attention calls the function, the other parts modules: torch's own generator of doubles is asked by neither."""
     from transformers import BertConfig, BertForSequenceClassification
 
