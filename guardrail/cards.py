@@ -218,9 +218,13 @@ def _hub_set(name: str) -> str | None:
 
 
 def measured_shares(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[Share]:
-    """Yield recall and false-positive rate of each set, and of its tags and categories where they were measured."""
+    """Yield recall and false-positive rate of each set, and of its parts that were measured: tags, what transforms
+    have written anew, categories.
+    """
     for name, values in metrics.items():
         parts = {name: values, **{f"{name}, tag {tag}": own for tag, own in values.get("tags", {}).items()}}
+        for transform, own in values.get("transforms", {}).items():
+            parts[f"{name}, written anew by {transform}"] = own | {"n": own["positives"] + own["negatives"]}
         for where, own in parts.items():
             for metric, n in (("recall", own["positives"]), ("fpr", own["n"] - own["positives"])):
                 if n:

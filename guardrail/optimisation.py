@@ -33,6 +33,17 @@ def choose_trainable(model: PreTrainedModel, config: TrainingConfig) -> None:
         _freeze_lowest(model, config.freeze_layers)
 
 
+def train_mode(model: nn.Module) -> None:
+    """Set a model to training, and its parts that `choose_trainable` froze to evaluation: what does not learn needs no
+    dropout, and without it no time is spent on that.
+    """
+    model.train()
+    for part in model.modules():
+        parameters = list(part.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            part.eval()
+
+
 def _freeze_lowest(model: PreTrainedModel, count: int) -> None:
     """Freeze the lowest layers and what is below them, so that no gradient is computed down to there.
 

@@ -1,6 +1,6 @@
 """How much of a guard's judgement is left when requests are written anew by deterministic transforms."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,26 @@ def robustness(
         flagged[changed] = said.flagged
         changed[changed] = np.isfinite(said.probabilities[:, 0])
         yield name, _compared(plain.flagged, flagged, changed & unsafe, changed & ~unsafe)
+
+
+def add_robustness(
+    metrics: dict[str, dict[str, Any]],
+    guard: Guard | RemoteGuard,
+    sets: Mapping[str, Sequence[EvaluationItem]],
+    names: Sequence[str],
+    *,
+    sample: int,
+    seed: int,
+) -> None:
+    """Put what `robustness` finds of each set into its metrics, one transform after the other, under "transforms".
+
+    Raises:
+        as `robustness`; what was found before is there.
+    """
+    for of_set, items in sets.items() if names else ():
+        metrics[of_set]["transforms"] = {}
+        for transform, values in robustness(guard, items, names, sample=sample, seed=seed):
+            metrics[of_set]["transforms"][transform] = values
 
 
 def _sampled(items: Sequence[EvaluationItem], sample: int, seed: int) -> list[Record]:

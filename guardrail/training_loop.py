@@ -35,6 +35,7 @@ from guardrail.optimisation import (
     computes_bfloat16,
     parameter_groups,
     plain_weights,
+    train_mode,
     weight_average,
 )
 from guardrail.reading import reading_of
@@ -115,7 +116,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     loss = torch.tensor(progress.loss / world, device=bare.device)
     shown = settings["board"] and rank == 0
     board = SummaryWriter(settings["board"], purge_step=progress.step + 1) if shown else None
-    model.train()
+    train_mode(bare)
     diverged = False
     while progress.step < len(steps) and not (config.patience and progress.stale >= config.patience):
         _reseed(settings["seed"], progress.step, rank)
@@ -158,7 +159,7 @@ def train_loop(settings: dict[str, Any]) -> None:
                 auprc = broadcast_from_rank_zero(
                     _validation_auprc(kept, tokenizer, settings["validation"], config.window) if rank == 0 else None
                 )
-                model.train()
+                train_mode(bare)
                 _compare(progress, auprc, kept)
                 if board:
                     board.add_scalar("guard/validation_auprc", auprc, progress.step)

@@ -34,7 +34,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from guardrail.backends import BackendName
 from guardrail.evaluation import evaluate_set
@@ -44,14 +44,13 @@ from guardrail.guard import Guard
 from guardrail.kept_verdicts import VERDICTS
 from guardrail.published import published_on
 from guardrail.remote import RemoteGuard
-from guardrail.robustness import robustness
+from guardrail.robustness import add_robustness
 from guardrail.targets import is_url, open_guard
-from guardrail.transforms import transform_names
-from jobs.settings import SeedSettings, load, save_beside
+from jobs.settings import EvaluationSettings, load, save_beside
 from jobs.terminal import orderly_end, show_metrics, show_published, show_transforms
 
 
-class EvaluateSettings(SeedSettings):
+class EvaluateSettings(EvaluationSettings):
     """Settings of the evaluation."""
 
     guard: str = Field(
@@ -63,15 +62,6 @@ class EvaluateSettings(SeedSettings):
     data: list[str] = Field(min_length=1, description="evaluation sets by name (all: every registered one), or files")
     output: Path = Field(description="JSON file to write")
     data_dir: Path | None = Field(None, description="local copies of public data sets")
-    transforms: list[str] = Field(
-        [], description="also measure under these transforms of the requests (all: every one)"
-    )
-    transform_sample: int = Field(200, ge=1, description="requests of each label and set that transforms write anew")
-
-    @field_validator("transforms")
-    @classmethod
-    def _transforms_exist(cls, names: list[str]) -> list[str]:
-        return transform_names(names)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -92,14 +82,9 @@ def main(arguments: Sequence[str]) -> None:
             for name, items in sets.items():
                 print(f"{name}: {len(items)} texts", file=sys.stderr)
                 metrics[name] = evaluate_set(guard, items, seed=settings.seed)
-            if settings.transforms:
-                for name, items in sets.items():
-                    metrics[name]["transforms"] = {}
-                    measured = robustness(
-                        guard, items, settings.transforms, sample=settings.transform_sample, seed=settings.seed
-                    )
-                    for transform, values in measured:
-                        metrics[name]["transforms"][transform] = values
+            add_robustness(
+                metrics, guard, sets, settings.transforms, sample=settings.transform_sample, seed=settings.seed
+            )
             ended = "; ".join(f"{name}: {why}" for name, why in missing.items()) or None
         except Exception as error:
             ended = str(error) or type(error).__name__

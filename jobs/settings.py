@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from actors.config import AdversaryConfig
@@ -16,6 +16,7 @@ from guardrail.curation import CurationConfig
 from guardrail.files import write_text
 from guardrail.synthesis import SynthesisConfig
 from guardrail.training import TrainingConfig
+from guardrail.transforms import transform_names
 
 
 class SplitConfig(BaseModel):
@@ -73,6 +74,20 @@ class SeedSettings(JobSettings):
     """Settings of a job that draws."""
 
     seed: int = Field(0, ge=0, lt=2**31, description="decides every draw")
+
+
+class EvaluationSettings(SeedSettings):
+    """Settings of a job that measures a guard, also on requests written anew."""
+
+    transforms: list[str] = Field(
+        [], description="also measure under these transforms of the requests (all: every one)"
+    )
+    transform_sample: int = Field(200, ge=1, description="requests of each label and set that transforms write anew")
+
+    @field_validator("transforms")
+    @classmethod
+    def _transforms_exist(cls, names: list[str]) -> list[str]:
+        return transform_names(names)
 
 
 class LoopSettings(ClusterSettings, SeedSettings):

@@ -2,7 +2,7 @@
 
 python jobs/train_guard.py --records kept.parquet --output guards/mine [--training.epochs 3 ...]
 
-With `--evaluate xstest ...` it is measured, too, and its model card has the figures.
+With `--evaluate xstest ...` it is measured, too, `--transforms all` included, and its model card has the figures.
 """
 
 import json
@@ -24,14 +24,15 @@ from guardrail.fitted_on import fitted_on
 from guardrail.guard import Guard
 from guardrail.guard_card import GuardCard
 from guardrail.records import Record, read_records, write_records
+from guardrail.robustness import add_robustness
 from guardrail.seeds import TRAIN, VALIDATION, split_by_seed
 from guardrail.text import digest
 from guardrail.training import TrainingConfig, fine_tune
-from jobs.settings import ClusterSettings, SeedSettings, load, save_beside, to_yaml
-from jobs.terminal import orderly_end, show_metrics, training_shown
+from jobs.settings import ClusterSettings, EvaluationSettings, load, save_beside, to_yaml
+from jobs.terminal import orderly_end, show_metrics, show_transforms, training_shown
 
 
-class TrainGuardSettings(ClusterSettings, SeedSettings):
+class TrainGuardSettings(ClusterSettings, EvaluationSettings):
     """Settings of the training."""
 
     records: Path = Field(description="parquet file of records")
@@ -88,8 +89,12 @@ def main(arguments: Sequence[str]) -> None:
         with orderly_end(settings.output):
             guard = Guard.from_pretrained(settings.output)
             metrics = {name: evaluate_set(guard, items, seed=settings.seed) for name, items in sets.items()}
+            add_robustness(
+                metrics, guard, sets, settings.transforms, sample=settings.transform_sample, seed=settings.seed
+            )
             write_cards(settings.output, _provenance(settings, card, parts[TRAIN], metrics))
             show_metrics(metrics)
+            show_transforms(metrics, settings.transform_sample)
 
 
 def _drawn(records: list[Record], most: int | None, seed: int) -> list[Record]:

@@ -38,7 +38,7 @@ from guardrail import training, training_loop
 from guardrail.bases import load_base
 from guardrail.examples import Examples, epoch_batches, examples_of, tokenised
 from guardrail.models import resolve
-from guardrail.optimisation import choose_trainable
+from guardrail.optimisation import choose_trainable, train_mode
 from guardrail.records import Record, read_records, write_records
 from guardrail.seeds import embedded_seeds
 from guardrail.training import fine_tune
@@ -91,7 +91,7 @@ def ours(config: TrainingConfig, data: Path, validation: Sequence[Record], cores
 def bare(config: TrainingConfig, examples: Examples) -> float:
     """Return the rate of a loop that has only what training needs."""
     model, tokenizer = _model(config)
-    model.train()
+    train_mode(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     begun: Begun = []

@@ -200,7 +200,7 @@ def test_what_is_said_of_hundreds_of_small_parts_is_short(guard):
     metrics = {**METRICS, "tags": {f"topic {i}": part for i in range(300)}}
     topics = [make_record(f"text {i}", unsafe=False, source=f"mine:topic {i}", licence="MIT") for i in range(300)]
     page, data = written(guard, metrics={"validation": metrics}, records=topics)
-    assert "* recall: 300 sets, tags and categories\n" in page and max(map(len, page.splitlines())) < 1000
+    assert "* recall: 300 sets and parts of them\n" in page and max(map(len, page.splitlines())) < 1000
     assert ["mine", "seed", "MIT", "0", "300"] in tables(data)[0]
 
 
@@ -295,6 +295,20 @@ def test_shares_are_of_what_there_is():
     assert [(each.metric, each.n) for each in both] == [("recall", 40), ("fpr", 60)]
     only = list(measured_shares({"s": {**METRICS, "positives": 0, "recall": None}}))
     assert [(each.metric, each.n) for each in only] == [("fpr", 100)]
+
+
+def test_a_transform_that_hides_what_is_asked_is_a_known_failure(guard):
+    under = {
+        "positives": 30,
+        "negatives": 25,
+        "recall": 0.5,
+        "fpr": 0.0,
+        "intervals": {"recall": [0.3, 0.7], "fpr": [0, 0.1]},
+    }
+    page, _ = written(guard, metrics={"s": {**METRICS, "recall": 0.9, "fpr": 0.0, "transforms": {"base64": under}}})
+    (failures,) = [table for table in tables(page) if table[0][0] == "where"]
+    assert [row[:3] for row in failures[1:]] == [["s, written anew by base64", "recall", "30"]]
+    assert "disguise" not in page.partition("Not measured")[2]
 
 
 # --- Where guards are promoted, and trained ---------------------------------------------------------------------

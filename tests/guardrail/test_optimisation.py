@@ -8,6 +8,7 @@ from guardrail.optimisation import (
     computes_bfloat16,
     parameter_groups,
     plain_weights,
+    train_mode,
     weight_average,
 )
 from guardrail.training_config import TrainingConfig
@@ -88,6 +89,19 @@ def test_no_gradient_is_computed_down_to_frozen_layers(base, expected, lora_rank
     model(**tokenizer(["how to bake bread"], return_tensors="pt")).logits.sum().backward()
     lower = states[0][0] if isinstance(states[0], tuple) else states[0]
     assert not lower.requires_grad
+
+
+@pytest.mark.parametrize("base", ["encoder", "mpnet"])
+def test_only_what_learns_has_dropout(base, request):
+    model, tokenizer = load_base(str(request.getfixturevalue(base)))
+    choose_trainable(model, TrainingConfig(freeze_layers=1))
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.5
+    train_mode(model.eval())
+    inputs = tokenizer(["how to bake bread"], return_tensors="pt")
+    first, second = (model(**inputs, output_hidden_states=True).hidden_states for _ in range(2))
+    assert [torch.equal(a, b) for a, b in zip(first, second, strict=True)] == [True, True, False]
 
 
 @pytest.mark.parametrize("base", ["encoder", "decoder"])

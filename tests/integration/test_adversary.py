@@ -20,6 +20,7 @@ from guardrail.guard import Guard
 from guardrail.records import make_record
 from tests import tiny_adversary
 from tests.tiny_guard import tiny_guard
+from tests.waiting import until_workers_log
 
 GOALS = [
     *tiny_adversary.GOALS,
@@ -183,10 +184,11 @@ def kill_attacker(adversary):
     psutil.Process(pid).send_signal(signal.SIGKILL)
 
 
-def test_a_killed_attacker_comes_back_with_the_learners_weights(adversary, attack, outcome, config):
+def test_a_killed_attacker_comes_back_with_the_learners_weights(adversary, attack, outcome, config, caplog):
     kill_attacker(adversary)
     after = attack(2, after=lambda done, iteration: kill_attacker(adversary))
     assert after.attempts.num_rows == config.iterations * config.groups * config.group_size
+    assert "1 of 1 attackers died" in caplog.text
     assert all(syncs(after))
     assert adversary.algorithm.weight_sync.send()["weight_distance"] > 0  # it was killed after its last sync
     assert difference_without_sending(adversary) < 1e-3
@@ -210,6 +212,7 @@ def test_a_killed_scorer_is_restarted_and_loses_nothing(adversary, attack, outco
         patch.setattr(adversary.algorithm.rollouts, "_have_scored", killed)
         after = attack(3, learn=False, updates=1, directory=tmp_path / "killed")
     assert process_of(worker).pid != before.pid
+    until_workers_log("a scorer died and was restarted; what it was scoring is scored again")
     assert after.attempts.equals(undisturbed.attempts)
     assert attack(3, updates=1).attempts.num_rows == config.groups * config.group_size
 

@@ -20,6 +20,7 @@ from jobs import judge as judge_job
 from tests.tiny_adversary import GOALS, tiny_settings
 from tests.tiny_guard import tiny_guard
 from tests.tiny_llama import tiny_llama_that_says
+from tests.waiting import until_workers_log
 
 
 @pytest.mark.long
@@ -85,6 +86,7 @@ def test_a_judge_of_an_adversary_votes_and_is_restarted_when_it_is_killed(judged
     for iteration in outcome.iterations:
         assert iteration.summary.valid == 0 and iteration.summary.rejected["judges"] > 0
     assert len(outcome.iterations) == 2
+    until_workers_log("a judge died and was restarted; it is asked again")
 
 
 @pytest.mark.long

@@ -110,7 +110,7 @@ def test_verdicts_outlive_an_interrupt_and_sets_that_cannot_be_loaded(server, se
     output = tmp_path / "metrics.json"
     command = ["--guard", server.url, "--data", *sets, "--output", str(output)]
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(evaluate, "robustness", interrupted)
+        patch.setattr(evaluate, "add_robustness", interrupted)
         evaluate.main([*command, "--transforms", "base64"])
     assert "the same command goes on in" in capsys.readouterr().out.replace("\n", " ")
     monkeypatch.setattr(evaluate, "load_available_evaluations", lambda *_: ({}, {"third": "no network"}))

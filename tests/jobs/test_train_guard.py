@@ -24,6 +24,7 @@ def test_an_interrupted_evaluation_does_not_cost_the_training(tmp_path, monkeypa
     command = ["--records", str(tmp_path / "kept.parquet"), "--output", str(tmp_path / "guard")]
     command += ["--evaluate", str(tmp_path / "mine.jsonl"), "--training.base", str(tiny_guard(tmp_path / "base"))]
     command += ["--training.window", "48", "--training.workers", "0", "--training.epochs", "1"]
+    command += ["--transforms", "reverse", "char_drop", "--transform_sample", "20"]
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.setattr(train_guard, "evaluate_set", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -35,3 +36,5 @@ def test_an_interrupted_evaluation_does_not_cost_the_training(tmp_path, monkeypa
         patch.setattr(training_loop, "step_gradients", lambda *_: pytest.fail("it trains again"))
         train_guard.main(command)
     assert "| mine | 40 |" in (tmp_path / "guard" / MODEL_CARD).read_text()
+    assert "written anew by" in (tmp_path / "guard" / MODEL_CARD).read_text()
+    assert "requests of" in capsys.readouterr().out
