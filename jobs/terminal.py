@@ -75,7 +75,9 @@ def training_shown() -> Iterator[Tell]:
             note = f"loss {loss:.3f}"
             bar.update(task, completed=done, total=steps, note=note)
             if not console.is_terminal:
-                console.print(f"{done} of {steps} steps, {note}", highlight=False)
+                seconds = bar.tasks[task].time_remaining
+                left = "" if seconds is None else f", {seconds / 60:.0f} min left"
+                console.print(f"{done} of {steps} steps, {note}{left}", highlight=False)
 
         yield show
 

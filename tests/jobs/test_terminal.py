@@ -8,7 +8,7 @@ import pytest
 import ray.data  # noqa: F401 - it sets up its logger
 
 from guardrail.remote import TargetError
-from jobs.terminal import orderly_end, terminal
+from jobs.terminal import orderly_end, terminal, training_shown
 
 
 def test_only_rays_own_handler_is_made_quiet():
@@ -47,3 +47,14 @@ def test_what_can_be_mended_is_a_message(capsys):
     with pytest.raises(SystemExit, match="1"), orderly_end():
         raise ValueError("no such set")
     assert capsys.readouterr().err == "error: no such set\n"
+
+
+def test_a_log_says_how_long_a_training_still_takes(capsys, monkeypatch):
+    now = iter(range(0, 10_000, 30))
+    monkeypatch.setattr("rich.console.monotonic", lambda: float(next(now)))
+    with training_shown() as show:
+        for done in (10, 20, 30):
+            show(done, 130, 0.5)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "10 of 130 steps, loss 0.500" and lines[-1].startswith("30 of 130 steps, loss 0.500, ")
+    assert lines[-1].endswith(" min left")
