@@ -60,7 +60,7 @@ def add_robustness(
     Raises:
         as `robustness`; what was found before is there.
     """
-    for of_set, items in sets.items() if names else ():
+    for of_set, items in sets.items():
         metrics[of_set]["transforms"] = {}
         for transform, values in robustness(guard, items, names, sample=sample, seed=seed):
             metrics[of_set]["transforms"][transform] = values

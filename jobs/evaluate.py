@@ -82,9 +82,10 @@ def main(arguments: Sequence[str]) -> None:
             for name, items in sets.items():
                 print(f"{name}: {len(items)} texts", file=sys.stderr)
                 metrics[name] = evaluate_set(guard, items, seed=settings.seed)
-            add_robustness(
-                metrics, guard, sets, settings.transforms, sample=settings.transform_sample, seed=settings.seed
-            )
+            if settings.transforms:
+                add_robustness(
+                    metrics, guard, sets, settings.transforms, sample=settings.transform_sample, seed=settings.seed
+                )
             ended = "; ".join(f"{name}: {why}" for name, why in missing.items()) or None
         except Exception as error:
             ended = str(error) or type(error).__name__

@@ -89,12 +89,14 @@ def main(arguments: Sequence[str]) -> None:
         with orderly_end(settings.output):
             guard = Guard.from_pretrained(settings.output)
             metrics = {name: evaluate_set(guard, items, seed=settings.seed) for name, items in sets.items()}
-            add_robustness(
-                metrics, guard, sets, settings.transforms, sample=settings.transform_sample, seed=settings.seed
-            )
             write_cards(settings.output, _provenance(settings, card, parts[TRAIN], metrics))
             show_metrics(metrics)
-            show_transforms(metrics, settings.transform_sample)
+            if settings.transforms:
+                add_robustness(
+                    metrics, guard, sets, settings.transforms, sample=settings.transform_sample, seed=settings.seed
+                )
+                write_cards(settings.output, _provenance(settings, card, parts[TRAIN], metrics))
+                show_transforms(metrics, settings.transform_sample)
 
 
 def _drawn(records: list[Record], most: int | None, seed: int) -> list[Record]:

@@ -84,7 +84,7 @@ def test_a_judge_of_an_adversary_votes_and_is_restarted_when_it_is_killed(judged
     finally:
         adversary.stop()
     for iteration in outcome.iterations:
-        assert iteration.summary.valid == 0 and iteration.summary.rejected["judges"] > 0
+        assert iteration.summary.valid == 0 and iteration.summary.rejected["no verdict"] > 0
     assert len(outcome.iterations) == 2
     until_workers_log("a judge died and was restarted; it is asked again")
 
