@@ -201,6 +201,28 @@ def found(ledger: Sequence[dict[str, Any]], faults: dict[str, dict[str, str]]) -
     return result
 
 
+def flips_by_source(
+    ledger: Sequence[dict[str, Any]], faults: dict[str, dict[str, str]], records: Sequence[Record]
+) -> dict[str, dict[str, int]]:
+    """Return, for each source, how many labels are flipped, how many of these were dropped for it, and how many others.
+
+    Args:
+        ledger: rows of id, stage, reason, evidence.
+        faults: as `planted` returned them.
+        records: that were curated.
+    """
+    dropped = {row["id"] for row in ledger if row["stage"] in STAGES["label_flip"]}
+    result: dict[str, dict[str, int]] = {}
+    for each, source in {record["id"]: record["source"].partition(":")[0] for record in records}.items():
+        of_source = result.setdefault(source, {"records": 0, "flipped": 0, "found": 0, "others": 0})
+        is_flipped = each in faults["label_flip"]
+        of_source["records"] += 1
+        of_source["flipped"] += is_flipped
+        of_source["found"] += is_flipped and each in dropped
+        of_source["others"] += not is_flipped and each in dropped
+    return dict(sorted(result.items()))
+
+
 def without_a_stage(
     kept: Sequence[Record], ledger: Sequence[dict[str, Any]], records: Sequence[Record]
 ) -> dict[str, list[Record]]:
@@ -261,6 +283,13 @@ def main(arguments: Sequence[str]) -> None:
             stages = ", ".join(STAGES[kind])
             print(f"{kind:14} {stages:18} {row['planted']:8d} {row['dropped']:8d} {row['recall']:7.3f} {precision:>10}")
         result: dict[str, Any] = {"stages": table, "clean": len(clean), "faulty": len(faulty), "kept": len(kept)}
+        by_source = flips_by_source(ledger, faults, faulty)
+        print(f"{'source':28} {'records':>8} {'flipped':>8} {'found':>6} {'others dropped':>15}")
+        for source, counts in by_source.items():
+            print(
+                f"{source:28} {counts['records']:8d} {counts['flipped']:8d} {counts['found']:6d} {counts['others']:15d}"
+            )
+        result["flips_by_source"] = by_source
         planted_ids = {each for of_kind in faults.values() for each in of_kind} | set(faults["near"].values())
         print(f"{'stage':16} {'in':>6} {'dropped':>8} {'planted':>8}")
         for entry in json.loads((directory / "curated" / "funnel.json").read_text()):
