@@ -63,7 +63,7 @@ class TrainingConfig(BaseModel):
     )
     freeze_embeddings: bool = Field(True, description="leave the token embeddings alone: their dense update costs most")
     freeze_layers: int = Field(
-        0, ge=0, description="leave the lowest layers alone, and the embeddings with them: no gradients for these"
+        0, ge=0, description="leave the lowest layers alone, and the embeddings with them: no gradients and no dropout"
     )
     lora_rank: int = Field(
         0, ge=0, description="train low-rank adapters below the head instead, merged in the end; 0: the weights"

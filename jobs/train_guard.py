@@ -9,11 +9,11 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
@@ -48,6 +48,12 @@ class TrainGuardSettings(ClusterSettings, EvaluationSettings):
     )
     evaluate: list[str] = Field([], description="evaluation sets, by name or file, that the model card tells of")
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _transforms_have_sets(self) -> Self:
+        if self.transforms and not self.evaluate:
+            raise ValueError("transforms write requests of evaluation sets anew; name some with --evaluate")
+        return self
 
 
 def main(arguments: Sequence[str]) -> None:

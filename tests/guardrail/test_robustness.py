@@ -5,7 +5,7 @@ import pytest
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.metrics import wilson
 from guardrail.moderation_endpoint import ModerationEndpoint
-from guardrail.robustness import robustness
+from guardrail.robustness import add_robustness, robustness
 from tests.moderation_server import moderation_server
 
 
@@ -51,6 +51,15 @@ def test_what_a_transform_hides_is_missed_and_what_it_changes_not_is_not_counted
     assert (found["random_case"]["negatives"], found["random_case"]["plain_fpr"]) == (2, 0.5)
     assert (found["random_case"]["recall_ratio"], found["random_case"]["benign_fpr_delta"]) == (1.0, 0.0)
     assert (found["char_drop"]["recall"], found["char_drop"]["fpr"]) == (0.0, 0.0)
+
+
+def test_what_was_found_before_a_failure_stays(server):
+    metrics = {"mine": {"f1": 1.0}}
+    with pytest.raises(ValueError, match="no-such"):
+        add_robustness(
+            metrics, ModerationEndpoint(server.url), {"mine": ITEMS}, ["base64", "no-such"], sample=9, seed=0
+        )
+    assert metrics == {"mine": {"f1": 1.0, "transforms": measured(server, ITEMS, "base64")}}
 
 
 def test_answers_and_what_must_not_be_generated_are_left_alone(server):

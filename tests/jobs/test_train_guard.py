@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from guardrail import training_loop
 from guardrail.cards import MODEL_CARD
 from guardrail.records import make_record, write_records
 from jobs import train_guard
+from jobs.settings import load
 from tests.tiny_guard import tiny_guard
 
 
@@ -32,9 +34,24 @@ def test_an_interrupted_evaluation_does_not_cost_the_training(tmp_path, monkeypa
     assert ended.value.code == 130 and "the same command goes on in" in capsys.readouterr().out
     assert "mine" not in (tmp_path / "guard" / MODEL_CARD).read_text()
 
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(train_guard, "add_robustness", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        train_guard.main(command)
+    assert "| mine | 40 |" in (tmp_path / "guard" / MODEL_CARD).read_text()
+
     with monkeypatch.context() as patch:
         patch.setattr(training_loop, "step_gradients", lambda *_: pytest.fail("it trains again"))
         train_guard.main(command)
     assert "| mine | 40 |" in (tmp_path / "guard" / MODEL_CARD).read_text()
     assert "written anew by" in (tmp_path / "guard" / MODEL_CARD).read_text()
     assert "requests of" in capsys.readouterr().out
+
+
+def test_transforms_without_sets_to_write_anew_are_refused(capsys):
+    preset = str(Path(train_guard.__file__).parent / "configs" / "guard" / "train.yaml")
+    assert load(train_guard.TrainGuardSettings, ["--config", preset], "").transforms
+    without = load(train_guard.TrainGuardSettings, ["--config", preset, "--evaluate", "[]", "--transforms", "[]"], "")
+    assert without.transforms == without.evaluate == []
+    with pytest.raises(SystemExit):
+        load(train_guard.TrainGuardSettings, ["--config", preset, "--evaluate", "[]"], "")
+    assert "name some with --evaluate" in capsys.readouterr().err
