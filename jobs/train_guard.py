@@ -90,6 +90,12 @@ def main(arguments: Sequence[str]) -> None:
         write_cards(settings.output, _provenance(settings, card, parts[TRAIN], {}))
     if truncated := card.training["truncated"]:
         print(f"{truncated} texts are longer than a window, and of these the first was trained on", file=sys.stderr)
+    if (made := card.training["epochs"]) < settings.training.epochs and settings.training.minutes:
+        wanted = f"{made:.2f} of {settings.training.epochs} passes over the data"
+        print(
+            f"the training's {settings.training.minutes:g} minutes (training.minutes) were enough for {wanted}",
+            file=sys.stderr,
+        )
     print(f"guard {card.version} (digest {card.digest}, threshold {card.thresholds['unsafe']:.3f}): {settings.output}")
     if sets:
         with orderly_end(settings.output):

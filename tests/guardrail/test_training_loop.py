@@ -1,5 +1,8 @@
 """The steps of a training: the same on any number of workers, and after a stop; each option trains a guard."""
 
+import itertools
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +57,7 @@ def one_of_two(rank: int, directory: str, cases: list[tuple[str, TrainingConfig,
     found = [gradients(*case, rank, 2) for case in cases]
     if rank == 0:
         torch.save(found, f"{directory}/gradients.pt")
+    assert training_loop._of_first(10.0 + rank, 2, torch.device("cpu")) == 10.0  # or one would stop before the other
     torch.distributed.destroy_process_group()
 
 
@@ -124,6 +128,33 @@ def tiny_config(base, **options):
     values = {"epochs": 2, "learning_rate": 5e-3, "tokens_per_batch": 128, "workers": 0, "window": WINDOW}
     values["category_weight"] = 2 / 19  # a head of random opinions on 19 categories would drown "unsafe"
     return TrainingConfig(base=base, **(values | options))
+
+
+def test_the_learning_rate_rises_and_falls_in_lines():
+    rates = [training_loop.learning_rate(share) for share in (0, 0.05, 0.1, 0.55, 1)]
+    assert rates == pytest.approx([0, 0.5, 1, 0.5, 0])
+
+
+def test_a_training_of_so_many_minutes_ends_by_then_stopped_or_not(tmp_path, monkeypatch, base):
+    monkeypatch.setattr(training_loop, "time", SimpleNamespace(monotonic=itertools.count().__next__))  # 1 s a step
+    rates, step = [], torch.optim.AdamW.step
+
+    def noted(optimizer, *arguments):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    config = tiny_config(base, minutes=9 / 60, checkpoint_every=2)
+    whole, seen = trained(tmp_path, monkeypatch, "whole", config)
+    epoch = len(trained(tmp_path, monkeypatch, "epoch", tiny_config(base, epochs=1))[1])
+    assert len(seen) == 9 < 2 * epoch and whole.training["epochs"] == pytest.approx(9 / epoch)
+    assert rates[:9] == pytest.approx([5e-3 * training_loop.learning_rate(done / 9) for done in range(9)])
+    trained(tmp_path, monkeypatch, "stopped", config, stop_at=7)
+    again, after = trained(tmp_path, monkeypatch, "stopped", config)
+    assert after == seen[6:] and again.digest == whole.digest and again.training == whole.training
+    ample, seen = trained(tmp_path, monkeypatch, "ample", tiny_config(base, minutes=60, epochs=1))
+    assert len(seen) == epoch and ample.training["epochs"] == 1
+    assert ample.digest == Guard.from_pretrained(tmp_path / "epoch").card.digest  # a limit that is not met does nothing
 
 
 @pytest.mark.parametrize(

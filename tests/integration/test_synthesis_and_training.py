@@ -114,7 +114,7 @@ def test_a_worker_that_is_killed_goes_on_at_its_step(ray_cluster, tmp_path, monk
     killer.start()
     card = train("killed", workers=workers)
     killer.join()
-    assert len(kept) == 1 and kept[0]["step"] > 0 and kept[0]["metrics"].get("epoch", 0) < config.epochs
+    assert len(kept) == 1 and kept[0]["step"] > 0 and kept[0]["metrics"].get("epochs", 0) < config.epochs
     assert card.digest == whole.digest and card.training["loss"] == whole.training["loss"]
 
 

@@ -125,7 +125,7 @@ def test_a_truth_value_is_written_out(value):
 
 def test_the_presets_of_the_guard_are_in_order():
     gathered = load(CurateSettings, ["--config", "jobs/configs/guard/curate.yaml"], "")
-    for recipe in ("train", "train_one_pass", "train_smollm2"):
+    for recipe in ("train", "train_smollm2"):
         trained = load(TrainGuardSettings, ["--config", f"jobs/configs/guard/{recipe}.yaml"], "")
         assert trained.records == gathered.output / "kept.parquet" and trained.output == Path("guards/default")
     sets = {name: registry()[name].use for name in [*gathered.input, *gathered.evaluation] if name not in EMBEDDED}

@@ -26,6 +26,7 @@ def test_an_interrupted_evaluation_does_not_cost_the_training(tmp_path, monkeypa
     command = ["--records", str(tmp_path / "kept.parquet"), "--output", str(tmp_path / "guard")]
     command += ["--evaluate", str(tmp_path / "mine.jsonl"), "--training.base", str(tiny_guard(tmp_path / "base"))]
     command += ["--training.window", "48", "--training.workers", "0", "--training.epochs", "1"]
+    command += ["--training.tokens_per_batch", "64"]
     command += ["--transforms", "reverse", "char_drop", "--transform_sample", "20"]
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
@@ -44,7 +45,10 @@ def test_an_interrupted_evaluation_does_not_cost_the_training(tmp_path, monkeypa
         train_guard.main(command)
     assert "| mine | 40 |" in (tmp_path / "guard" / MODEL_CARD).read_text()
     assert "written anew by" in (tmp_path / "guard" / MODEL_CARD).read_text()
-    assert "requests of" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "requests of" in told.out and "passes over the data" not in told.err
+    train_guard.main([*command, "--training.minutes", "1e-6"])
+    assert "minutes (training.minutes) were enough for" in capsys.readouterr().err
 
 
 def test_transforms_without_sets_to_write_anew_are_refused(capsys):
