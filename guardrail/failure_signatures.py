@@ -155,6 +155,10 @@ def _left_out(
         lacking = _lacking_label(run, is_left_out)
         path = None if lacking else _trained_without(run, f"{kind}-{group}", is_left_out, resources)
         guard = path and Guard.from_pretrained(path)
+        note = f"not trained: {lacking}" if lacking else ""
+        made = [each.card.training for each in (guard, in_use) if each]
+        if any(training.get("out_of_time") for training in made):
+            note = "passes in the minutes they had: {:.2f}, the run's guard {:.2f}".format(*(m["epochs"] for m in made))
         parts: list[tuple[str, Metric, Sequence[Record]]] = [
             ("left out of training", "recall", [record for record in trained_on if is_left_out(record)]),
             (f"of the {kind}, on seeds never trained on", "recall", [each for each in unseen if is_left_out(each)]),
@@ -163,7 +167,7 @@ def _left_out(
         for what, metric, records in parts:
             found = measure(guard, records, metric, what) if guard else Measured(what, 0, None, None)
             beside = measure(in_use, records, metric, "the run's guard")
-            rows.append(row(group, metric, found, beside, f"not trained: {lacking}" if lacking else ""))
+            rows.append(row(group, metric, found, beside, note))
     return rows
 
 

@@ -167,6 +167,7 @@ def fine_tune(
         "unsafe": sum(r["unsafe"] for r in records),
         "truncated": result.metrics["truncated"],
         "epochs": result.metrics["epochs"],
+        "out_of_time": result.metrics["out_of_time"],
         "tokens": result.metrics["tokens"],
         "loss": result.metrics["loss"],
         "config": config.model_dump(),

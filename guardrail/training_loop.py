@@ -53,6 +53,7 @@ _SAMPLE = 32  # texts whose mean state is that of all
 _TOLD_EVERY = 10  # steps
 _LARGEST_GRADIENT = 1.0  # L2 norm
 _WARM_UP = 0.1  # of the training
+_KEPT_AFTER = 300.0  # seconds of steps, where time is limited: what a death costs of it is not given back
 
 
 @dataclasses.dataclass
@@ -66,6 +67,7 @@ class Progress:
         metrics: of the last epoch that ended.
         best_auprc: on the validation split, after any epoch.
         best_weights: that had it.
+        best_metrics: of that epoch.
         stale: epochs since.
     """
 
@@ -75,6 +77,7 @@ class Progress:
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
     best_auprc: float = -1.0
     best_weights: dict[str, torch.Tensor] | None = None
+    best_metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
     stale: int = 0
 
 
@@ -122,7 +125,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     board = SummaryWriter(settings["board"], purge_step=progress.step + 1) if shown else None
     train_mode(bare)
     diverged = False
-    began = time.monotonic() - progress.seconds
+    began, kept_at = time.monotonic() - progress.seconds, progress.seconds
     share = _share_done(progress, len(steps), config.minutes)
     while share < 1 and not (config.patience and progress.stale >= config.patience):
         for group in optimizer.param_groups:
@@ -149,8 +152,9 @@ def train_loop(settings: dict[str, Any]) -> None:
                 board.flush()
 
         ended = share >= 1 or progress.step in epoch_ends
-        if not ended and progress.step % config.checkpoint_every:
+        if not (ended or progress.step % config.checkpoint_every == 0 or progress.seconds - kept_at >= _KEPT_AFTER):
             continue
+        kept_at = progress.seconds
         progress.loss = _summed(loss, world)
         # All workers know both. The gradients tell of the weights, which the loss before the step does not.
         diverged = not math.isfinite(progress.loss + float(norm))
@@ -160,6 +164,7 @@ def train_loop(settings: dict[str, Any]) -> None:
             done = steps[: progress.step]
             progress.metrics = {
                 "epochs": epoch + of_epoch / len(epochs[epoch]),
+                "out_of_time": progress.step < len(steps) and share >= 1,
                 "loss": progress.loss / of_epoch,
                 "truncated": data.truncated,
                 "tokens": sum(data.lengths[i] for batch in done for i in batch),
@@ -187,13 +192,15 @@ def train_loop(settings: dict[str, Any]) -> None:
     if rank != 0:
         ray.train.report(progress.metrics)
         return
+    metrics = progress.metrics
     if progress.best_weights:
         kept.load_state_dict(progress.best_weights)
+        metrics = progress.best_metrics
     # Beside the storage, not in a temporary folder: without workers Ray Train hands back this very folder.
     folder = Path(settings["work"]) / "model"
     bare.save_pretrained(folder, state_dict=plain_weights(kept))
     tokenizer.save_pretrained(folder)
-    ray.train.report(progress.metrics, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
+    ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
 
 
 def _training_data(settings: dict[str, Any], config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> Examples:
@@ -314,6 +321,7 @@ def _compare(progress: Progress, auprc: float, model: PreTrainedModel) -> None:
     if auprc > progress.best_auprc:
         progress.best_auprc, progress.stale = auprc, 0
         progress.best_weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        progress.best_metrics = progress.metrics
 
 
 def _save(path: Path, progress: Progress, parts: dict[str, Any]) -> None:

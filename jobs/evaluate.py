@@ -91,7 +91,8 @@ def main(arguments: Sequence[str]) -> None:
             ended = str(error) or type(error).__name__
             raise
         finally:  # what was asked of a service may have taken hours, and money
-            _report(settings, guard, metrics, ended)
+            if metrics or not settings.output.exists():  # of an earlier evaluation, of which nothing is measured again
+                _report(settings, guard, metrics, ended)
         if isinstance(guard, RemoteGuard) and not ended:
             shutil.rmtree(verdicts, ignore_errors=True)
         raise_missing(missing, "measured")

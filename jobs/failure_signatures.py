@@ -89,6 +89,8 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     console, directory = terminal(), run_directory(options.run_dir)
     with orderly_end(directory):
+        if options.left_out < 1:
+            raise ValueError(f"--left-out is {options.left_out}; leave out at least one style and one category")
         config = directory / "config.yaml"
         if not config.is_file():
             raise ValueError(f"{directory} holds no run: there is no {config}")
@@ -106,8 +108,10 @@ def main(arguments: Sequence[str]) -> None:
                 "languages": partial(languages, run, further),
                 "drift": partial(drift, run),
             }
-            found = {name: list(measures[name]()) for name in options.signatures}
-        write(directory / "failure_signatures.json", GuardCard.read(run.guards[run.in_use()]).digest, found)
+            found: dict[str, list[Row]] = {}
+            for name in options.signatures:
+                found[name] = list(measures[name]())
+                write(directory / "failure_signatures.json", GuardCard.read(run.guards[run.in_use()]).digest, found)
         show(console, found)
         console.print(
             f"python jobs/report.py {options.run_dir} puts them into its page", highlight=False, soft_wrap=True

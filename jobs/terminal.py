@@ -11,7 +11,7 @@ from typing import Any
 
 import transformers
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from actors.errors import AdversaryError
@@ -50,7 +50,7 @@ def orderly_end(resumes_in: Path | None = None) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
-    except (RunError, AdversaryError, TrainingError, ValueError, ConnectionError, OSError) as error:
+    except (RunError, AdversaryError, TrainingError, ValueError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         if isinstance(error, TargetError) and resumes_in and resumes_in.exists():  # it may have answered before
             print(goes_on, file=sys.stderr)
@@ -67,17 +67,19 @@ def orderly_end(resumes_in: Path | None = None) -> Iterator[None]:
 def training_shown() -> Iterator[Tell]:
     """Yield what shows how far a training is: a bar, or lines where there is no terminal."""
     console = terminal()
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps, {task.fields[note]}"), TimeRemainingColumn())
+    columns = (BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None, note="loss -")
+        task = bar.add_task("", total=None, note="")
 
         def show(done: int, steps: int, loss: float) -> None:
-            note = f"loss {loss:.3f}"
-            bar.update(task, completed=done, total=steps, note=note)
+            note = f"{done} of {steps} steps, loss {loss:.3f}"
+            # Of the share: a training of so many minutes learns on the way how many steps it has, and with a new total
+            # the bar forgets how fast they were.
+            bar.update(task, completed=done / steps, total=1.0, note=note)
             if not console.is_terminal:
                 seconds = bar.tasks[task].time_remaining
                 left = "" if seconds is None else f", {seconds / 60:.0f} min left"
-                console.print(f"{done} of {steps} steps, {note}{left}", highlight=False)
+                console.print(f"{note}{left}", highlight=False)
 
         yield show
 

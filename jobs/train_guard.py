@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
-from guardrail.cards import KEPT_OUT, Provenance, named_in_cards, write_cards
+from guardrail.cards import KEPT_OUT, MODEL_CARD, Provenance, named_in_cards, write_cards
 from guardrail.evaluation import evaluate_set
 from guardrail.evaluation_sets import load_evaluations
 from guardrail.fitted_on import fitted_on
@@ -87,11 +87,12 @@ def main(arguments: Sequence[str]) -> None:
         finally:
             data.unlink()
         save_beside(settings, settings.output)
-        write_cards(settings.output, _provenance(settings, card, parts[TRAIN], {}))
+        if not (settings.output / MODEL_CARD).exists():  # of a guard that was trained before it has figures
+            write_cards(settings.output, _provenance(settings, card, parts[TRAIN], {}))
     if truncated := card.training["truncated"]:
         print(f"{truncated} texts are longer than a window, and of these the first was trained on", file=sys.stderr)
-    if (made := card.training["epochs"]) < settings.training.epochs and settings.training.minutes:
-        wanted = f"{made:.2f} of {settings.training.epochs} passes over the data"
+    if card.training["out_of_time"]:
+        wanted = f"{card.training['epochs']:.2f} of {settings.training.epochs} passes over the data"
         print(
             f"the training's {settings.training.minutes:g} minutes (training.minutes) were enough for {wanted}",
             file=sys.stderr,
@@ -100,8 +101,10 @@ def main(arguments: Sequence[str]) -> None:
     if sets:
         with orderly_end(settings.output):
             guard = Guard.from_pretrained(settings.output)
-            metrics = {name: evaluate_set(guard, items, seed=settings.seed) for name, items in sets.items()}
-            write_cards(settings.output, _provenance(settings, card, parts[TRAIN], metrics))
+            metrics: dict[str, dict[str, Any]] = {}
+            for name, items in sets.items():
+                metrics[name] = evaluate_set(guard, items, seed=settings.seed)
+                write_cards(settings.output, _provenance(settings, card, parts[TRAIN], metrics))
             show_metrics(metrics)
             if settings.transforms:
                 add_robustness(

@@ -213,6 +213,14 @@ def test_how_to_train_it_again_is_told(guard):
     assert facts["torch"][0].isdigit()
 
 
+def test_that_time_ended_a_training_is_told(guard, tmp_path):
+    assert "minutes ended this training" not in written(guard)[0]
+    config = {"max_fpr": 0.05, "minutes": 56.0}
+    page, _ = written(card_with(tmp_path / "guard", epochs=1.234567, out_of_time=True, config=config))
+    assert "Its 56 minutes ended this training before all passes were made" in page
+    assert dict(tables(page)[-1])["epochs, tokens, last loss"] == "1.23457, 1200, 0.250"
+
+
 def test_the_data_card_counts(guard, tmp_path):
     def ledger(name, *rows):
         lineage = {"id": "i", "parent_id": None, "seed_id": "i", "source": "s", "unsafe": True, "evidence": "e"}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.parallel import DistributedDataParallel
 
 from guardrail import training_loop
@@ -96,7 +97,7 @@ class Stopped(Exception):
     """A worker's death."""
 
 
-def trained(tmp_path, monkeypatch, name, config, stop_at=None):
+def trained(tmp_path, monkeypatch, name, config, stop_at=None, board=None):
     """Train on the seeds and return the batches that were seen; die before the `stop_at`th of them, if given."""
     seen = []
 
@@ -107,7 +108,7 @@ def trained(tmp_path, monkeypatch, name, config, stop_at=None):
         return step_gradients(model, data, batch, *arguments)
 
     write_records(seeds(), tmp_path / "data.parquet")
-    arguments = {"data": tmp_path / "data.parquet", "validation": seeds(8), "version": "v", "seed": 1}
+    arguments = {"data": tmp_path / "data.parquet", "validation": seeds(8), "version": "v", "seed": 1, "board": board}
     monkeypatch.setattr(training_loop, "step_gradients", watched_step)
     monkeypatch.setattr(
         training_loop.os, "cpu_count", lambda: 1
@@ -140,6 +141,7 @@ def test_a_training_of_so_many_minutes_ends_by_then_stopped_or_not(tmp_path, mon
     rates, step = [], torch.optim.AdamW.step
 
     def noted(optimizer, *arguments):
+        assert optimizer.defaults["fused"]
         rates.append(optimizer.param_groups[0]["lr"])
         return step(optimizer, *arguments)
 
@@ -148,12 +150,13 @@ def test_a_training_of_so_many_minutes_ends_by_then_stopped_or_not(tmp_path, mon
     whole, seen = trained(tmp_path, monkeypatch, "whole", config)
     epoch = len(trained(tmp_path, monkeypatch, "epoch", tiny_config(base, epochs=1))[1])
     assert len(seen) == 9 < 2 * epoch and whole.training["epochs"] == pytest.approx(9 / epoch)
+    assert whole.training["out_of_time"]
     assert rates[:9] == pytest.approx([5e-3 * training_loop.learning_rate(done / 9) for done in range(9)])
     trained(tmp_path, monkeypatch, "stopped", config, stop_at=7)
     again, after = trained(tmp_path, monkeypatch, "stopped", config)
     assert after == seen[6:] and again.digest == whole.digest and again.training == whole.training
     ample, seen = trained(tmp_path, monkeypatch, "ample", tiny_config(base, minutes=60, epochs=1))
-    assert len(seen) == epoch and ample.training["epochs"] == 1
+    assert len(seen) == epoch and ample.training["epochs"] == 1 and not ample.training["out_of_time"]
     assert ample.digest == Guard.from_pretrained(tmp_path / "epoch").card.digest  # a limit that is not met does nothing
 
 
@@ -215,6 +218,41 @@ def test_dropout_of_a_step_hangs_on_nothing_before_it(tmp_path, monkeypatch, bas
     assert trained(tmp_path, monkeypatch, "b", tiny_config(base, epochs=1))[0].digest == first
 
 
+def test_a_training_whose_time_is_limited_is_kept_by_the_clock_as_well(tmp_path, monkeypatch, base):
+    monkeypatch.setattr(training_loop, "time", SimpleNamespace(monotonic=itertools.count(0, 100).__next__))  # s a step
+    config = tiny_config(base, minutes=60)
+    _, seen = trained(tmp_path, monkeypatch, "guard", config, stop_at=4)
+    assert trained(tmp_path, monkeypatch, "guard", config)[1][: len(seen) - 3] == seen[3:]
+
+
+def test_where_there_are_units_for_it_a_step_computes_in_bfloat16(monkeypatch, base):
+    config = TrainingConfig(window=WINDOW)
+    model, tokenizer = load_base(str(base))
+    data = examples_of(tokenised(seeds(), tokenizer, config, 0), config)
+    computed = []
+    model.classifier.register_forward_hook(lambda _, __, output: computed.append(output.dtype))
+    for has_units in (True, False):
+        monkeypatch.setattr(training_loop, "computes_bfloat16", lambda _, has=has_units: has)
+        assert step_gradients(model.train(), data, [0, 1], tokenizer, config).isfinite()
+    step_gradients(model.train(), data, [0, 1], tokenizer, config.model_copy(update={"mixed_precision": False}))
+    assert computed == [torch.bfloat16, torch.float32, torch.float32]
+
+
+def test_the_curves_of_a_training_are_whole_after_a_stop(tmp_path, monkeypatch, base):
+    monkeypatch.setattr(training_loop, "_TOLD_EVERY", 1)
+    config = tiny_config(base, patience=2, checkpoint_every=2)
+    board = tmp_path / "board"
+    _, before = trained(tmp_path, monkeypatch, "guard", config, stop_at=7, board=board)
+    _, after = trained(tmp_path, monkeypatch, "guard", config, board=board)
+    steps = list(range(1, len(before[:6]) + len(after) + 1))
+    curves = EventAccumulator(str(board)).Reload()
+    assert [each.step for each in curves.Scalars("guard/loss")] == steps
+    rates = [each.value for each in curves.Scalars("guard/learning_rate")]
+    peak = config.learning_rate
+    assert rates == pytest.approx([peak * training_loop.learning_rate((step - 1) / len(steps)) for step in steps])
+    assert [each.step for each in curves.Scalars("guard/validation_auprc")] == [len(steps) // 2, len(steps)]
+
+
 def test_a_step_on_a_cpu_draws_no_doubles_for_its_dropout(base):
     config = TrainingConfig(window=WINDOW)
     model, tokenizer = load_base(str(base))
@@ -270,7 +308,7 @@ def test_training_stops_when_the_validation_split_is_ranked_no_better(tmp_path, 
 
     monkeypatch.setattr(training_loop, "_validation_auprc", auprc)
     card, _ = trained(tmp_path, monkeypatch, "guard", tiny_config(base, epochs=5, patience=2))
-    assert card.training["epochs"] == 4 and len(weights) == 4
+    assert len(weights) == 4 and card.training["epochs"] == 2 and not card.training["out_of_time"]  # of those it has
     kept = Guard.from_pretrained(tmp_path / "guard").model.state_dict()
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in kept.items())
     assert not torch.equal(kept["classifier.weight"], weights[3]["classifier.weight"])

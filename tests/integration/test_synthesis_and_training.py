@@ -67,7 +67,8 @@ def test_the_same_seed_writes_the_same_records(ray_cluster, tmp_path):
 def test_a_guard_learns_on_any_number_of_workers(ray_cluster, tmp_path, workers):
     records = seeds()
     write_records(records[::2], tmp_path / "data.parquet")
-    config = TrainingConfig(workers=workers, epochs=2, learning_rate=1e-3, tokens_per_batch=256)
+    alike = {"patience": 2, "average": 0.5, "minutes": 60}  # what the workers have to agree on
+    config = TrainingConfig(workers=workers, epochs=2, learning_rate=1e-3, tokens_per_batch=256, **alike)
     card = fine_tune(
         config, data=tmp_path / "data.parquet", validation=records[1::2], output=tmp_path / "guard", version="v",
         seed=1, cpus_per_worker=0.5,

@@ -103,6 +103,20 @@ def test_the_same_command_asks_a_service_that_failed_only_for_what_it_has_not_sa
     assert not kept.exists()
 
 
+def test_what_was_measured_before_outlives_the_same_command_that_measures_nothing(
+    server, sets, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "open_guard", _opened)
+    output = tmp_path / "metrics.json"
+    command = ["--guard", server.url, "--data", *sets, "--output", str(output)]
+    evaluate.main(command)
+    written = output.read_text()
+    server.answers = 1  # as to whether it is there, and no more
+    with pytest.raises(SystemExit):
+        evaluate.main(command)
+    assert output.read_text() == written and "failed 9 times in a row" in capsys.readouterr().err
+
+
 def test_verdicts_outlive_an_interrupt_and_sets_that_cannot_be_loaded(server, sets, tmp_path, capsys, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt

@@ -6,6 +6,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from actors.attempts import ATTEMPTS
 from guardrail import failure_signatures
@@ -15,6 +16,7 @@ from guardrail.guard_card import GuardCard
 from guardrail.metrics import wilson
 from guardrail.records import make_record, read_records, write_records
 from guardrail.training_config import TrainingConfig
+from jobs import failure_signatures as job
 from jobs.failure_signatures import main
 from jobs.settings import LoopSettings, to_yaml
 from tests.tiny_guard import tiny_guard
@@ -211,11 +213,31 @@ def test_a_category_without_which_nothing_can_be_learned_is_said(run):
     assert all(each["value"] is not None for each in rows if each["name"] == "hate")
 
 
+def test_guards_that_had_no_time_for_as_many_passes_are_told_apart(run, capsys):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["training"] |= {"minutes": 1e-6, "tokens_per_batch": 64}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    card = run / "rounds" / "02" / "guard" / "guard.json"
+    card.write_text(json.dumps({**json.loads(card.read_text()), "training": {"epochs": 1.0, "out_of_time": False}}))
+    rows = found(run, "--signatures", "styles", "--left-out", "1")["signatures"]["styles"]
+    assert [row["note"][:30] + row["note"][-4:] for row in rows] == ["passes in the minutes they had1.00"] * 3
+
+
 def test_signatures_that_were_measured_before_stay_unless_they_are_of_another_guard(run):
     found(run, "--signatures", "drift")
     assert list(found(run, "--signatures", "origin")["signatures"]) == ["drift", "origin"]
     tiny_guard(run / "rounds" / "02" / "guard", seed=77)
     assert list(found(run, "--signatures", "origin")["signatures"]) == ["origin"]
+
+
+def test_signatures_that_were_measured_outlive_one_that_fails(run, monkeypatch):
+    def failing(_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(job, "drift", failing)
+    with pytest.raises(SystemExit):
+        main([str(run), "--signatures", "origin", "drift"])
+    assert list(json.loads((run / "failure_signatures.json").read_text())["signatures"]) == ["origin"]
 
 
 def test_a_run_that_cannot_be_measured_is_refused(tmp_path, run, capsys):
@@ -224,8 +246,10 @@ def test_a_run_that_cannot_be_measured_is_refused(tmp_path, run, capsys):
     (run / "manifest.json").write_text('{"config_digest": "d", "phases": {"00/seed": {}}}')
     with pytest.raises(SystemExit):
         main([str(run)])
+    with pytest.raises(SystemExit):
+        main([str(run), "--left-out", "0"])
     errors = capsys.readouterr().err
-    assert "holds no run" in errors and "has not ended" in errors
+    assert "holds no run" in errors and "has not ended" in errors and "leave out at least one" in errors
     assert not (run / "failure_signatures.json").exists()
 
 

@@ -43,18 +43,20 @@ def test_how_to_go_on_is_said_where_a_service_failed_and_something_is_kept(tmp_p
         assert capsys.readouterr().err == f"error: no answer\n{told}"
 
 
-def test_what_can_be_mended_is_a_message(capsys):
+@pytest.mark.parametrize("kind", [ValueError, FloatingPointError, ConnectionResetError], ids=lambda kind: kind.__name__)
+def test_what_can_be_mended_is_a_message(capsys, kind):
     with pytest.raises(SystemExit, match="1"), orderly_end():
-        raise ValueError("no such set")
+        raise kind("no such set")
     assert capsys.readouterr().err == "error: no such set\n"
 
 
-def test_a_log_says_how_long_a_training_still_takes(capsys, monkeypatch):
+@pytest.mark.parametrize("totals", [(130, 130, 130), (130, 131, 127)], ids=["as known", "as time allows"])
+def test_a_log_says_how_long_a_training_still_takes(capsys, monkeypatch, totals):
     now = iter(range(0, 10_000, 30))
     monkeypatch.setattr("rich.console.monotonic", lambda: float(next(now)))
     with training_shown() as show:
-        for done in (10, 20, 30):
-            show(done, 130, 0.5)
+        for done, total in zip((10, 20, 30), totals, strict=True):
+            show(done, total, 0.5)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "10 of 130 steps, loss 0.500" and lines[-1].startswith("30 of 130 steps, loss 0.500, ")
+    assert lines[0] == "10 of 130 steps, loss 0.500" and lines[-1].startswith(f"30 of {totals[-1]} steps, loss 0.500, ")
     assert lines[-1].endswith(" min left")

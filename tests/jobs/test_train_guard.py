@@ -46,6 +46,10 @@ def test_an_interrupted_evaluation_does_not_cost_the_training(tmp_path, monkeypa
     assert "| mine | 40 |" in (tmp_path / "guard" / MODEL_CARD).read_text()
     assert "written anew by" in (tmp_path / "guard" / MODEL_CARD).read_text()
     told = capsys.readouterr()
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(train_guard, "evaluate_set", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        train_guard.main(command)
+    assert "| mine | 40 |" in (tmp_path / "guard" / MODEL_CARD).read_text()  # of the time before
     assert "requests of" in told.out and "passes over the data" not in told.err
     train_guard.main([*command, "--training.minutes", "1e-6"])
     assert "minutes (training.minutes) were enough for" in capsys.readouterr().err
