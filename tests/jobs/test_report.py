@@ -15,6 +15,7 @@ from jobs.run import Manifest
 from tests.browser import binary, chromium
 from tests.written_run import NOT_PROMOTED, ROUNDS, SETS, forget_what_older_versions_did_not_keep, write_run
 
+DESKTOP = {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False}
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 
 
@@ -181,7 +182,7 @@ def test_the_summary_sets_the_two_guards_side_by_side(run):
 
 
 @pytest.mark.skipif(binary() is None, reason="no chromium or chrome is installed")
-def test_in_a_browser_the_page_asks_for_nothing_and_fits_a_phone(run, other):
+def test_in_a_browser_the_page_asks_for_nothing_and_fits_a_phone_and_a_desktop(run, other):
     page_of(run, "--against", other, "--texts")
     profile = tempfile.mkdtemp()  # a short path, for the browser's sockets
     try:
@@ -192,6 +193,8 @@ def test_in_a_browser_the_page_asks_for_nothing_and_fits_a_phone(run, other):
                 (run / "report.html").as_uri()
             ]
             assert browser.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+            browser.command("Emulation.setDeviceMetricsOverride", **DESKTOP)
+            assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth && innerWidth") == DESKTOP["width"]
             assert not browser.evaluate("document.querySelector('.attack').checkVisibility()")
             browser.evaluate(
                 "document.querySelector('circle.success').dispatchEvent(new Event('click', {bubbles: true}))"
