@@ -1,6 +1,6 @@
 """Which weights are trained, at which rate and in which precision, and what is left of them in the end."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -113,6 +113,22 @@ def weight_average(model: nn.Module, decay: float) -> AveragedModel:
     Source: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992, with exponential decay.
     """
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+@torch.no_grad()
+def interpolated(
+    weights: Mapping[str, torch.Tensor], start: PreTrainedModel, share: float, new_head: bool
+) -> dict[str, torch.Tensor]:
+    """Return trained weights, mixed with `share` of those they were before; a new head's stay, it was nothing before.
+
+    Source: Wortsman et al., "Robust fine-tuning of zero-shot models" (WiSE-FT), arXiv 2109.01903.
+    """
+    before = start.state_dict()
+    below_head = f"{start.base_model_prefix}."
+    return {
+        name: tensor.lerp(before[name].to(tensor), share) if not new_head or name.startswith(below_head) else tensor
+        for name, tensor in weights.items()
+    }
 
 
 def computes_bfloat16(device: torch.device) -> bool:

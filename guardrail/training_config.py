@@ -64,6 +64,12 @@ class TrainingConfig(BaseModel):
     average: float = Field(
         0.0, ge=0, lt=1, description="decay of a moving average of the weights, which is kept instead; 0: none"
     )
+    start_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the weights before training in those after it, a new head's aside: fits less, knows more",
+    )
     patience: int = Field(
         0, ge=0, description="epochs that bring no better AUPRC on the validation split before training stops; 0: never"
     )

@@ -35,6 +35,7 @@ from guardrail.objective import Totals, guard_loss, moved, start_at_priors, watc
 from guardrail.optimisation import (
     choose_trainable,
     computes_bfloat16,
+    interpolated,
     parameter_groups,
     plain_weights,
     train_mode,
@@ -198,7 +199,12 @@ def train_loop(settings: dict[str, Any]) -> None:
         metrics = progress.best_metrics
     # Beside the storage, not in a temporary folder: without workers Ray Train hands back this very folder.
     folder = Path(settings["work"]) / "model"
-    bare.save_pretrained(folder, state_dict=plain_weights(kept))
+    weights = plain_weights(kept)
+    if config.start_share:
+        torch.manual_seed(settings["seed"])  # for what the base lacks
+        start, _ = load_base(settings["start"], config.layers)
+        weights = interpolated(weights, start, config.start_share, settings["new_head"])
+    bare.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
 

@@ -6,6 +6,7 @@ from guardrail.bases import load_base
 from guardrail.optimisation import (
     choose_trainable,
     computes_bfloat16,
+    interpolated,
     parameter_groups,
     plain_weights,
     train_mode,
@@ -159,3 +160,26 @@ def test_a_cpu_computes_in_bfloat16_where_it_has_units(capabilities, expected, m
     monkeypatch.setattr(optimisation.torch.cpu, "get_capabilities", lambda: capabilities)
     assert computes_bfloat16(torch.device("cpu")) is expected
     assert not computes_bfloat16(torch.device("meta"))
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "mpnet"])
+def test_of_weights_that_are_mixed_with_those_before_a_new_head_is_left_alone(kind, request):
+    base = str(request.getfixturevalue(kind))
+    start, model = load_base(base)[0], load_base(base)[0]
+    choose_trainable(model, TrainingConfig(lora_rank=2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(parameter.requires_grad * 0.5)
+    weights = plain_weights(model)
+    mixed = interpolated(weights, start, 0.25, new_head=True)
+    assert mixed.keys() == weights.keys() == start.state_dict().keys()
+    for name, before in start.state_dict().items():
+        new = name.startswith(("classifier.", "score."))
+        torch.testing.assert_close(mixed[name], weights[name] if new else 0.75 * weights[name] + 0.25 * before)
+    assert all(
+        map(
+            torch.equal,
+            interpolated(start.state_dict(), start, 0.25, new_head=False).values(),
+            start.state_dict().values(),
+        )
+    )

@@ -292,6 +292,17 @@ def test_each_option_changes_the_guard_which_stays_a_plain_model(tmp_path, monke
     assert set(Guard.from_pretrained(tmp_path / "guard").model.state_dict()) == names
 
 
+def test_a_share_of_the_weights_before_training_is_kept(tmp_path, monkeypatch, base):
+    for name, share in (("whole", 0.0), ("mixed", 0.2)):
+        trained(tmp_path, monkeypatch, name, tiny_config(base, start_share=share))
+    names = ("bert.encoder.layer.0.output.dense.weight", "bert.pooler.dense.weight", "classifier.weight")
+    whole, mixed = (load_base(str(tmp_path / name))[0].state_dict() for name in ("whole", "mixed"))
+    before = load_base(base)[0].state_dict()
+    for name in names:  # the base is a guard: it has a head
+        assert not torch.equal(whole[name], before[name])
+        torch.testing.assert_close(mixed[name], 0.8 * whole[name] + 0.2 * before[name])
+
+
 @pytest.fixture(scope="module")
 def plain_guard(tmp_path_factory, base):
     with pytest.MonkeyPatch.context() as patch:

@@ -194,7 +194,9 @@ def test_in_a_browser_the_page_asks_for_nothing_and_fits_a_phone_and_a_desktop(r
             ]
             assert browser.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
             browser.command("Emulation.setDeviceMetricsOverride", **DESKTOP)
-            assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth && innerWidth") == DESKTOP["width"]
+            assert (
+                browser.evaluate("document.documentElement.scrollWidth <= innerWidth && innerWidth") == DESKTOP["width"]
+            )
             assert not browser.evaluate("document.querySelector('.attack').checkVisibility()")
             browser.evaluate(
                 "document.querySelector('circle.success').dispatchEvent(new Event('click', {bubbles: true}))"
