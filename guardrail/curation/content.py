@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 
 from guardrail.curation.equals import equals
 from guardrail.curation.stage import CONTRAST, Drop, Judge, Survey
-from guardrail.records import Record, record_id
 from guardrail.text import canonical
 
 #: A label: unsafe or not, and the categories (None: unknown).
@@ -18,7 +17,7 @@ Label = tuple[bool, list[str] | None]
 
 
 class Canonical:
-    """Texts that are empty once invisible characters are gone, and ids that are not those of their text."""
+    """Texts that are empty once invisible characters are gone."""
 
     name = "canonical"
     settings: Mapping[str, Any] = {}
@@ -29,16 +28,7 @@ class Canonical:
 
 
 def _judge_canonical(batch: pa.Table) -> list[Drop | None]:
-    return [_canonical_drop(record) for record in batch.select(["id", "text", "response"]).to_pylist()]
-
-
-def _canonical_drop(record: Record) -> Drop | None:
-    if not canonical(record["text"]):
-        return Drop("empty", "")
-    expected = record_id(record["text"], record["response"])
-    if record["id"] != expected:
-        return Drop("wrong id", f"of this text it is {expected}")
-    return None
+    return [None if canonical(text) else Drop("empty", "") for text in batch["text"].to_pylist()]
 
 
 class LabelAgreement:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from guardrail.curation.folders import INPUT_SCHEMA
 from guardrail.curation.stage import are_trusted
-from guardrail.records import SCHEMA, check_records, write_table
+from guardrail.records import SCHEMA, check_records, record_id, write_table
 from guardrail.taxonomy import CATEGORIES, with_parents
 
 #: Rows that were set aside: file, number of the row in it (from 1), why, and the row's id if it has one.
@@ -42,9 +42,10 @@ def take_in(
     """Copy the rows that fit to numbered files in `folder`, tell of the others in `set_aside`; return how many fit.
 
     A row fits if its values have the types of the record schema or can be cast to them, its text is neither empty nor
-    longer than `LONGEST`, its strings are UTF-8, and its categories are known and none if it is benign; they get their
-    parents. Rows of one id that people labelled differently do not fit, nor does what grew from them; where trusted
-    sources give one of the labels, only rows of the other do not. What else was generated is the stages' business.
+    longer than `LONGEST`, its strings are UTF-8, its id is that of text and response (all else goes by ids), and its
+    categories are known and none if it is benign; they get their parents. Rows of one id that people labelled
+    differently do not fit, nor does what grew from them; where trusted sources give one of the labels, only rows of the
+    other do not. What else was generated is the stages' business.
 
     Args:
         paths: parquet files of records; they are read twice, and never as a whole.
@@ -131,6 +132,12 @@ def checked(table: pa.Table, twice: pa.Table | None = None) -> tuple[pa.Table, p
     problems = _Problems(table.num_rows)
     columns = {field.name: _fitted(table[field.name], field, problems) for field in SCHEMA}
     ids = columns["id"]
+    for name in ("text", "response"):
+        problems.add(pc.greater(pc.binary_length(columns[name]), LONGEST), f"{name} over {LONGEST:,} bytes")
+    problems.add(pc.equal(pc.utf8_trim_whitespace(columns["text"]), ""), "empty text")
+    misnamed = ~problems.found
+    misnamed[misnamed] = _misnamed(pa.table(columns).filter(pa.array(misnamed)))
+    problems.add(misnamed, "id is not that of its text and response")
     if twice is not None and len(twice):
         undecided = twice.filter(pc.field("unsafe").is_null())["id"].combine_chunks()
         problems.add(pc.is_in(ids, value_set=undecided), "contradictory labels")
@@ -138,9 +145,6 @@ def checked(table: pa.Table, twice: pa.Table | None = None) -> tuple[pa.Table, p
         right = twice.take(pc.index_in(ids, value_set=twice["id"].combine_chunks()))
         reasons = [f"labelled otherwise by {source}" for source in right["source"].to_pylist()]
         problems.add(pc.not_equal(columns["unsafe"], right["unsafe"].combine_chunks()), reasons)
-    for name in ("text", "response"):
-        problems.add(pc.greater(pc.binary_length(columns[name]), LONGEST), f"{name} over {LONGEST:,} bytes")
-    problems.add(pc.equal(pc.utf8_trim_whitespace(columns["text"]), ""), "empty text")
     categories = columns["categories"]
     unknown = pc.invert(pc.is_in(categories.flatten(), value_set=pa.array(CATEGORIES)))
     owners = pc.list_parent_indices(categories).filter(unknown)
@@ -152,6 +156,13 @@ def checked(table: pa.Table, twice: pa.Table | None = None) -> tuple[pa.Table, p
         {"place": places, "reason": pa.array(problems.reasons[places], pa.string()), "id": ids.take(pa.array(places))}
     )
     return _with_parents(pa.table(columns, schema=SCHEMA).filter(pa.array(~problems.found))), others
+
+
+def _misnamed(rows: pa.Table) -> NDArray[np.bool_]:
+    """Return which rows (id, text, response) have an id that is not that of their text and response."""
+    values = (rows[name].to_pylist() for name in ("id", "text", "response"))
+    wrong = [own != record_id(text, response) for own, text, response in zip(*values, strict=True)]
+    return np.array(wrong, dtype=bool)
 
 
 def _with_parents(records: pa.Table) -> pa.Table:
@@ -166,22 +177,11 @@ def contradictory(paths: Sequence[Path], trusted_sources: Sequence[str] = ()) ->
 
     The latter two are null, unless trusted sources give one label only: then they are that label and who gives it.
     """
-    seeds = [_LABEL.empty_table()]
-    for path in paths:
-        for table in _batches(path, _DECIDING):
-            ignored = _Problems(table.num_rows)
-            with _named(path):
-                columns = {name: _fitted(table[name], SCHEMA.field(name), ignored) for name in _DECIDING}
-            people = (pc.field("method") == "seed") & pc.field("unsafe").is_valid() & pc.field("source").is_valid()
-            records = pa.table(columns).filter(people)
-            trusted = pa.array(are_trusted(records, trusted_sources))
-            source = pc.if_else(trusted, records["source"], None)
-            found = pa.table([records["id"], records["unsafe"], source], schema=_LABEL)
-            seeds.append(found.group_by(_LABEL.names).aggregate([]))
-    labels = pa.concat_tables(seeds)
-    counts = labels.group_by("id").aggregate([("unsafe", "count_distinct")])
-    twice = counts.filter(pc.field("unsafe_count_distinct") > 1)["id"]
-    decisive = labels.filter(pc.field("source").is_valid() & pc.is_in(pc.field("id"), twice.combine_chunks()))
+    labels = _labels(paths, trusted_sources)
+    if len(twice := _with_both(labels)):  # of few ids, if any: all texts need not be read twice
+        labels = _labels(paths, trusted_sources, twice)
+        twice = _with_both(labels)
+    decisive = labels.filter(pc.field("source").is_valid() & pc.is_in(pc.field("id"), twice))
     given: dict[str, dict[bool, str]] = {each: {} for each in twice.to_pylist()}
     for row in decisive.sort_by("source").to_pylist():
         given[row["id"]].setdefault(row["unsafe"], row["source"])
@@ -190,6 +190,38 @@ def contradictory(paths: Sequence[Path], trusted_sources: Sequence[str] = ()) ->
         unsafe, source = next(iter(by.items())) if len(by) == 1 else (None, None)
         rows.append({"id": each, "unsafe": unsafe, "source": source})
     return pa.Table.from_pylist(rows, _LABEL)
+
+
+def _labels(paths: Sequence[Path], trusted_sources: Sequence[str], of: pa.Array | None = None) -> pa.Table:
+    """Return the labels that people's records give to ids: id, unsafe, source (null, unless it is trusted).
+
+    Args:
+        paths, trusted_sources: as `contradictory` has them.
+        of: the ids that are asked for, where records count only if they have their text's; None: all, as rows say.
+    """
+    names = _DECIDING if of is None else [*_DECIDING, "text", "response"]
+    seeds = [_LABEL.empty_table()]
+    for path in paths:
+        for table in _batches(path, names):
+            ignored = _Problems(table.num_rows)
+            with _named(path):
+                columns = {name: _fitted(table[name], SCHEMA.field(name), ignored) for name in names}
+            people = (pc.field("method") == "seed") & pc.field("unsafe").is_valid() & pc.field("source").is_valid()
+            records = pa.table(columns).filter(people)
+            if of is not None:
+                records = records.filter(pc.field("text").is_valid() & pc.is_in(pc.field("id"), of))
+                records = records.filter(pa.array(~_misnamed(records)))
+            trusted = pa.array(are_trusted(records, trusted_sources))
+            source = pc.if_else(trusted, records["source"], None)
+            found = pa.table([records["id"], records["unsafe"], source], schema=_LABEL)
+            seeds.append(found.group_by(_LABEL.names).aggregate([]))
+    return pa.concat_tables(seeds)
+
+
+def _with_both(labels: pa.Table) -> pa.Array:
+    """Return the ids that have both labels."""
+    counts = labels.group_by("id").aggregate([("unsafe", "count_distinct")])
+    return counts.filter(pc.field("unsafe_count_distinct") > 1)["id"].combine_chunks()
 
 
 class _Problems:

@@ -6,15 +6,28 @@ from hypothesis import strategies as st
 
 from guardrail.curation import intake
 from guardrail.curation.intake import LONGEST, SET_ASIDE, checked, contradictory, intake_entry, take_in
-from guardrail.records import SCHEMA, make_record, to_table, write_records, write_table
+from guardrail.records import SCHEMA, make_record, record_id, to_table, write_records, write_table
 from tests.guardrail.surveys import seed
 
 
 def table_with(name, values, records=None):
     """Records whose column `name` has these values."""
     records = records or [seed(f"question {i}") for i in range(len(values))]
+    if name in ("text", "response"):
+        records = [with_id_for(record, name, value) for record, value in zip(records, values, strict=True)]
     table = to_table(records)
     return table.set_column(table.schema.get_field_index(name), name, values)
+
+
+def with_id_for(record, name, value):
+    """The record with the id that it has once its text or response is this Arrow value, if that can be one."""
+    try:
+        value = value.as_py()
+    except UnicodeDecodeError:
+        return record
+    value = value.decode(errors="replace") if isinstance(value, bytes) else value
+    fields = {"text": record["text"], "response": record["response"], name: value}
+    return {**record, "id": record_id(**fields)} if isinstance(fields["text"], str) else record
 
 
 def strings(*values):
@@ -93,7 +106,7 @@ def test_any_kind_of_string_is_one(kind):
     assert reasons(table_with("text", column)) == {}
 
 
-@pytest.mark.parametrize("name", ["id", "text", "response", "source", "method", "language"])
+@pytest.mark.parametrize("name", ["text", "response", "source", "method", "language"])
 def test_bytes_that_are_no_utf8_are_found_in_string_columns(name):
     column = strings(b"good", b"\xff\xfe", "né".encode(), b"\xed\xa0\x80", b"cut \xc3")
     assert reasons(table_with(name, column)) == dict.fromkeys((1, 3, 4), f"{name} is not UTF-8")
@@ -113,6 +126,14 @@ def test_bytes_that_are_no_utf8_are_found_in_binary_columns_lists_and_maps():
 def test_the_id_of_a_row_is_told_where_it_has_one():
     _, aside = checked(table_with("id", strings(b"\xff", b"a"), [seed("x"), {**seed("y"), "text": ""}]))
     assert aside["id"].to_pylist() == [None, "a"]
+    assert aside["reason"].to_pylist() == ["id is not UTF-8", "empty text"]
+
+
+def test_an_id_is_that_of_text_and_response():
+    answered = seed("Hello", response="Good day")
+    records = [answered, {**answered, "text": "Hello you"}, {**answered, "response": None}, {**answered, "id": "0"}]
+    assert reasons(to_table(records)) == dict.fromkeys((1, 2, 3), "id is not that of its text and response")
+    assert reasons(to_table([{**answered, "text": " hello\u200b"}])) == {}  # another spelling of it
 
 
 def test_a_column_of_another_kind_is_refused():
@@ -219,6 +240,19 @@ def test_people_who_contradict_each_other_are_set_aside_with_what_grew_from_them
         *((row, "contradictory labels") for row in (1, 3, 1)),
         (2, "its seed has contradictory labels"),
     ]
+
+
+def test_an_edited_row_that_kept_its_id_does_no_harm_to_the_original(tmp_path, folder):
+    bread = seed("Bake bread")
+    rolls = make_record("Bake rolls", unsafe=False, source="mine", parent=bread, method="paraphrase")
+    paths = [tmp_path / "original.parquet", tmp_path / "edited.parquet"]
+    write_records([bread, rolls], paths[0])
+    write_records([seed("Bake cake"), {**bread, "text": "Burn the bread", "unsafe": True}], paths[1])
+    assert take_in(paths, folder, tmp_path / "aside.parquet") == 3
+    assert numbered(folder)["text"].to_pylist() == ["Bake bread", "Bake rolls", "Bake cake"]
+    (aside,) = pq.read_table(tmp_path / "aside.parquet").to_pylist()
+    assert (aside["file"], aside["row"]) == (str(paths[1]), 2)
+    assert aside["reason"] == "id is not that of its text and response"
 
 
 def test_the_label_of_trusted_sources_outweighs_others(tmp_path, folder):

@@ -44,7 +44,7 @@ def records():
 
     good = [child(parent, request(100 + i)) for i, parent in enumerate(seeds)]
     bad = {
-        "canonical": {**child(seeds[0], "x"), "text": "\u200b"},
+        "canonical": child(seeds[0], "\u200b"),
         "exact": child(seeds[1], seeds[1]["text"].upper()),
         "near": child(seeds[2], seeds[2]["text"] + " ta"),
         "semantic": child(seeds[9], " ".join(sorted(words(seeds[9]["text"])))),
@@ -185,9 +185,7 @@ def test_what_has_changed_starts_over_at_the_stage_it_bears_upon(tmp_path, recor
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_inputs_of_which_nothing_is_kept(tmp_path, count):
-    invisible = [
-        {**make_record(f"Question {i}", unsafe=False, source="mine"), "text": "\u200b" * (i + 1)} for i in range(count)
-    ]
+    invisible = [make_record("\u200b" * (i + 1), unsafe=False, source="mine") for i in range(count)]
     report = curate(write(tmp_path, invisible), tmp_path / "out", CONFIG, {})
     assert (report.kept, sum(report.dropped.values())) == (0, count)
     assert read_records(tmp_path / "out" / "kept.parquet") == []
