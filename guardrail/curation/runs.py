@@ -20,7 +20,7 @@ from guardrail.english import rarity
 from guardrail.text import UNSPACED
 
 SHORTEST = 3  # words: two in a row stand in texts that have nothing to do with one another
-_SEED = 4  # words of a hash, and three where a text has no more
+_SEED = 4  # words of a hash, and three where a text or run has no more
 _MOST = 0.85  # of a text, each word counted by its rarity
 # Characters of a script without spaces that count as a word: about as many as a translation into Japanese has for each,
 # into Chinese fewer, into Thai more. A run of eight words is 20: the polite endings that requests share are shorter.
@@ -50,22 +50,22 @@ class RunIndex:
 
     Args:
         texts: what others are looked up in.
-        run: so many words in a row are shared by more than chance; of scripts without spaces, 2.5 times as many
-            characters. Shorter texts, from `SHORTEST` on, count whole, and only where they are a sixth of the other:
-            "I understand how you feel" may stand in any.
+        run: so many words in a row, `SHORTEST` at least, are shared by more than chance; of scripts without spaces, 2.5
+            times as many characters. Shorter texts, from `SHORTEST` on, count whole, and only where they are a sixth of
+            the other: "I understand how you feel" may stand in any.
     """
 
     def __init__(self, texts: Sequence[str], run: int) -> None:
-        self._run = run
+        self._run, self._seed = run, min(_SEED, run)
         # Each text has two ways: 2 * number, as it is, and 2 * number + 1, in pig latin.
         self._ways = [" ".join(loose_words(way)) for text in texts for way in (text, pig_latin(latin(text)))]
         hashes, ways, places, least = [np.empty(0, np.uint64)], [], [], []
         for way, listed in enumerate(map(str.split, self._ways)):
-            found = _hashes(_codes(listed), min(_SEED, len(listed))) if len(listed) >= SHORTEST else hashes[0]
+            found = _hashes(_codes(listed), min(self._seed, len(listed))) if len(listed) >= SHORTEST else hashes[0]
             hashes.append(found)
             ways.append(np.full(len(found), way, np.int32))
             places.append(np.arange(len(found), dtype=np.int32))
-            least.append(max(1, min(run - _SEED + 1, (len(listed) - SHORTEST) // 3)))
+            least.append(max(1, min(run - self._seed + 1, (len(listed) - SHORTEST) // 3)))
         joined = np.concatenate(hashes)
         order = np.argsort(joined, kind="stable")
         self._hashes = joined[order]
@@ -100,7 +100,7 @@ class RunIndex:
 
     def _compared(self, way: int, listed: list[str], seeds: list[tuple[int, int]]) -> Shared | None:
         known = self._ways[way].split()
-        length = min(_SEED, len(known))
+        length = min(self._seed, len(known))
         fewest = _size(listed) / _OF_ANOTHER if _size(known) < self._run else 0
         mirrored = [(len(known) - length - place, at) for place, at in seeds]
         for words, pairs in ((known, seeds), (known[::-1], mirrored)):

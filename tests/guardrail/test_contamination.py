@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from guardrail.curation.config import CurationConfig
 from guardrail.curation.contamination import Decontamination, Index
 from guardrail.curation.facts import facts
 from guardrail.curation.runs import RunIndex, loose_words
@@ -281,6 +282,17 @@ def test_less_than_a_run_is_not_enough(listed):
     index = RunIndex([" ".join(listed)], 8)
     assert index.shared([*listed[:7], "otter", *listed[8:10]]) is None
     assert index.shared(["otter", *listed[:8]]) == (0, " ".join(listed[:8]))
+
+
+@pytest.mark.parametrize("run", [3, 4, 5])
+def test_a_run_may_be_as_short_as_settings_allow(run):
+    listed = "amber birch cedar daisy elder ferns grass hazel iris jasmine kelp lotus".split()
+    index = RunIndex([" ".join(listed)], CurationConfig(ngram=run).ngram)
+    for place in (0, 5, len(listed) - run):
+        words = listed[place : place + run]
+        assert index.shared(["otter", "robin", *words, "heron"]) == (0, " ".join(words))
+        assert index.shared(["otter", *words[::-1], "heron"]) == (0, " ".join(words[::-1]))
+        assert index.shared(["otter", "robin", *words[1:], "heron"]) is None
 
 
 def test_an_empty_index_and_short_texts_share_nothing():
