@@ -50,6 +50,8 @@ def main(arguments: Sequence[str]) -> None:
     settings = load(SynthesizeSettings, arguments, __doc__)
     with orderly_end(settings.output):
         seeds = load_or_embedded(settings.seeds)
+        if settings.seeds_output:  # now: that it cannot be written would else be found once all is generated
+            write_records(seeds, settings.seeds_output)
         with connect(address=settings.cluster.address):
             plan = plan_for_cluster(num_env_runners=settings.synthesis.engines, num_learners=0, num_guard_workers=0)
             fates, tokens = synthesize(
@@ -60,8 +62,6 @@ def main(arguments: Sequence[str]) -> None:
                 num_cpus=plan.env_runner_cpus,
                 num_gpus=plan.env_runner_gpus,
             )
-        if settings.seeds_output:
-            write_records(seeds, settings.seeds_output)
     save_beside(settings, settings.output)
     built_on = len(generation_seeds(seeds))
     _show(fates)
