@@ -1,7 +1,7 @@
 """What synthesis and attack may build on, and what they make that is thrown away: nothing that sexualises minors."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from guardrail.deobfuscation import readings
 from guardrail.records import Record
@@ -69,6 +69,11 @@ def generation_seeds(records: Iterable[Record]) -> list[Record]:
         for record in records
         if not record["response"] and may_generate(record["categories"]) and not may_sexualise_minors(record["text"])
     ]
+
+
+def without(excluded: Sequence[str], seeds: Sequence[Record]) -> list[Record]:
+    """Return the seeds that have none of the excluded harm categories."""
+    return [record for record in seeds if not set(excluded).intersection(record["categories"] or ())]
 
 
 def may_sexualise_minors(text: str) -> bool:

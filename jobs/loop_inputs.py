@@ -9,7 +9,7 @@ from pathlib import Path
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.evaluation_sets import load_evaluations
 from guardrail.fitted_on import fitted_on
-from guardrail.generable import generation_seeds
+from guardrail.generable import generation_seeds, without
 from guardrail.records import Record, record_id
 from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION, embedded_texts, load_or_embedded, split_by_seed
 from jobs.settings import LoopSettings
@@ -58,11 +58,6 @@ def texts_beside(settings: LoopSettings) -> list[Record]:
         return []
     # Ids are digests: their order is a draw from all files.
     return sorted(embedded_texts(), key=lambda each: (not _is_short(each), each["id"]))[: settings.texts]
-
-
-def without(excluded: Sequence[str], seeds: Sequence[Record]) -> list[Record]:
-    """Return the seeds that have none of the excluded harm categories."""
-    return [record for record in seeds if not set(excluded).intersection(record["categories"] or ())]
 
 
 def _take_out_measured(

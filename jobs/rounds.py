@@ -27,7 +27,7 @@ from guardrail.evaluation import misjudged, success_rate
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.evaluation_sets import evaluation_texts
 from guardrail.files import write_text
-from guardrail.generable import generation_seeds
+from guardrail.generable import generation_seeds, without
 from guardrail.guard import Guard
 from guardrail.guard_card import GuardCard
 from guardrail.hardening import hardening
@@ -39,7 +39,7 @@ from guardrail.seeds import HELD_OUT, TRAIN, VALIDATION
 from guardrail.text import joined
 from guardrail.training import fine_tune
 from guardrail.transforms import drawn
-from jobs.loop_inputs import measured_on, seed_parts, texts_beside, without
+from jobs.loop_inputs import measured_on, seed_parts, texts_beside
 from jobs.run import Run
 from jobs.settings import LoopSettings
 

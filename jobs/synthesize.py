@@ -10,16 +10,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from rich.table import Table
 
 from actors.synthesizer import synthesize, totals
 from cluster.connect import connect
 from cluster.resources import plan_for_cluster
-from guardrail.generable import generation_seeds
+from guardrail.generable import generation_seeds, without
 from guardrail.records import write_records
 from guardrail.seeds import load_or_embedded
 from guardrail.synthesis import SynthesisConfig
+from guardrail.taxonomy import check_category
 from jobs.settings import ClusterSettings, SeedSettings, load, save_beside
 from jobs.terminal import orderly_end, terminal
 
@@ -30,7 +31,17 @@ class SynthesizeSettings(ClusterSettings, SeedSettings):
     output: Path = Field(description="parquet file to write: the synthetic records")
     seeds_output: Path | None = Field(None, description="parquet file to write: the seeds as records")
     seeds: Path | None = Field(None, description="CSV, JSONL or parquet of seeds; None: the embedded ones")
+    excluded_categories: list[str] = Field(
+        [], description="harm categories of which no seed is built on, as curation.excluded_categories keeps none"
+    )
     synthesis: SynthesisConfig = SynthesisConfig()
+
+    @field_validator("excluded_categories")
+    @classmethod
+    def _categories_are_known(cls, keys: list[str]) -> list[str]:
+        for key in keys:
+            check_category(key)
+        return keys
 
 
 def _show(fates: Mapping[str, Counter[str]]) -> None:
@@ -52,10 +63,11 @@ def main(arguments: Sequence[str]) -> None:
         seeds = load_or_embedded(settings.seeds)
         if settings.seeds_output:  # now: that it cannot be written would else be found once all is generated
             write_records(seeds, settings.seeds_output)
+        allowed = without(settings.excluded_categories, seeds)
         with connect(address=settings.cluster.address):
             plan = plan_for_cluster(num_env_runners=settings.synthesis.engines, num_learners=0, num_guard_workers=0)
             fates, tokens = synthesize(
-                seeds,
+                allowed,
                 settings.synthesis,
                 settings.output,
                 seed=settings.seed,
@@ -63,7 +75,7 @@ def main(arguments: Sequence[str]) -> None:
                 num_gpus=plan.env_runner_gpus,
             )
     save_beside(settings, settings.output)
-    built_on = len(generation_seeds(seeds))
+    built_on = len(generation_seeds(allowed))
     _show(fates)
     print(
         f"{totals(fates)[0]} records grown from {built_on} seeds, {tokens} tokens written: {settings.output}"

@@ -41,3 +41,13 @@ def test_seeds_that_cannot_be_written_are_told_before_anything_is_grown(tmp_path
     assert end.value.code == 1 and "file" in capsys.readouterr().err and grown.seeds is None
     synthesize.main([*arguments, str(tmp_path / "seeds.parquet")])
     assert read_records(tmp_path / "seeds.parquet") == grown.seeds and len(grown.seeds) == 3
+
+
+def test_nothing_is_grown_from_seeds_of_an_excluded_category(tmp_path, grown, seeds, capsys):
+    arguments = ["--seeds", str(seeds), "--output", str(tmp_path / "out.parquet"), "--excluded-categories"]
+    with pytest.raises(SystemExit) as end:
+        synthesize.main([*arguments, "fruad"])
+    assert end.value.code == 2 and "did you mean 'fraud'?" in capsys.readouterr().err
+    synthesize.main([*arguments, "fraud", "hate"])
+    assert [record["text"] for record in grown.seeds] == ["Bake bread", "Steal bread"]
+    assert "from 2 seeds" in (said := capsys.readouterr().out) and "1 seeds are never built on" in said
