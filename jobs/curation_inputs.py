@@ -52,7 +52,8 @@ class CurationInput:
             seed: random seed of the lot.
 
         Raises:
-            ValueError: the file or set cannot be read or has no records, or there is none of the name.
+            ValueError: the file or set cannot be read or has no records, or there is none of the name; or no row of the
+                file is right: of one that calls a column otherwise, say.
         """
         path = Path(name)
         if path.suffix.lower() in (".csv", ".jsonl", ".json"):
@@ -76,6 +77,10 @@ class CurationInput:
                 rows = evenly_drawn(rows, at_most, seed)
         result = cls(name, made, array("q"))
         write_tables(result._tables(rows), SCHEMA, made)
+        if result.problems and not result.numbers:
+            result.remove()
+            number, reason = result.problems[0]
+            raise ValueError(f"{name}: none of {len(result.problems)} rows makes a record; row {number}: {reason}")
         return result
 
     def _tables(self, rows: Iterable[LabelledRow]) -> Iterator[pa.Table]:

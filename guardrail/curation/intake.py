@@ -55,7 +55,8 @@ def take_in(
         trusted_sources: starts of sources whose labels outweigh others.
 
     Raises:
-        ValueError: a file cannot be read, lacks a column, or has one of a type that no value of it can be cast from.
+        ValueError: a file cannot be read, lacks a column, or has one of a type that no value of it can be cast from; or
+            there are rows, and none fits.
     """
     for path in paths:
         check_records(path)
@@ -66,7 +67,12 @@ def take_in(
         numbered = table.append_column(INPUT_SCHEMA.field("row"), rows)
         pq.write_table(numbered, folder / f"{count:012d}.parquet")
         count += table.num_rows
-    write_table(pa.concat_tables(aside), set_aside)
+    others = pa.concat_tables(aside)
+    if others.num_rows and not count:
+        first = others.slice(0, 1).to_pylist()[0]
+        reason = f"{first['file']}, row {first['row']}: {first['reason']}"
+        raise ValueError(f"none of {others.num_rows} rows fits a record; {reason}")
+    write_table(others, set_aside)
     return count
 
 

@@ -208,6 +208,14 @@ def test_a_file_with_nothing_to_set_aside_says_so(tmp_path, folder):
     assert pq.read_table(tmp_path / "aside.parquet").equals(SET_ASIDE.empty_table())
 
 
+def test_files_of_which_no_row_fits_are_refused_with_the_first_reason(tmp_path, folder):
+    table = table_with("unsafe", pa.array([None, None], pa.bool_()))
+    pq.write_table(table, tmp_path / "in.parquet")
+    with pytest.raises(ValueError, match=r"none of 2 rows fits.*in\.parquet, row 1: unsafe is missing"):
+        take_in([tmp_path / "in.parquet"], folder, tmp_path / "aside.parquet")
+    assert not (tmp_path / "aside.parquet").exists()
+
+
 def test_the_funnel_counts_what_was_set_aside_by_reason(tmp_path):
     aside = tmp_path / "aside.parquet"
     reasons = (

@@ -52,6 +52,15 @@ def test_what_breaks_off_leaves_no_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.csv"]
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_a_file_without_a_single_good_row_is_refused_with_what_is_wrong_with_the_first(tmp_path, suffix):
+    path = tmp_path / f"mine{suffix}"
+    path.write_text('{"text": "Bake bread", "label": false}\n{"text": "Steal bread", "label": true}\n')
+    with pytest.raises(ValueError, match=r"mine\.json.*none of 2 rows.*row 1: unknown column 'label'"):
+        made(path, tmp_path / "made.parquet")
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_the_users_own_record_file_is_left_alone(tmp_path):
     path = tmp_path / "mine.parquet"
     write_records([make_record("Bake bread", unsafe=False, source="mine")], path)
