@@ -1,6 +1,7 @@
 """`jobs/curate.py` is killed between two stages; the same command goes on, and ends like one that nobody killed."""
 
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -41,12 +42,19 @@ def test_a_killed_curation_goes_on_and_ends_as_one_that_was_not(tmp_path):
         process.wait()
     assert not psutil.wait_procs(workers, timeout=PATIENCE)[1]
     assert ended.exists() and not (killed / "kept.parquet").exists()
-    before = ended.stat().st_mtime_ns
-    again = subprocess.Popen(command(records, killed), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    started = killed / "stages" / "03-near"
-    until(lambda: started.exists() or again.poll() is not None, "it goes on")
-    assert not ended.exists() or ended.stat().st_mtime_ns == before  # what had ended was not done again
-    assert again.wait(PATIENCE) == 0, again.stderr.read()
+    manifests = {path: path.stat().st_mtime_ns for path in killed.glob("stages/*/manifest.json")}
+    started = killed / "stages" / "06-quality"
+    assert not started.exists()
+    with (tmp_path / "said").open("w") as said:
+        again = subprocess.Popen(command(records, killed), stdout=subprocess.DEVNULL, stderr=said)
+        # Stages are gone at the end: this one comes behind all that had ended, and not last.
+        until(lambda: started.exists() or again.poll() is not None, "it goes on")
+        assert {path: path.stat().st_mtime_ns for path in manifests} == manifests  # nothing of them was written again
+        assert again.wait(PATIENCE) == 0, (tmp_path / "said").read_text()
+    told = re.findall(r"^(\w+): [\d,]+ of [\d,]+ kept(, as it was before)?$", (tmp_path / "said").read_text(), re.M)
+    assert [stage for stage, _ in told][:3] == ["canonical", "exact", "near"]
+    ended_before = {path.parent.name.partition("-")[2] for path in manifests} - {"input", "facts"}
+    assert {stage for stage, as_before in told if as_before} == ended_before
     subprocess.run(command(records, whole), check=True, capture_output=True)
     for name in ("kept.parquet", "ledger.parquet", "set_aside.parquet"):
         assert pq.read_table(killed / name).equals(pq.read_table(whole / name))
