@@ -35,7 +35,7 @@ from guardrail.dataset_registry import registry
 from guardrail.evaluation_items import EvaluationItem
 from guardrail.evaluation_sets import evaluation_texts, load_available_evaluations, raise_missing
 from guardrail.files import write_text
-from jobs.curation_inputs import CurationInput
+from jobs.curation_inputs import CurationInput, tell_of_set_aside
 from jobs.settings import ClusterSettings, SeedSettings, load, save_beside
 from jobs.terminal import orderly_end, show_funnel
 
@@ -109,8 +109,7 @@ def _curated(
     kept_out = {name: len(items) for name, items in evaluation.items()}
     write_text(settings.output / KEPT_OUT, json.dumps(kept_out, indent=2) + "\n")
     set_aside = settings.output / "set_aside.parquet"
-    for each in inputs:
-        each.tell_of_set_aside(set_aside)
+    tell_of_set_aside(inputs, set_aside)
     # Curation has not seen the rows that made no record.
     funnel = [intake_entry(set_aside, report.funnel[0]["kept"]), *report.funnel[1:]]
     write_json(settings.output / "funnel.json", funnel)

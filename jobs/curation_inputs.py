@@ -3,12 +3,14 @@
 import itertools
 import operator
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from guardrail.curation.intake import SET_ASIDE
@@ -32,13 +34,13 @@ class CurationInput:
         name: as the user gave it.
         path: of the records.
         numbers: of the rows that they were made of; None: the file is the user's.
-        problems: number and reason of the rows that made no record.
+        problems: the rows that made no record, as set_aside.parquet tells of them.
     """
 
     name: str
     path: Path
     numbers: "array[int] | None" = None  # many, where a file is larger than memory
-    problems: list[tuple[int, str]] = field(default_factory=list)
+    problems: pa.Table = field(default_factory=SET_ASIDE.empty_table)
 
     @classmethod
     def of(cls, name: str, made: Path, data_dir: Path | None, at_most: int | None, seed: int) -> Self:
@@ -77,20 +79,25 @@ class CurationInput:
                 rows = evenly_drawn(rows, at_most, seed)
         result = cls(name, made, array("q"))
         write_tables(result._tables(rows), SCHEMA, made)
-        if result.problems and not result.numbers:
+        if result.problems.num_rows and not result.numbers:
             result.remove()
-            number, reason = result.problems[0]
-            raise ValueError(f"{name}: none of {len(result.problems)} rows makes a record; row {number}: {reason}")
+            first = result.problems.slice(0, 1).to_pylist()[0]
+            none = f"{name}: none of {result.problems.num_rows} rows makes a record"
+            raise ValueError(f"{none}; row {first['row']}: {first['reason']}")
         return result
 
     def _tables(self, rows: Iterable[LabelledRow]) -> Iterator[pa.Table]:
         """Yield the records of rows, some at a time, and note where they are, and what is wrong with the others."""
         assert self.numbers is not None
         waiting: list[Record] = []
+        wrong: list[dict[str, Any]] = []
         size = 0
         for row in rows:
             if row.record is None:
-                self.problems.append((row.number, "; ".join(row.problems)))
+                wrong.append({"file": self.name, "row": row.number, "reason": "; ".join(row.problems)})
+                if len(wrong) == _RECORDS_AT_ONCE:
+                    self._note(wrong)
+                    wrong = []
                 continue
             self.numbers.append(row.number)
             waiting.append(row.record)
@@ -98,28 +105,36 @@ class CurationInput:
             if len(waiting) == _RECORDS_AT_ONCE or size > _CHARACTERS_AT_ONCE:
                 yield to_table(waiting)
                 waiting, size = [], 0
+        self._note(wrong)
         if waiting:
             yield to_table(waiting)
 
-    def tell_of_set_aside(self, set_aside: Path) -> None:
-        """Name rows that were set aside as the user knows them, and add those that made no record.
-
-        Args:
-            set_aside: parquet file of `SET_ASIDE`.
-        """
-        if self.numbers is None:
-            return
-        told = pq.read_table(set_aside).to_pylist()
-        for row in told:
-            if row["file"] == str(self.path):
-                row |= {"file": self.name, "row": self.numbers[row["row"] - 1]}
-        told += [{"file": self.name, "row": number, "reason": reason, "id": None} for number, reason in self.problems]
-        write_table(pa.Table.from_pylist(told, SET_ASIDE), set_aside)
+    def _note(self, problems: Sequence[dict[str, Any]]) -> None:
+        self.problems = pa.concat_tables([self.problems, pa.Table.from_pylist(problems, SET_ASIDE)])
 
     def remove(self) -> None:
         """Remove the file of records, if it is not the user's."""
         if self.numbers is not None:
             self.path.unlink(missing_ok=True)
+
+
+def tell_of_set_aside(inputs: Sequence[CurationInput], set_aside: Path) -> None:
+    """Name rows that were set aside as the user knows them, and add those that made no record.
+
+    Args:
+        inputs: all that were curated.
+        set_aside: parquet file of `SET_ASIDE`.
+    """
+    told = pq.read_table(set_aside)
+    files, numbers = told["file"], told["row"].to_numpy().copy()
+    for each in inputs:
+        if each.numbers is not None:
+            own = pc.equal(told["file"], str(each.path))
+            places = np.flatnonzero(own)
+            numbers[places] = np.asarray(each.numbers)[numbers[places] - 1]
+            files = pc.if_else(own, each.name, files)
+    named = pa.table([files, pa.array(numbers), told["reason"], told["id"]], schema=SET_ASIDE)
+    write_table(pa.concat_tables([named, *(each.problems for each in inputs)]), set_aside)
 
 
 def evenly_drawn(rows: Iterable[LabelledRow], most: int, seed: int) -> Iterator[LabelledRow]:

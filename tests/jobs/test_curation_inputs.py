@@ -2,6 +2,7 @@
 
 import tracemalloc
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from guardrail.curation.intake import SET_ASIDE
 from guardrail.records import make_record, read_records, write_records, write_table
 from guardrail.seeds import LabelledRow
 from jobs import curation_inputs
-from jobs.curation_inputs import CurationInput, evenly_drawn
+from jobs.curation_inputs import CurationInput, evenly_drawn, tell_of_set_aside
 
 
 def made(name, path):
@@ -24,7 +25,7 @@ def test_rows_are_read_and_written_some_at_a_time(tmp_path, monkeypatch):
     given = made(tmp_path / "mine.csv", tmp_path / "made.parquet")
     assert [record["text"] for record in read_records(given.path)] == list("acdefg")
     assert pq.ParquetFile(given.path).num_row_groups == 3
-    assert (list(given.numbers), [number for number, _ in given.problems]) == ([1, 3, 4, 6, 7, 8], [2, 5])
+    assert (list(given.numbers), given.problems["row"].to_pylist()) == ([1, 3, 4, 6, 7, 8], [2, 5])
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
@@ -66,9 +67,31 @@ def test_the_users_own_record_file_is_left_alone(tmp_path):
     write_records([make_record("Bake bread", unsafe=False, source="mine")], path)
     write_table(SET_ASIDE.empty_table(), tmp_path / "set_aside.parquet")
     given = made(path, tmp_path / "made.parquet")
-    given.tell_of_set_aside(tmp_path / "set_aside.parquet")
+    tell_of_set_aside([given], tmp_path / "set_aside.parquet")
     given.remove()
     assert given.path == path and path.exists()
+
+
+def test_rows_that_were_set_aside_are_told_by_the_files_and_numbers_that_the_user_knows(tmp_path):
+    (tmp_path / "a.csv").write_text("text,unsafe\na,no\nb,perhaps\nc,no\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "d"}\n{"text": "e", "unsafe": true}\n')
+    write_records([make_record("Bake bread", unsafe=False, source="mine")], tmp_path / "own.parquet")
+    names = [tmp_path / name for name in ("a.csv", "own.parquet", "b.jsonl")]
+    given = [made(name, tmp_path / f"made-{name.stem}.parquet") for name in names]
+    files = [(each.path, row) for each, row in zip((*given, given[0]), (2, 1, 1, 1), strict=True)]
+    aside = [{"file": str(file), "row": row, "reason": "too long", "id": "i"} for file, row in files]
+    write_table(pa.Table.from_pylist(aside, SET_ASIDE), tmp_path / "set_aside.parquet")
+    tell_of_set_aside(given, tmp_path / "set_aside.parquet")
+    told = pq.read_table(tmp_path / "set_aside.parquet")
+    assert told.schema.equals(SET_ASIDE)
+    assert [(row["file"], row["row"], row["id"]) for row in told.to_pylist()] == [
+        (str(names[0]), 3, "i"),
+        (str(names[1]), 1, "i"),
+        (str(names[2]), 2, "i"),
+        (str(names[0]), 1, "i"),
+        (str(names[0]), 2, None),
+        (str(names[2]), 1, None),
+    ]
 
 
 def rows(kinds):
