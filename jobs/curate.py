@@ -76,6 +76,12 @@ def _curate(settings: CurateSettings) -> None:
     show_funnel(report)
     if count := report.funnel[0]["in"] - report.funnel[0]["kept"]:
         print(f"{count} rows set aside: see {settings.output / 'set_aside.parquet'}", file=sys.stderr)
+    if report.unchecked:
+        print(
+            f"{report.unchecked} records grew from seeds that are not among the inputs; their labels were not checked: "
+            "add the seeds to the inputs",
+            file=sys.stderr,
+        )
     raise_missing(missing, "kept out")
 
 

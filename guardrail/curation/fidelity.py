@@ -1,7 +1,6 @@
 """The stage that checks what a generated record means against the seeds it grew from."""
 
 import functools
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,8 +18,6 @@ from guardrail.intent import IntentModel
 from guardrail.records import Record, from_table
 from guardrail.synthesis.strategies import STRATEGIES, STRATEGY
 from guardrail.text import canonical
-
-logger = logging.getLogger(__name__)
 
 _LIKELY = 0.5  # least probability of its label that a classifier of the seeds must give a record
 _STRENGTH = 10.0  # inverse regularisation
@@ -40,7 +37,8 @@ class LabelFidelity:
     classifier of the other seeds, too: what a small model makes of a harmful request is often just odd. Around a seed
     it is the other words that may do no harm where the seed does none; around a harmful one they may say anything.
     What grew from a seed that an earlier stage dropped, as another's twin, say, is held against it all the same.
-    Records of other methods are not judged: attacks have passed the adversary's gate.
+    Records of other methods are not judged: attacks have passed the adversary's gate. Nor are those whose seeds are not
+    among the inputs.
     """
 
     name = "fidelity"
@@ -65,11 +63,6 @@ class LabelFidelity:
         wanted = pa.concat_arrays([asked, *others.take(pc.sort_indices(others)[:_MOST_OTHERS]).chunks])
         rows = survey.computed(functools.partial(_seed_rows, self.config, wanted), of_inputs=True)
         seeds = Seeds(rows, self.config, kept.filter(pc.is_in(kept, value_set=wanted)).to_pylist())
-        if orphans := sum(seed_id not in seeds.index for seed_id in judged["seed_id"].to_pylist()):
-            logger.warning(
-                "%d generated records grew from seeds that are not among the inputs, and are not checked against them",
-                orphans,
-            )
         return functools.partial(_judge_fidelity, seeds)
 
 

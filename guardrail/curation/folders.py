@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
@@ -99,6 +100,16 @@ class Part:
         places = pc.index_in(verdicts["row"], value_set=records["row"].combine_chunks())
         table = records.select(list(columns)).take(places)
         return table.append_column("reason", verdicts["reason"]).append_column("evidence", verdicts["evidence"])
+
+
+def orphans(parts: Sequence[Part]) -> int:
+    """Return how many generated records, of those that were kept, grew from seeds that are not among the inputs."""
+    if not parts:
+        return 0
+    kept = pa.concat_tables(part.kept(["method", "seed_id"]) for part in parts)
+    asked = kept.filter(pc.field("method") != "seed")["seed_id"]
+    ids = pa.concat_tables(pq.ParquetFile(part.records).read(["id"]) for part in parts)["id"]
+    return int(np.count_nonzero(pc.invert(pc.is_in(asked, value_set=ids.combine_chunks()))))
 
 
 def write_facts(config: CurationConfig, part: Part) -> None:

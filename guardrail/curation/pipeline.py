@@ -27,6 +27,7 @@ from guardrail.curation.folders import (
     Folder,
     Part,
     merge,
+    orphans,
     write_facts,
     write_json,
     write_sorted,
@@ -62,11 +63,20 @@ LEDGER = pa.schema(
 
 @dataclass(frozen=True)
 class CurationReport:
-    """What curation did: records kept, dropped by stage, and the funnel: in, kept, reasons of intake and stages."""
+    """What curation did.
+
+    Attributes:
+        kept: records.
+        dropped: records, by stage.
+        funnel: in, kept and reasons of intake and stages.
+        unchecked: kept records that grew from seeds that are not among the inputs, whose labels no stage could compare
+            with those of their seeds.
+    """
 
     kept: int
     dropped: dict[str, int]
     funnel: list[dict[str, Any]]
+    unchecked: int
 
 
 def stages(config: CurationConfig, evaluation: EvaluationTexts) -> list[Stage]:
@@ -138,11 +148,12 @@ def curate(
     _write_kept(judged[-1], out_dir, work, num_cpus)
     write_tables(_ledger(funnel[1:], judged), LEDGER, out_dir / "ledger.parquet")
     write_json(out_dir / "funnel.json", funnel)
+    unchecked = orphans(judged[-1])
     for each in work.iterdir():
         Folder(each).remove()
     shutil.rmtree(work)
     dropped = {entry["stage"]: entry["in"] - entry["kept"] for entry in funnel[1:]}
-    return CurationReport(funnel[-1]["kept"], dropped, funnel)
+    return CurationReport(funnel[-1]["kept"], dropped, funnel, unchecked)
 
 
 def stage_key(before: str, stage: Stage) -> str:

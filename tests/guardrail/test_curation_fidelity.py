@@ -127,9 +127,3 @@ def test_the_classifiers_learn_from_so_many_seeds_and_all_are_compared_with(monk
         monkeypatch.setattr("guardrail.curation.fidelity._LEARNED", most)
         assert len(LabelFidelity(CONFIG).prepare(InMemory(records)).args[0].kept) == 10
     assert learned == [10, 4]
-
-
-def test_what_is_judged_without_its_seed_is_counted(caplog):
-    orphans = [child(seed(f"How do I bake bread number {i}?"), f"Bread number {i}, how?") for i in range(3)]
-    assert verdicts(LabelFidelity(CONFIG), [*orphans, seed(BREAD)]) == [None] * 4
-    assert "3 generated records grew from seeds that are not among the inputs" in caplog.text

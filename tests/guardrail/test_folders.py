@@ -1,10 +1,10 @@
 import pyarrow.parquet as pq
 import pytest
 
-from guardrail.curation.folders import Folder, Part, merge, write_sorted, write_verdicts
+from guardrail.curation.folders import Folder, Part, merge, orphans, write_sorted, write_verdicts
 from guardrail.curation.stage import Drop
 from guardrail.records import SCHEMA
-from tests.guardrail.surveys import numbered, seed
+from tests.guardrail.surveys import child, numbered, seed
 
 
 def written(tmp_path, records):
@@ -38,6 +38,18 @@ def test_a_folder_whose_removal_was_cut_short_does_not_count(tmp_path, monkeypat
     monkeypatch.setattr("guardrail.curation.folders.shutil.rmtree", lambda *_, **__: None)  # killed before it
     folder.remove()
     assert (folder.path / "0.parquet").exists() and folder.manifest("k") is None
+
+
+def test_what_grew_from_seeds_that_are_not_among_the_inputs_is_counted_where_it_is_kept(tmp_path):
+    here, dropped, absent = seed("Bake bread"), seed("Bake rolls"), seed("Bake cake")
+    records = [here, dropped, *(child(each, f"{each['text']}, how?") for each in (here, dropped, absent, absent))]
+    part = written(tmp_path, records)
+    assert orphans([part, part]) == 4
+    (tmp_path / "a").mkdir()
+    verdicts = [None, *[Drop("r", "e")] * 4, None]
+    write_verdicts(lambda batch: verdicts, tmp_path / "a", part)
+    assert orphans([Part(part.records, part.facts, tmp_path / "a" / part.records.name)]) == 1
+    assert orphans([]) == 0
 
 
 def test_the_next_judge_sees_only_what_was_kept(tmp_path):

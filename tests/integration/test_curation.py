@@ -104,7 +104,7 @@ def test_each_stage_drops_what_it_is_for(tmp_path, records):
     assert report.dropped["balance"] == 10  # 70 over a limit of 4 times the median of 70, 15 and 10
 
     kept = read_records(out / "kept.parquet")
-    assert len(kept) == report.kept
+    assert (len(kept), report.unchecked) == (report.kept, 0)
     texts = {record["text"] for record in kept}
     assert {record["text"] for record in [*seeds, *good]} <= texts
 

@@ -20,15 +20,15 @@ BREAD = make_record("Bake bread", unsafe=False, source="mine")
 
 @pytest.fixture
 def curated(monkeypatch):
-    """Curation as if it had set `aside` rows aside; returns what it was given."""
-    given = SimpleNamespace(aside=[], paths=None, records=None)
+    """Curation as if it had set `aside` rows aside and left `unchecked` labels alone; returns what it was given."""
+    given = SimpleNamespace(aside=[], unchecked=0, paths=None, records=None)
 
     def stand_in(paths, out_dir, config, evaluation, num_cpus, tell):
         given.paths, given.records = paths, [read_records(path) for path in paths]
         tell({"stage": "near", "in": 1200, "kept": 1000}, True)
         write_table(pa.Table.from_pylist(given.aside, SET_ASIDE), out_dir / "set_aside.parquet")
         intake = intake_entry(out_dir / "set_aside.parquet", sum(map(len, given.records)) - len(given.aside))
-        return CurationReport(kept=0, dropped={}, funnel=[intake])
+        return CurationReport(kept=0, dropped={}, funnel=[intake], unchecked=given.unchecked)
 
     monkeypatch.setattr(curate, "curate", stand_in)
     monkeypatch.setattr(curate, "connect", lambda address: contextlib.nullcontext())
@@ -99,6 +99,16 @@ def test_rows_that_were_set_aside_are_told_by_the_exit_status(tmp_path, curated,
     write_records([BREAD], tmp_path / "a.parquet")
     assert ended(["--input", str(tmp_path / "a.parquet"), "--output", str(tmp_path / "out")]) == 3
     assert "2 rows set aside: see" in capsys.readouterr().err
+
+
+def test_records_whose_labels_nothing_could_be_compared_with_are_told(tmp_path, curated, capsys):
+    write_records([BREAD], tmp_path / "a.parquet")
+    said = []
+    for curated.unchecked in (0, 7):
+        assert ended(["--input", str(tmp_path / "a.parquet"), "--output", str(tmp_path / "out")]) == 0
+        said.append(capsys.readouterr().err)
+    assert "labels were not checked" not in said[0]
+    assert "7 records grew from seeds that are not among the inputs; their labels were not checked" in said[1]
 
 
 def test_bad_rows_of_a_file_of_labelled_rows_are_set_aside_by_their_number(tmp_path, curated, capsys):
