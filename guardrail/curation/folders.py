@@ -162,6 +162,16 @@ def merge(paths: Sequence[Path], target: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def remove_partials(folder: Path, names: Sequence[str]) -> None:
+    """Remove what processes that were killed left of files of these names, which are written whole or not at all.
+
+    No other process may be writing them.
+    """
+    for name in names:
+        for partial in folder.glob(f".{name}.[0-9]*"):  # the writer's process id
+            partial.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that `path` is either the old file or the whole new one."""
     write_text(path, json.dumps(value, indent=2) + "\n")

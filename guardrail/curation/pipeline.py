@@ -28,6 +28,7 @@ from guardrail.curation.folders import (
     Part,
     merge,
     orphans,
+    remove_partials,
     write_facts,
     write_json,
     write_sorted,
@@ -50,6 +51,7 @@ from guardrail.text import digest
 _CODE = code_digest(Path(__file__).parents[1])  # when it was loaded: an update may come while it runs
 _MODELS = ("gibberish_model", "semantic_encoder", "embedder")  # settings that name one
 _FEWEST_ROWS, _MOST_ROWS = 500, 20_000  # of a task
+_WRITTEN = ("kept.parquet", "ledger.parquet", "funnel.json", "set_aside.parquet")
 _LINEAGE = ("id", "parent_id", "seed_id", "source", "method", "unsafe")
 LEDGER = pa.schema(
     [
@@ -125,6 +127,7 @@ def curate(
     """
     for path in paths:
         check_records(path)
+    remove_partials(out_dir, _WRITTEN)
     work = out_dir.resolve() / "stages"
     # A source that is trusted decides what is taken in, and with it all that follows.
     key = digest(_CODE, json.dumps(sorted(config.trusted_sources)), *content_digests(paths))

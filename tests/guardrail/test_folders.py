@@ -1,7 +1,7 @@
 import pyarrow.parquet as pq
 import pytest
 
-from guardrail.curation.folders import Folder, Part, merge, orphans, write_sorted, write_verdicts
+from guardrail.curation.folders import Folder, Part, merge, orphans, remove_partials, write_sorted, write_verdicts
 from guardrail.curation.stage import Drop
 from guardrail.records import SCHEMA
 from tests.guardrail.surveys import child, numbered, seed
@@ -38,6 +38,15 @@ def test_a_folder_whose_removal_was_cut_short_does_not_count(tmp_path, monkeypat
     monkeypatch.setattr("guardrail.curation.folders.shutil.rmtree", lambda *_, **__: None)  # killed before it
     folder.remove()
     assert (folder.path / "0.parquet").exists() and folder.manifest("k") is None
+
+
+def test_what_killed_runs_left_of_a_file_is_removed_and_nothing_else(tmp_path):
+    others = ("kept.parquet", ".kept.parquet.old", ".mine.parquet.7", "kept.parquet.12")
+    for name in (*others, ".kept.parquet.7", ".kept.parquet.4194304", ".funnel.json.12"):
+        (tmp_path / name).touch()
+    remove_partials(tmp_path, ["kept.parquet", "funnel.json"])
+    assert {path.name for path in tmp_path.iterdir()} == {*others}
+    remove_partials(tmp_path / "absent", ["kept.parquet"])
 
 
 def test_what_grew_from_seeds_that_are_not_among_the_inputs_is_counted_where_it_is_kept(tmp_path):

@@ -132,6 +132,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, records, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         curate(paths, out, CONFIG, EVALUATION)
     assert not (out / "kept.parquet").exists()
+    (out / ".kept.parquet.4194304").touch()  # as of a process that was killed while it wrote
     written = {file: file.stat().st_mtime_ns for file in out.glob("stages/*/*") if "03-near" not in file.parts}
     assert {file.parent.name for file in written} == {"00-input", "00-facts", "01-canonical", "02-exact"}
 
@@ -144,6 +145,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, records, monkeypatch):
     told = []
     report = curate(paths, out, CONFIG, EVALUATION, tell=lambda entry, before: told.append((entry["stage"], before)))
     assert told == [(stage, stage in ("canonical", "exact")) for stage in STAGES]
+    assert not (out / ".kept.parquet.4194304").exists()
     monkeypatch.setattr(NearDuplicates, "prepare", real)
     assert report == curate(paths, tmp_path / "fresh", CONFIG, EVALUATION)
 
