@@ -49,10 +49,11 @@ def repeated(records: pa.Table) -> pa.Table:
             of the equals stays hangs on these two, so that it does not hang on their order.
     """
     found = equals(records, "unlabelled", "digest", "row")
-    contradictory = found.contradictory[found.number]
+    unsafe, number = found.records["unsafe"].to_numpy(), found.number
     dropped = np.ones(len(records), dtype=bool)
     dropped[found.starts] = found.contradictory
-    reasons = np.where(contradictory, "contradictory labels", "duplicate")
+    reasons = np.where(unsafe == unsafe[found.starts][number], "duplicate", "labelled otherwise by a seed")
+    reasons = np.where(found.contradictory[number], "contradictory labels", reasons)
     ids, rows = found.records["id"], found.records["row"]
     drops = pa.table({"row": rows, "reason": pa.array(reasons, pa.string()), "evidence": ids})
     return drops.filter(pa.array(dropped))
