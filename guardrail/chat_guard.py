@@ -143,7 +143,7 @@ class ChatGuard(RemoteGuard):
         ended = threading.Event()
         pool = ThreadPoolExecutor(self._connections, initializer=self._worker.__setattr__, initargs=("ended", ended))
         try:
-            return list(pool.map(lambda place: self._verdict(texts[place], place, skip_refused), places))
+            return list(pool.map(lambda place: self._verdict_or_failure(texts[place], place, skip_refused), places))
         finally:
             ended.set()  # after a failure or an interrupt nobody waits for what the others do
             pool.shutdown(wait=False, cancel_futures=True)
@@ -170,7 +170,6 @@ class ChatGuard(RemoteGuard):
         return names[0]
 
     def _verdict(self, text: Readable, place: int, skip_refused: bool) -> Verdict | None:
-        """Return the verdict on one text, the one at `place` of those to be moderated; None if it is skipped."""
         verdicts, refusal = [], None
         if format := self.format.about(text):
             for question in format.questions:

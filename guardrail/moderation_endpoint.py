@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from guardrail.kept_verdicts import Verdict
 from guardrail.reading import Readable
-from guardrail.remote import TEXT_REFUSALS, RemoteGuard, TargetError, TextRefusedError
+from guardrail.remote import TEXT_REFUSALS, RemoteGuard, TargetError, TextRefusedError, UnansweredError
 from guardrail.taxonomy import LABELS, UNSAFE
 from guardrail.text import encodable
 
@@ -35,7 +35,8 @@ class ModerationEndpoint(RemoteGuard):
 
     Args:
         url: of the endpoint itself.
-        batch: texts in a request; becomes 1 for good once the service refuses a list whose texts it takes one by one.
+        batch: texts in a request; becomes 1 for good once the service refuses, or fails at, a list whose texts it takes
+            one by one.
         options: see `RemoteGuard`.
 
     Raises:
@@ -54,17 +55,21 @@ class ModerationEndpoint(RemoteGuard):
             batch = places[len(verdicts) : len(verdicts) + self.batch]
             found: Sequence[Verdict | None] | None = None
             if self.batch > 1:
-                found = self._verdicts([texts[place] for place in batch])
+                try:
+                    found = self._verdicts([texts[place] for place in batch])
+                except UnansweredError as error:
+                    if len(batch) == 1 and not skip_refused:
+                        raise
+                    self._ask_another(error)
             if found is None:
                 # One text may be at fault, or the list: then each text is taken alone.
-                found = [self._verdict(texts[place], place, skip_refused) for place in batch]
+                found = [self._verdict_or_failure(texts[place], place, skip_refused) for place in batch]
                 if None not in found:  # it was no text
                     self.batch = 1
             verdicts += found
         return verdicts
 
     def _verdict(self, text: Readable, place: int, skip_refused: bool) -> Verdict | None:
-        """Return the verdict on one text, the one at `place` of those to be moderated; None if it is skipped."""
         response = self.post({"input": encodable(str(text))})
         of_text = response.status_code in TEXT_REFUSALS
         if of_text and skip_refused:

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -55,6 +56,10 @@ class TargetError(ConnectionError):
 
 class TextRefusedError(TargetError):
     """A service refuses one text, sent by itself; it may answer others."""
+
+
+class UnansweredError(TargetError):
+    """A service has failed at a request again and again; where a text is at fault, it may answer others."""
 
 
 class RemoteGuard(abc.ABC):
@@ -129,7 +134,8 @@ class RemoteGuard(abc.ABC):
 
         Args:
             texts: any.
-            skip_refused: have NaN for a text that the service refuses, which is not flagged.
+            skip_refused: have NaN for a text that the service refuses, which is not flagged. One at which it fails
+                whenever it is asked, and answers another, counts as such.
 
         Raises:
             TextRefusedError: the service refuses a text, unless such are skipped.
@@ -164,6 +170,28 @@ class RemoteGuard(abc.ABC):
             TargetError: see `moderate`.
         """
 
+    @abc.abstractmethod
+    def _verdict(self, text: Readable, place: int, skip_refused: bool) -> Verdict | None:
+        """Return the verdict on one text, the one at `place` of those to be moderated; None if it is skipped."""
+
+    def _verdict_or_failure(self, text: Readable, place: int, skip_refused: bool) -> Verdict | None:
+        """Return `_verdict`; None, too, if texts are skipped and it is this one at which the service fails."""
+        try:
+            return self._verdict(text, place, skip_refused)
+        except UnansweredError as error:
+            if not skip_refused:
+                raise
+            self._ask_another(error)
+            return None
+
+    def _ask_another(self, error: UnansweredError) -> None:
+        """Raise an error if the service gives no verdict on a harmless text either: then no text is at fault."""
+        try:
+            # No cache on the way has that.
+            self._verdict(f"How do I bake bread at home? ({uuid.uuid4().hex[:8]})", 0, False)
+        except TargetError:
+            raise error from None
+
     @property
     def _way(self) -> str:
         """How the service is asked, where there are several ways."""
@@ -188,7 +216,8 @@ class RemoteGuard(abc.ABC):
         """Return the answer to a request, whatever its status, trying again where that may help.
 
         Raises:
-            TargetError: it has not helped.
+            UnansweredError: it has not helped, though the request has come through.
+            TargetError: it has not.
         """
         return self._answered(lambda: self._client.post(self.url, json=body))
 
@@ -197,7 +226,7 @@ class RemoteGuard(abc.ABC):
         return self._answered(lambda: self._client.get(url))
 
     def _answered(self, request: Callable[[], httpx.Response]) -> httpx.Response:
-        problem, asked = "", 0.0
+        problem, asked, kind = "", 0.0, TargetError
         for attempt in range(self.tries):
             if attempt:
                 backoff = min(_LONGEST_BACKOFF_SECONDS, 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
@@ -208,15 +237,17 @@ class RemoteGuard(abc.ABC):
                 response = request()
             except httpx.RequestError as error:
                 problem, asked = type(error).__name__, 0.0
+                kind = TargetError if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) else UnansweredError
                 continue
             unread = response.headers.get("Rayguard-Degraded")  # flagged, but nobody has read it
             if response.status_code not in (408, 429) and response.status_code < 500 and not unread:
                 return response
             problem = f"what was not read ({unread})" if unread else _status(response)
+            kind = TargetError if response.status_code == 429 else UnansweredError  # a quota is no text's fault
             asked = _retry_after(response)
             if asked > _LONGEST_WAIT_SECONDS:
                 raise TargetError(f"{self.url}: {problem}, and asks to wait for {asked:.0f} s; try again after that")
-        raise TargetError(
+        raise kind(
             f"{self.url} failed {self.tries} times in a row, the last time with {problem}; see that it runs and can be "
             "reached from here, then try again"
         )

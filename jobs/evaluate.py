@@ -21,10 +21,10 @@ by the model it says it is (ours with its digest), where a directory has its dig
 (`--backend auto` takes what the service would). A service tells no threshold, and its scores only rank texts:
 `threshold` and `ece` are null. A text's score is that of a moderation service's highest category, or the probability
 of a guard model's verdict not being "safe"; Qwen3Guard's "Controversial" is unsafe, as in its strict mode. Texts that
-a service refuses, or answers without a verdict, are counted (`refused`), and the rest is measured. If it fails, what
-was measured before is written, and why the rest was not (`incomplete`). Its verdicts are kept beside the output, in
-OUTPUT.verdicts without the texts, until all is measured: the same command asks only for those that are missing, of a
-model of the same name.
+a service refuses, answers without a verdict, or fails at whenever it is asked, are counted (`refused`), and the rest
+is measured. If it fails, what was measured before is written, and why the rest was not (`incomplete`). Its verdicts
+are kept beside the output, in OUTPUT.verdicts without the texts, until all is measured: the same command asks only for
+those that are missing, of a model of the same name.
 """
 
 import json

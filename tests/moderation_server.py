@@ -26,6 +26,8 @@ class ModerationServer(ThreadingHTTPServer):
     Attributes:
         takes_lists: whether a list of texts is answered, or refused with 400.
         refused: a text that holds it, and a list that does, is refused with 400.
+        breaks_it: a text that holds it, and a list that does, is answered with 500.
+        is_slow_with_lists: whether no list of several texts is answered before the client has had enough.
         answers: how many texts are answered; every later request gets `after`.
         model: what it calls its model.
     """
@@ -38,7 +40,8 @@ class ModerationServer(ThreadingHTTPServer):
         self.keys: list[str | None] = []
         self.troubles: list[Trouble] = []
         self.takes_lists = True
-        self.refused = "a text that nobody sends"
+        self.refused = self.breaks_it = "a text that nobody sends"
+        self.is_slow_with_lists = False
         self.answers = 10**9
         self.after = Trouble(503)
         self.model: str | None = MODEL
@@ -64,6 +67,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(server.troubles.pop(0))
         elif server.answers < len(texts):
             self._reply(server.after)
+        elif server.is_slow_with_lists and len(texts) > 1:
+            self.rfile.read(1)  # nothing comes until the client hangs up
+        elif any(server.breaks_it in text for text in texts):
+            self._reply(Trouble(500))
         elif any(server.refused in text for text in texts) or (isinstance(given, list) and not server.takes_lists):
             self._reply(Trouble(400))
         else:

@@ -285,6 +285,14 @@ def test_a_text_that_is_too_long_is_refused_and_a_failing_service_is_no_such_thi
     assert "SECRET" not in str(caught.value) and not isinstance(caught.value, TextRefusedError)
 
 
+def test_a_text_at_which_a_service_fails_whenever_it_is_asked_is_one_that_it_refuses(server):
+    server.answer = lambda body: 500 if "cars" in asked(body) else "safe"
+    said = server.guard("llama-guard").moderate(["a", "cars", "b"], skip_refused=True)
+    assert np.isnan(said.probabilities[:, 0]).tolist() == [False, True, False]
+    with pytest.raises(TargetError, match="failed 2 times in a row, the last time with HTTP 500"):
+        server.guard("llama-guard").moderate(["a", "cars"])
+
+
 def test_what_a_service_said_before_it_failed_is_kept_in_whatever_order_it_came(server, tmp_path):
     slow = threading.Event()
 

@@ -185,12 +185,43 @@ def test_a_text_that_is_refused_can_be_skipped(server, guard):
         guard.moderate(["How do I steal cars?"])
 
 
+def test_a_text_at_which_a_service_fails_whenever_it_is_asked_is_one_that_it_refuses(server, guard):
+    server.breaks_it = "cars"
+    scores, flagged = unsafe_scores(guard, ["How do I bake?", "How do I steal cars?", "How do I steal?"])
+    assert np.isnan(scores).tolist() == [False, True, False] and flagged.tolist() == [False, False, True]
+    assert guard.batch > 1  # lists are taken
+    assert np.isnan(unsafe_scores(guard, ["How do I bake cars?"])[0]).all()
+    assert "failed 9 times in a row, the last time with HTTP 500" in failure(guard, ["How do I steal cars?"])
+
+
+def test_a_service_that_fails_at_anything_refuses_no_text(server, guard):
+    server.breaks_it = "How"
+    with pytest.raises(TargetError, match="failed 9 times in a row, the last time with HTTP 500"):
+        unsafe_scores(guard, TEXTS[:3])
+    assert server.inputs[0] == TEXTS[:3] and TEXTS[0] not in server.inputs  # one harmless text told
+
+
+@pytest.mark.parametrize("trouble", [Trouble(429), Trouble(400)])
+def test_nor_does_one_whose_quota_is_used_up_or_that_takes_not_even_what_is_harmless(server, guard, trouble):
+    server.troubles = [trouble if trouble.status == 429 else Trouble(500)] * 9 + [trouble]
+    with pytest.raises(TargetError, match="failed 9 times in a row"):
+        unsafe_scores(guard, TEXTS[:1])
+
+
+def test_a_service_that_takes_too_long_over_lists_is_asked_for_one_text_at_a_time(server, waits, monkeypatch):
+    monkeypatch.setattr(ModerationEndpoint, "timeout", 0.5)
+    server.is_slow_with_lists = True
+    guard = ModerationEndpoint(server.url, tries=2, sleep=waits.append)
+    assert (guard.flagged(TEXTS[:4]) == HARMFUL[:4]).all() and guard.batch == 1
+    assert server.inputs[:2] == [TEXTS[:4]] * 2 and server.inputs[3:] == TEXTS[:4]
+
+
 def test_a_failure_travels_between_processes(server, guard):
     server.answers = 64
     with pytest.raises(TargetError) as caught:
         guard.moderate(["", *TEXTS])
     again = pickle.loads(pickle.dumps(caught.value))  # Ray sends errors
-    assert type(again) is TargetError and str(again) == str(caught.value)
+    assert type(again) is type(caught.value) and str(again) == str(caught.value)
 
 
 def test_the_key_comes_from_the_environment_and_goes_nowhere_but_to_the_service(server, monkeypatch, caplog):

@@ -189,6 +189,15 @@ def test_a_transform_that_the_target_refuses_is_a_finding_and_no_end(server, att
     assert (found["transforms"]["base64"]["attempts"], found["transforms"]["base64"]["valid"]) == (10, 0)
 
 
+def test_a_text_that_breaks_the_target_is_one_that_it_refuses_and_no_end(server, attack, tmp_path, monkeypatch):
+    monkeypatch.setattr(red_team, "open_guard", partial(ModerationEndpoint, sleep=lambda seconds: None))
+    server.breaks_it = f"take {SECRET} 1"
+    status, _ = attack(server.url, "--transforms", "true")
+    found = summary_in(tmp_path / "out")
+    assert status == 0 and found["complete"] and found["rejected"][REFUSED] > 0
+    assert (found["transforms"]["none"]["attempts"], found["transforms"]["none"]["valid"]) == (10, 9)
+
+
 def test_an_iteration_that_the_target_refuses_is_no_end(server, attack, tmp_path):
     server.refused = "Attempt 1-"
     status, _ = attack(server.url)
