@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from actors.archive import category_of
-from actors.attempts import read_attempts
+from actors.attempts import forget_attempts, read_attempts
 from actors.config import AdversaryConfig
 from actors.grpo import GRPO, GRPOConfig
 from actors.summary import Summary
@@ -161,6 +161,7 @@ class Adversary:
             except Exception as error:
                 tries += 1
                 if tries == _TRIES or not algorithm.replace_dead_learners():
+                    forget_attempts(directory, len(_progress(directory)["iterations"]))  # but not what succeeded
                     raise
                 logger.warning("a learner died (%s); new ones run the iteration again", error)
                 iterations, replaced = None, True

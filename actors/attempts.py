@@ -30,6 +30,7 @@ ATTEMPT_COLUMNS = pa.schema(
 ATTEMPTS = pa.schema([*SCHEMA, *ATTEMPT_COLUMNS])
 #: Why an attempt is not valid whose text the target does not take: it has judged nothing.
 REFUSED = "refused by target"
+UNANSWERED = "not answered by target"  #: the same of one that failed before, which ends the iteration
 
 
 def attempts_table(

@@ -24,6 +24,7 @@ from actors import rewards
 from actors.archive import Archive, Find, category_of, finds_of
 from actors.attempts import (
     REFUSED,
+    UNANSWERED,
     attempts_table,
     diversity_of,
     float_lists,
@@ -45,6 +46,7 @@ from guardrail.generable import may_sexualise_minors
 from guardrail.judge_formats import Vote
 from guardrail.kept_verdicts import VERDICTS
 from guardrail.records import Record, record_id, to_table
+from guardrail.remote import TargetError
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +152,9 @@ class RewardWorker:
             iteration: within the round.
             shares: for each runner which of the iteration's shares it has, and a reference of it.
             archived: embeddings of earlier successes, for novelty.
+
+        Raises:
+            TargetError: the target failed; what it said before is written down.
         """
         made: list[tuple[int, Share]] = []
         dead = []
@@ -207,7 +212,7 @@ class RewardWorker:
         reasons = self._judged(reasons, attacks, unsafe)
         # Gate, judges and fluency are about what is said, the guard is shown how it is written.
         attacks = [style.disguised(attack) for style, attack in zip(styles, attacks, strict=True)]
-        probability, flagged = self._verdicts(reasons, attacks)
+        probability, flagged, failure = self._verdicts(reasons, attacks)
         parts = self._parts(meaning, probability, flagged, unsafe, reasons, attempts, archived)
         reward = rewards.combined(parts, self.config.reward)
         success = parts.kept & (flagged != unsafe)
@@ -243,6 +248,8 @@ class RewardWorker:
         for place, (_, of_share) in shares:
             write_attempts(table.slice(first, len(of_share)), Path(round_.directory), iteration, place)
             first += len(of_share)
+        if failure:  # what the target has conceded is on disk
+            raise failure
         groups = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
         advantages = self._advantages(round_.index, iteration, reward.reshape(-1, size), parts.kept.reshape(-1, size))
         rows = {
@@ -290,19 +297,29 @@ class RewardWorker:
                 reasons[i] = "no verdict" if kept is None else "judges"
         return reasons
 
-    def _verdicts(self, reasons: list[str | None], attacks: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _verdicts(
+        self, reasons: list[str | None], attacks: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray, TargetError | None]:
         """Return the target's probability of "unsafe" and its decision for what passed; NaN and False for the rest.
 
-        What the target refuses to judge gets the reason `REFUSED`.
+        What the target refuses to judge gets the reason `REFUSED`. If it fails, that is returned, too, and what it has
+        not answered before gets the reason `UNANSWERED`.
         """
+        failure: TargetError | None = None
+        unjudged = REFUSED
         passed = _passed(reasons)
         probability, flagged = np.full(len(attacks), np.nan), np.zeros(len(attacks), dtype=bool)
         if passed:
-            probability[passed], flagged[passed] = self.scorer.verdicts([attacks[i] for i in passed])
+            texts = [attacks[i] for i in passed]
+            try:
+                probability[passed], flagged[passed] = self.scorer.verdicts(texts)
+            except TargetError as error:
+                failure, unjudged = error, UNANSWERED
+                probability[passed], flagged[passed] = self.scorer.known(texts)
         for i in passed:
             if np.isnan(probability[i]):
-                reasons[i] = REFUSED
-        return probability, flagged
+                reasons[i] = unjudged
+        return probability, flagged, failure
 
     def _parts(
         self,

@@ -14,7 +14,7 @@ from guardrail.intent import IntentModel, TokenEncoder, sentence_embedding
 from guardrail.likelihood import LanguageModel
 from guardrail.models import resolve
 from guardrail.remote import RemoteGuard
-from guardrail.targets import open_guard, unsafe_scores
+from guardrail.targets import known_scores, open_guard, unsafe_scores
 from guardrail.taxonomy import UNSAFE
 
 _LEAST_LIKELY = 5  # the least likely one in so many tokens counts
@@ -86,6 +86,10 @@ class Scorer:
     def verdicts(self, attacks: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the target's probability of "unsafe" and its decision, each [n]; see `unsafe_scores`."""
         return unsafe_scores(self.target, attacks)
+
+    def known(self, attacks: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return what a target that has failed said before, in the same form; see `known_scores`."""
+        return known_scores(self.target, attacks)
 
     def fluency(self, texts: Sequence[str]) -> np.ndarray:
         """Return Min-K: the mean log-probability of each text's least likely fifth of tokens, [n]; of no text, -inf.

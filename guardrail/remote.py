@@ -29,6 +29,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 KEY_VARIABLE = "RAYGUARD_TARGET_KEY"
 TEXT_REFUSALS = frozenset({400, 413, 422})  #: statuses of a service that takes other texts, or no list of them
 
+_NOTHING_TO_READ = Verdict(False, {})
 _LONGEST_BACKOFF_SECONDS = 30.0
 _LONGEST_WAIT_SECONDS = 120.0  # that a service may ask for; a quota that is used up for today is a failure
 _ERROR_CODE = re.compile(r'"(?:code|type)"\s*:\s*"([\w.-]{1,60})"')
@@ -155,12 +156,12 @@ class RemoteGuard(abc.ABC):
                 if verdict := self._kept.get(self._key(texts[place])):
                     verdicts[place] = verdict
         ask([place for place in places if place not in verdicts])
-        said = Moderation(np.zeros((len(texts), len(LABELS))), np.zeros(len(texts), dtype=bool))
-        for place, verdict in verdicts.items():
-            scores = {} if verdict is None else verdict.scores
-            said.probabilities[place] = np.nan if verdict is None else [scores.get(label, 0.0) for label in LABELS]
-            said.flagged[place] = verdict is not None and verdict.flagged
-        return said
+        return _moderation([verdicts.get(place, _NOTHING_TO_READ) for place in range(len(texts))])
+
+    def known(self, texts: Sequence[Readable]) -> Moderation:
+        """Return what is kept of what the service has said of texts (`remember`); of the others NaN, not flagged."""
+        kept = self._kept
+        return _moderation([kept.get(self._key(text)) if kept else None for text in texts])
 
     @abc.abstractmethod
     def _judged(self, texts: Sequence[Readable], places: Sequence[int], skip_refused: bool) -> Sequence[Verdict | None]:
@@ -280,6 +281,16 @@ class RemoteGuard(abc.ABC):
         if response.is_redirect:
             hint = "it sends elsewhere, where the key must not follow; give the final URL"
         return f"{self.url} refuses: {_status(response)}" + (f"; {hint}" if hint else "")
+
+
+def _moderation(verdicts: Sequence[Verdict | None]) -> Moderation:
+    """Return verdicts as arrays; NaN, not flagged, where there is none."""
+    said = Moderation(np.zeros((len(verdicts), len(LABELS))), np.zeros(len(verdicts), dtype=bool))
+    for place, verdict in enumerate(verdicts):
+        scores = {} if verdict is None else verdict.scores
+        said.probabilities[place] = np.nan if verdict is None else [scores.get(label, 0.0) for label in LABELS]
+        said.flagged[place] = verdict is not None and verdict.flagged
+    return said
 
 
 def _status(response: httpx.Response) -> str:

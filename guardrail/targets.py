@@ -66,3 +66,10 @@ def unsafe_scores(guard: Guard | RemoteGuard, texts: Sequence[Readable]) -> tupl
     """
     said = moderation_of(guard, texts, skip_refused=True)
     return said.probabilities[:, 0], said.flagged
+
+
+def known_scores(guard: Guard | RemoteGuard, texts: Sequence[Readable]) -> tuple[np.ndarray, np.ndarray]:
+    """Return what a service said before `unsafe_scores` failed, in the same form; NaN, not flagged, where nothing."""
+    assert isinstance(guard, RemoteGuard)  # no other fails
+    said = guard.known(texts)
+    return said.probabilities[:, 0], said.flagged

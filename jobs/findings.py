@@ -82,7 +82,10 @@ class Findings:
             )
         path = directory / "attacks.parquet"
         table = pq.read_table(path, schema=_COLUMNS) if path.exists() else _COLUMNS.empty_table()
-        self._transformed = table.filter(pc.equal(table["action"], _TRANSFORM))
+        table = table.filter(pc.equal(table["action"], _TRANSFORM))
+        tried = pc.is_in(table["style"], pa.array(list(self.summary.get("transforms", ())), pa.string()))
+        # What is no figure is of a transform at which the target failed: that is tried again.
+        self._transformed, self._part = table.filter(tried), table.filter(pc.invert(tried))
         write_text(config, to_yaml(settings))
 
     @property
@@ -115,6 +118,19 @@ class Findings:
             records: n goals, transformed.
             scores, flagged: the guard's, [n]; a score is NaN where it refused to judge.
         """
+        self._transformed = pa.concat_tables([self._transformed, self._table(name, records, scores, flagged)])
+        self.write()
+
+    def add_part(self, name: str, records: Sequence[Record], scores: np.ndarray, flagged: np.ndarray) -> None:
+        """Keep the successes of a transform at which the guard failed, until it is tried again: no rate counts them.
+
+        Args:
+            name, records, scores, flagged: as of `add_transform`; a score is NaN where there is none.
+        """
+        table = self._table(name, records, scores, flagged)
+        self._part = table.filter(table["success"])
+
+    def _table(self, name: str, records: Sequence[Record], scores: np.ndarray, flagged: np.ndarray) -> pa.Table:
         judged = np.isfinite(scores).tolist()
         table = to_table(
             {**record, "guard_version": self.guard, "scores": {"guard": float(score)} if read else {}}
@@ -134,14 +150,14 @@ class Findings:
         for key, value in columns.items():
             values = value if isinstance(value, list) else [value] * len(records)
             table = table.append_column(key, pa.array(values, _COLUMNS.field(key).type))
-        self._transformed = pa.concat_tables([self._transformed, table])
-        self.write()
+        return table
 
     def write(self, problem: str | None = _UNENDED) -> None:
         """Write all files as of now; `problem`: why they are not complete, None where they are."""
         attempts = read_attempts(self.attackers)
         found = (each.select(_COLUMNS.names) for each in (attempts, left_successes(self.attackers)))
-        table = pa.concat_tables([*found, self._transformed])
+        untried = pc.invert(pc.is_in(self._part["style"], self._transformed["style"]))
+        table = pa.concat_tables([*found, self._transformed, self._part.filter(untried)])
         write_table(table, self.directory / "attacks.parquet")
         lines = [json.dumps(item, ensure_ascii=False) for item in evaluation_items(table.to_pylist())]
         write_text(self.directory / "successes.jsonl", "".join(f"{line}\n" for line in lines))

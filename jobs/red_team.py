@@ -37,7 +37,7 @@ from guardrail.kept_verdicts import VERDICTS
 from guardrail.records import Record
 from guardrail.remote import RemoteGuard, TargetError
 from guardrail.seeds import HELD_OUT, embedded_seeds, load_seeds, split_by_seed
-from guardrail.targets import moderation_of, open_guard, unsafe_scores
+from guardrail.targets import known_scores, moderation_of, open_guard, unsafe_scores
 from guardrail.transforms import TRANSFORMS, transformed
 from jobs.findings import UNTRANSFORMED, Findings, show_findings
 from jobs.run import run_directory
@@ -137,7 +137,12 @@ def try_transforms(
         if name != UNTRANSFORMED:
             pairs = [(goal, transformed(goal, name, settings.seed)) for goal in sample]
             records = [record for goal, record in pairs if record["text"] != goal["text"]]
-        scores, flagged = unsafe_scores(guard, [record["text"] for record in records])
+        texts = [record["text"] for record in records]
+        try:
+            scores, flagged = unsafe_scores(guard, texts)
+        except TargetError:
+            findings.add_part(name, records, *known_scores(guard, texts))
+            raise
         if records and not np.isfinite(scores).any():
             if name == UNTRANSFORMED:
                 raise TargetError(_REFUSES_ALL)

@@ -8,6 +8,7 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, OutOfMemoryError, RayActorError
 
 from actors.adversary import Adversary
+from actors.attempts import ATTEMPTS, write_attempts
 from actors.config import AdversaryConfig
 from actors.env_runner import StaleWeightsError, Task, VLLMEnvRunner
 from actors.errors import AdversaryError
@@ -17,6 +18,7 @@ from actors.reward_worker import RewardWorker, Scored
 from actors.rollouts import Asked, Rollouts
 from actors.summary import Summary, Tally
 from cluster.resources import plan
+from guardrail.remote import TargetError
 
 DEAD = RayActorError(error_msg="the scorer died 4 times\nOut of memory\n")
 TASKS = [Task(0, 0, "bread", "paraphrase")]
@@ -153,6 +155,21 @@ def test_a_round_whose_iterations_fail_ends_with_what_happened(tmp_path, replace
     with pytest.raises(RayActorError, match="the scorer died 4 times"):
         adversary.attack(1, [], "guard", tmp_path, Mock())
     assert adversary.algorithm.train.call_count == tries
+
+
+def test_of_an_iteration_that_failed_no_rate_counts_what_is_there(tmp_path):
+    adversary = object.__new__(Adversary)
+    adversary.config, adversary.algorithm = AdversaryConfig(), Mock()
+    adversary.algorithm.replace_dead_learners.return_value = False
+
+    def write_and_fail():
+        write_attempts(ATTEMPTS.empty_table(), tmp_path, 0, 0)
+        raise TargetError("the service is gone")
+
+    adversary.algorithm.train.side_effect = write_and_fail
+    with pytest.raises(TargetError, match="the service is gone"):
+        adversary.attack(1, [], "guard", tmp_path, Mock())
+    assert {file.name for file in tmp_path.iterdir()} == {"left-0000-0000.parquet"}
 
 
 def reward_worker(**methods):

@@ -59,6 +59,18 @@ def test_nothing_is_asked_twice_by_one_guard(server, tmp_path):
     assert sent(server) == [TEXTS[40]]
 
 
+def test_what_is_known_is_told_without_asking(server, tmp_path):
+    server.answers = 64
+    guard = endpoint(server, tmp_path)
+    assert np.isnan(guard.known(TEXTS).probabilities).all()  # nothing is
+    with pytest.raises(TargetError):
+        guard.moderate(TEXTS)
+    sent(server)
+    known = guard.known([*TEXTS, " "])
+    assert np.isfinite(known.probabilities).all(axis=1).tolist() == [True] * 64 + [False] * 7
+    assert known.flagged.tolist() == [i % 3 == 0 for i in range(64)] + [False] * 7 and not sent(server)
+
+
 def test_what_one_model_said_is_no_verdict_of_another(server, tmp_path):
     endpoint(server, tmp_path).flagged(TEXTS[:3])
     sent(server)

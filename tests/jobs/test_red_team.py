@@ -269,6 +269,29 @@ def test_a_transform_that_was_tried_in_part_is_gone_on_with(server, attack, tmp_
     assert found["transforms"]["base64"]["attempts"] == 10 and not (tmp_path / "out" / "attackers").exists()
 
 
+def test_what_a_transform_conceded_before_the_target_failed_is_kept_and_not_counted(
+    server, attack, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(red_team, "open_guard", partial(ModerationEndpoint, sleep=lambda seconds: None, batch=1))
+    monkeypatch.setattr(red_team, "TRANSFORMS", {"base64": TRANSFORMS["base64"]})
+
+    def successes():
+        return [item.text for item in load_evaluation(tmp_path / "out" / "successes.jsonl") if item.tags == ["base64"]]
+
+    for answers in (1 + 10 + 6, 1):  # a first word, the goals, a part of the transform; and again nothing more
+        server.answers = answers
+        assert attack(server.url, "--transforms", "true")[0] == 1
+        conceded, found = successes(), summary_in(tmp_path / "out")
+        assert len(conceded) in range(1, 7) and found["transforms"].keys() == {"none"}
+        table = pq.read_table(tmp_path / "out" / "attacks.parquet", filters=[("style", "==", "base64")])
+        assert sorted(table["text"].to_pylist()) == sorted(conceded)
+    server.answers = 10**9
+    assert attack(server.url, "--transforms", "true")[0] == 0
+    table = pq.read_table(tmp_path / "out" / "attacks.parquet", filters=[("style", "==", "base64")])
+    assert len(table) == 10 == summary_in(tmp_path / "out")["transforms"]["base64"]["attempts"]
+    assert set(conceded) < set(successes())
+
+
 def test_an_interrupted_attack_says_so_and_keeps_what_it_found(server, attack, tmp_path, monkeypatch):
     class Interrupted(ScriptedAdversary):
         def attack(self, *arguments, updates, **options):
