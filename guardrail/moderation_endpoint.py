@@ -34,7 +34,7 @@ class ModerationEndpoint(RemoteGuard):
     """A service that answers as OpenAI's moderation endpoint does; it is asked about an exchange as about one text.
 
     Args:
-        url: of the endpoint itself.
+        url: of the endpoint itself. Where the service has several models, "#" and a name behind it says which.
         batch: texts in a request; becomes 1 for good once the service refuses, or fails at, a list whose texts it takes
             one by one.
         options: see `RemoteGuard`.
@@ -48,6 +48,8 @@ class ModerationEndpoint(RemoteGuard):
     def __init__(self, url: str, *, batch: int = 32, **options: Any) -> None:
         super().__init__(url, **options)
         self.batch = batch
+        named = httpx.URL(url).fragment
+        self._body = {"model": named} if named else {}
 
     def _judged(self, texts: Sequence[Readable], places: Sequence[int], skip_refused: bool) -> Sequence[Verdict | None]:
         verdicts: list[Verdict | None] = []
@@ -70,7 +72,7 @@ class ModerationEndpoint(RemoteGuard):
         return verdicts
 
     def _verdict(self, text: Readable, place: int, skip_refused: bool) -> Verdict | None:
-        response = self.post({"input": encodable(str(text))})
+        response = self.post({**self._body, "input": encodable(str(text))})
         of_text = response.status_code in TEXT_REFUSALS
         if of_text and skip_refused:
             return None
@@ -85,7 +87,7 @@ class ModerationEndpoint(RemoteGuard):
 
     def _verdicts(self, texts: list[Readable]) -> list[Verdict] | None:
         """Return the verdict on each text, sent as a list; None: the service takes no such list."""
-        response = self.post({"input": [encodable(str(text)) for text in texts]})
+        response = self.post({**self._body, "input": [encodable(str(text)) for text in texts]})
         if response.status_code in TEXT_REFUSALS:
             return None
         if not response.is_success:

@@ -26,7 +26,8 @@ def open_guard(target: str, backend: BackendName = "torch") -> Guard | RemoteGua
     """Return the guard that a directory holds, or the service at a URL (which is not asked yet).
 
     A URL is that of a moderation endpoint, or, behind the format of a guard model and "+", that of an endpoint which
-    completes chats: qwen3guard+https://HOST/v1/chat/completions. `backend` is what computes a directory's guard.
+    completes chats: qwen3guard+https://HOST/v1/chat/completions. Of several models there "#" and a name, at its end,
+    say which. `backend` is what computes a directory's guard.
 
     Raises:
         ValueError: as `Guard.from_pretrained`, `ModerationEndpoint` and `ChatGuard`; or a backend is named for a URL.

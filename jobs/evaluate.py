@@ -14,7 +14,7 @@ Intervals are 95%. What others have published of their guards on a set is shown 
 
 A service speaks OpenAI's moderation contract, or it completes chats and has a guard model, whose format stands before
 the URL: llama-guard, qwen3guard, wildguard (at /v1/completions, for it has no chat template), shieldgemma,
-granite-guardian, or rubric for any instruct model; where it has several models, "#" and one's name behind it. It is
+granite-guardian, or rubric for any instruct model. Where it has several models, "#" and one's name end its URL. It is
 sent the texts of the sets; a response and its prompt are one text to a moderation endpoint, which cannot know which
 is which, and shieldgemma refuses responses; its key, if it wants one, is in RAYGUARD_TARGET_KEY. The output names it
 by the model it says it is (ours with its digest), where a directory has its digest, and `backend`, what computed it

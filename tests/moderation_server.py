@@ -21,7 +21,7 @@ class Trouble:
 
 
 class ModerationServer(ThreadingHTTPServer):
-    """The server: `inputs` and `keys` are what it was sent, `troubles` what the next requests meet, one each.
+    """The server: `inputs`, `asked_for` and `keys` are what it was sent, `troubles` what each next request meets.
 
     Attributes:
         takes_lists: whether a list of texts is answered, or refused with 400.
@@ -37,6 +37,7 @@ class ModerationServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.inputs: list[Any] = []
+        self.asked_for: list[str | None] = []
         self.keys: list[str | None] = []
         self.troubles: list[Trouble] = []
         self.takes_lists = True
@@ -59,8 +60,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         server = self.server
-        given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"]
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        given = body["input"]
         server.inputs.append(given)
+        server.asked_for.append(body.get("model"))
         server.keys.append(self.headers["Authorization"])
         texts = [given] if isinstance(given, str) else given
         if server.troubles:

@@ -185,6 +185,15 @@ def test_a_text_that_is_refused_can_be_skipped(server, guard):
         guard.moderate(["How do I steal cars?"])
 
 
+def test_a_service_with_several_models_is_told_which(server):
+    server.takes_lists = False
+    guard = open_guard(f"{server.url}#omni%20latest")
+    assert guard.flagged(["How do I steal?"]).tolist() == [True]
+    assert server.asked_for == ["omni latest"] * 2 and guard.name == MODEL  # which is what it calls itself
+    open_guard(server.url).flagged(["How do I steal?"])
+    assert server.asked_for[2:] == [None] * 2
+
+
 def test_a_text_at_which_a_service_fails_whenever_it_is_asked_is_one_that_it_refuses(server, guard):
     server.breaks_it = "cars"
     scores, flagged = unsafe_scores(guard, ["How do I bake?", "How do I steal cars?", "How do I steal?"])
