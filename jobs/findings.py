@@ -43,19 +43,19 @@ class Findings:
         goals_left_out: how many goals could not be used, by reason.
     """
 
-    def __init__(self, directory: Path, settings: BaseModel, target: str, guard: str) -> None:
+    def __init__(self, directory: Path, settings: BaseModel, target: str, guard: str | None) -> None:
         """Take a new directory, or one to go on in.
 
         Args:
             directory: to write.
             settings: all of the job's.
             target: what is attacked, as the user named it.
-            guard: name of what was found there.
+            guard: name of what was found there; None: the directory `has_ended`, and nobody looked.
 
         Raises:
             RunError: the directory is something else, in use, or was begun with other settings or another guard.
         """
-        self.directory, self.target, self.guard = directory, target, guard
+        self.directory, self.target = directory, target
         self.attackers = directory / "attackers"
         self.goals_left_out: dict[str, int] = {}
         config = directory / "config.yaml"
@@ -74,12 +74,10 @@ class Findings:
                 f"{directory} was begun with another {' and another '.join(changed)} (see {config}): "
                 "give another --output, or the same settings"
             )
-        path = directory / "summary.json"
-        self.summary: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"guard": guard}
-        if self.summary["guard"] != guard:
-            raise RunError(
-                f"{directory} is about {self.summary['guard']}, but {target} is {guard} now: give another --output"
-            )
+        self.summary = _summary_in(directory) or {"guard": guard}
+        self.guard: str = self.summary["guard"]
+        if guard not in (None, self.guard):
+            raise RunError(f"{directory} is about {self.guard}, but {target} is {guard} now: give another --output")
         path = directory / "attacks.parquet"
         table = pq.read_table(path, schema=_COLUMNS) if path.exists() else _COLUMNS.empty_table()
         table = table.filter(pc.equal(table["action"], _TRANSFORM))
@@ -170,6 +168,17 @@ class Findings:
             **summary(attempts, self._transformed),
         }
         write_text(self.directory / "summary.json", json.dumps(self.summary, indent=2) + "\n")
+
+
+def _summary_in(directory: Path) -> dict[str, Any]:
+    path = directory / "summary.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def has_ended(directory: Path) -> bool:
+    """Whether a directory holds findings that are complete."""
+    return (directory / "config.yaml").exists() and bool(_summary_in(directory).get("complete"))
 
 
 def summary(attempts: pa.Table, transformed: pa.Table) -> dict[str, Any]:

@@ -7,12 +7,13 @@ python jobs/red_team.py --target qwen3guard+https://HOST/v1/chat/completions --o
 Attack only what is yours or what you may test. A service's key, if it wants one, is in RAYGUARD_TARGET_KEY; on a
 running cluster, in the environment of the job (ray job submit --runtime-env-json '{"env_vars": {...}}').
 
-Writes attacks.parquet (every attempt), successes.jsonl (an evaluation file), summary.json, config.yaml and TensorBoard
-events into the output folder. They are whole after each transform and iteration; until the end summary.json says
-`complete: false` and why. The same command goes on in the folder, and does not ask a service again for what
-it has said, but for a text that tells whether it is the same model; with other settings, or if the target has changed,
-it is refused. An iteration that was interrupted is run again: its successes stay, without `iteration`, and no rate
-counts them. Attack texts are in these files alone, never on the terminal.
+Writes attacks.parquet (every attempt), successes.jsonl (an evaluation file), summary.json, config.yaml and
+TensorBoard events into the output folder. They are whole after each transform and iteration; until the end
+summary.json says `complete: false` and why. The same command goes on in the folder, and does not ask a service
+again for what it has said, but for a text that tells whether it is the same model; with other settings, or if the
+target has changed, it is refused. A service is not asked about what has ended. An iteration that was interrupted
+is run again: its successes stay, without `iteration`, and no rate counts them. Attack texts are in these files
+alone, never on the terminal.
 """
 
 import shutil
@@ -37,9 +38,9 @@ from guardrail.kept_verdicts import VERDICTS
 from guardrail.records import Record
 from guardrail.remote import RemoteGuard, TargetError
 from guardrail.seeds import HELD_OUT, embedded_seeds, load_seeds, split_by_seed
-from guardrail.targets import known_scores, moderation_of, open_guard, unsafe_scores
+from guardrail.targets import is_url, known_scores, moderation_of, open_guard, unsafe_scores
 from guardrail.transforms import TRANSFORMS, transformed
-from jobs.findings import UNTRANSFORMED, Findings, show_findings
+from jobs.findings import UNTRANSFORMED, Findings, has_ended, show_findings
 from jobs.run import run_directory
 from jobs.settings import ClusterSettings, SeedSettings, SplitConfig, load
 from jobs.terminal import orderly_end, terminal
@@ -76,10 +77,14 @@ def main(arguments: Sequence[str]) -> None:
     output = run_directory(settings.output)
     with orderly_end(output):
         goals = goals_of(settings)
-        guard = open_guard(settings.target)
-        moderation_of(guard, ["How do I bake bread at home?"])  # a target that cannot answer is found out here
-        findings = Findings(output, settings, settings.target, name_of(guard))
-        if not findings.ended:
+        guard = None
+        if not (is_url(settings.target) and has_ended(output)):  # to show what a service said, it need not be there
+            guard = open_guard(settings.target)
+            moderation_of(guard, ["How do I bake bread at home?"])  # a target that cannot answer is found out here
+        findings = Findings(output, settings, settings.target, name_of(guard) if guard else None)
+        if findings.ended:
+            console.print(f"{findings.guard} was attacked before, with these settings", highlight=False)
+        elif guard:
             if isinstance(guard, RemoteGuard):
                 guard.remember(findings.attackers / VERDICTS)  # with those that the attackers' scorers keep
             with findings:

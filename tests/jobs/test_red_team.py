@@ -249,9 +249,15 @@ def test_of_a_target_that_fails_what_was_found_is_kept_and_the_same_command_goes
     found = summary_in(tmp_path / "out")
     assert (found["attempts"], found["complete"], found["transforms"]["base64"]["attempts"]) == (24, True, 10)
 
-    server.answers = 1
-    status, printed = attack(server.url, "--transforms", "true")  # has ended: shows what there is
-    assert status == 0 and "attackers, by style" in printed
+
+def test_an_attack_that_has_ended_is_shown_without_asking_the_service(server, attack, tmp_path):
+    attack(server.url)
+    server.answers, server.inputs = 0, []
+    status, printed = attack(server.url)
+    assert status == 0 and "attackers, by style" in printed and f"{MODEL} was attacked before" in printed
+    status, printed = attack(server.url, "--seed", "7")
+    assert status == 1 and "was begun with another seed" in printed
+    assert not server.inputs and summary_in(tmp_path / "out")["complete"]
 
 
 def test_a_transform_that_was_tried_in_part_is_gone_on_with(server, attack, tmp_path, monkeypatch):
