@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError
+from ray.exceptions import GetTimeoutError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -23,6 +23,7 @@ from actors.config import AdversaryConfig, CurriculumConfig
 from actors.curriculum import Curriculum
 from actors.engine import memory_share
 from actors.env_runner import SPACE, Task, VLLMEnvRunner
+from actors.errors import DEATHS
 from actors.goals import Goals
 from actors.judges import Judge
 from actors.learner import GRPOLearner
@@ -157,7 +158,7 @@ class GRPO(Algorithm):
         # What keeps one from starting is said here, not taken for a death later.
         try:
             ray.get([actor.__ray_ready__.remote() for actor in (*self._workers, *self._judges)])
-        except RayActorError as error:
+        except DEATHS as error:
             raise ValueError(f"a scorer or judge cannot start: {str(error).strip().splitlines()[-1]}") from error
         self._tokenizer = AutoTokenizer.from_pretrained(resolve(adversary.model))
         probe_ids = [self._tokens(_PROBE), self._tokens(self.styles[0].prompt(_PROBE))]
@@ -318,7 +319,7 @@ _OWN_STATE = ("_samples", "_weights_version", "_iteration_in_round")
 def _died(actor: Any) -> bool:
     try:
         ray.get(actor.__ray_ready__.remote(), timeout=_ANSWER_TIMEOUT_SECONDS)
-    except (RayActorError, OutOfMemoryError):
+    except DEATHS:
         return True
     except GetTimeoutError:
         pass  # it lives, and waits for one that does not

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.policy.sample_batch import MultiAgentBatch
 
@@ -34,6 +33,7 @@ from actors.attempts import (
 )
 from actors.config import AdversaryConfig
 from actors.env_runner import Rollout, Share, StaleWeightsError, Task
+from actors.errors import DEATHS
 from actors.gate import MALFORMED, Attempt, harm_of_frames, limits, rejection
 from actors.judges import label_kept
 from actors.loss import Row, group_advantages, imitation_advantages, train_batches
@@ -161,7 +161,7 @@ class RewardWorker:
         for index, (place, share) in enumerate(shares):
             try:
                 made.append((place, self._read(share)))
-            except (RayActorError, StaleWeightsError):
+            except (*DEATHS, StaleWeightsError):
                 dead.append(index)
         return dead, self._score(self._round(setup), iteration, made, archived) if made else Scored({}, {}, Tally())
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
+from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from actors.attempts import forget_attempts
 from actors.env_runner import Task
-from actors.errors import AdversaryError
+from actors.errors import DEATHS, AdversaryError
 from actors.reward_worker import RoundSetup
 from actors.summary import Summary
 from actors.weight_sync import WeightSync
@@ -190,7 +190,7 @@ def scorers_say(refs: Any) -> Any:
         return ray.get(refs, timeout=_SCORER_TIMEOUT_SECONDS)
     except GetTimeoutError:
         raise AdversaryError(_silent_scorers()) from None
-    except RayActorError as error:
+    except DEATHS as error:
         why = str(error).strip().splitlines()[-1]
         raise AdversaryError(f"a scorer or judge died again and again ({why}); see its log in the dashboard") from error
 

@@ -21,6 +21,7 @@ from cluster.resources import plan
 from guardrail.remote import TargetError
 
 DEAD = RayActorError(error_msg="the scorer died 4 times\nOut of memory\n")
+KILLED = OutOfMemoryError("the scorer died 4 times\nOut of memory\n")  # which is none of Ray's deaths of actors
 TASKS = [Task(0, 0, "bread", "paraphrase")]
 
 
@@ -91,8 +92,9 @@ def times_asked(scorer):
     return scorer.score.options.return_value.remote.call_count
 
 
-def test_a_scorer_that_ray_has_given_up_ends_the_iteration_and_is_not_asked_again(rollouts, scorer, ray_says):
-    ray_says(get=on_receipt(DEAD))
+@pytest.mark.parametrize("death", [DEAD, KILLED], ids=["dead", "killed for its memory"])
+def test_a_scorer_that_ray_has_given_up_ends_the_iteration_and_is_not_asked_again(rollouts, scorer, ray_says, death):
+    ray_says(get=on_receipt(death))
     with pytest.raises(AdversaryError, match=r"died again and again \(Out of memory\)"):
         gathered(rollouts)
     assert times_asked(scorer) == 1
@@ -125,7 +127,8 @@ def test_nor_one_that_hangs_at_the_iterations_end(rollouts, scorer, ray_says):
     assert get.call_args.kwargs["timeout"] == 3600
 
 
-def test_scorers_and_judges_are_restarted_and_asked_again_but_not_for_ever(ray_says, monkeypatch):
+@pytest.mark.parametrize("death", [DEAD, KILLED], ids=["dead", "killed for its memory"])
+def test_scorers_and_judges_are_restarted_and_asked_again_but_not_for_ever(ray_says, monkeypatch, death):
     options = {}
 
     def remote(actor):
@@ -133,7 +136,7 @@ def test_scorers_and_judges_are_restarted_and_asked_again_but_not_for_ever(ray_s
         options[actor].return_value.remote.return_value = MagicMock(__ray_ready__=Mock())
         return Mock(options=options[actor])
 
-    ray_says(remote=remote, get=Mock(side_effect=DEAD), get_runtime_context=Mock())
+    ray_says(remote=remote, get=Mock(side_effect=death), get_runtime_context=Mock())
     monkeypatch.setattr("actors.grpo.Algorithm.setup", Mock())
     resources = plan(2, 0, num_env_runners=1, num_learners=0, num_guard_workers=1)
     algorithm = object.__new__(GRPO)
@@ -185,12 +188,17 @@ def test_an_attacker_that_came_back_without_the_weights_samples_nothing():
         attacker.sample(tasks=TASKS, seed=0, at_least=5)
 
 
-def test_a_learner_that_ray_killed_for_its_memory_is_dead():
-    with patch("actors.grpo.ray.get", side_effect=OutOfMemoryError("too much")):
+@pytest.mark.parametrize("death", [DEAD, KILLED], ids=["dead", "killed for its memory"])
+def test_a_learner_that_died_is_dead(death):
+    with patch("actors.grpo.ray.get", side_effect=death):
         assert _died(MagicMock(__ray_ready__=Mock()))
 
 
-@pytest.mark.parametrize("death", [DEAD, StaleWeightsError("old")], ids=["dead", "back without weights"])
+@pytest.mark.parametrize(
+    "death",
+    [DEAD, KILLED, StaleWeightsError("old")],
+    ids=["dead", "killed for its memory", "back without weights"],
+)
 def test_an_attackers_death_loses_its_share_alone(death):
     score = Mock(return_value=Scored({}, {}, Tally()))
     worker = reward_worker(_read=Mock(side_effect=[death, (TASKS, ["rollout"])]), _score=score)
