@@ -20,7 +20,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.policy.sample_batch import MultiAgentBatch
 
 from actors import rewards
-from actors.archive import Archive, Find, category_of, finds_of
+from actors.archive import BENIGN, Archive, Find, category_of, finds_of
 from actors.attempts import (
     REFUSED,
     UNANSWERED,
@@ -381,11 +381,13 @@ class RewardWorker:
             multiple=self.config.minibatch // learners,
             every=self.config.objective.hold == "balance" and not self._imitates(round_.index, iteration),
         )
-        categories = sorted({category_of(goal) for goal in round_.goals})
+        categories = {category_of(goal) for goal in round_.goals}
+        if not self.config.benign_share:
+            categories.discard(BENIGN)  # none is drawn
         summary = Summary.of(
             [part.tally for part in parts],
             archive=len(archive),
-            coverage=archive.coverage(categories, [style.name for style in chosen(self.config.styles)]),
+            coverage=archive.coverage(sorted(categories), [style.name for style in chosen(self.config.styles)]),
             weights_version=weights_version,
             learnable=batches is not None,
         )

@@ -169,3 +169,15 @@ def test_the_archive_has_what_an_iteration_found_each_time_it_ran(table, tmp_pat
     assert {cell: [find.text for find in finds] for cell, finds in cells.items()} == {("illicit", "polite"): ["lost"]}
     assert summary.coverage > 0
     assert worker.finish([], 5, 1, 0, Scored({}, {}, Tally()))[0].archive == 2
+
+
+@pytest.mark.parametrize(("benign_share", "coverage"), [(0.3, 0.5), (0.0, 1.0)])
+def test_cells_that_no_attempt_can_fill_are_not_to_be_covered(table, tmp_path, benign_share, coverage):
+    worker = object.__new__(RewardWorker)
+    worker._round = Mock(
+        return_value=SimpleNamespace(index=2, directory=str(tmp_path), earlier=[], goals=GOALS),
+    )
+    worker.config, worker._archive = AdversaryConfig(benign_share=benign_share, styles=["polite"]), None
+    write_attempts(table, tmp_path, 4, 0)
+    forget_attempts(tmp_path, first=4)
+    assert worker.finish([], 4, 1, 0, Scored({}, {}, Tally()))[0].coverage == coverage
