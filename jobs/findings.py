@@ -253,6 +253,12 @@ def show_findings(console: Console, found: dict[str, Any]) -> None:
     labels = {f"all {label}": values for label, values in found["by_label"].items()}
     _show(console, "attackers, by category of the goal", {"all": found, **labels, **found["by_category"]})
     _show(console, "attackers, by style", found["by_style"])
+    diversity = found["diversity"]
+    console.print(
+        f"attackers' successes: unique clusters {diversity['unique_clusters']}, "
+        f"mean distance {share_text(diversity['mean_distance'])}, self-BLEU {share_text(diversity['self_bleu'])}",
+        highlight=False,
+    )
     _show(console, "transforms", dict(sorted(found["transforms"].items(), key=_by_success)))
 
 

@@ -142,6 +142,8 @@ def test_a_service_is_attacked_until_the_budget_is_spent(server, attack, tmp_pat
     }
     assert found["by_label"]["unsafe"]["attempts"] == 18 and found["by_style"].keys() == {"polite"}
     assert found["diversity"]["unique_clusters"] == 1 and found["transforms"] == {}
+    bleu = f"{found['diversity']['self_bleu']:.3f}"
+    assert f"attackers' successes: unique clusters 1, mean distance 0.000, self-BLEU {bleu}\n" in printed
     assert pq.read_table(tmp_path / "out" / "attacks.parquet").schema.names == ATTEMPTS.names[:-1]
     names = {path.name for path in (tmp_path / "out").iterdir()} - {".lock"}
     assert names == {"attacks.parquet", "successes.jsonl", "summary.json", "config.yaml", "tensorboard"}
