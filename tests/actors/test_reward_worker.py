@@ -8,11 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.attempts import UNANSWERED, forget_attempts, left_successes, read_attempts
-from actors.config import AdversaryConfig
+from actors.config import AdversaryConfig, ObjectiveConfig
 from actors.engine import Completion
 from actors.env_runner import Rollout, Share, Task
-from actors.reward_worker import RoundSetup
+from actors.loss import Row
+from actors.reward_worker import RoundSetup, Scored
 from actors.scorer import Scorer
+from actors.summary import Tally
 from guardrail.moderation_endpoint import ModerationEndpoint
 from guardrail.records import make_record, to_table
 from guardrail.remote import TargetError
@@ -69,6 +71,28 @@ def test_what_sexualises_minors_is_neither_kept_nor_written(scored, tmp_path):
     assert not any(withheld["embedding"]) and scores["intent"] == scores["similarity"] == 0
     written = [str(pq.read_table(path).to_pylist()) for path in tmp_path.rglob("*.parquet")]
     assert written and not any(NOT_TO_BE_MADE.strip() in each for each in written)
+
+
+@pytest.mark.parametrize(
+    ("index", "iteration", "warm_start", "imitates"),
+    [(1, 0, 1, True), (1, 1, 1, False), (2, 0, 1, False), (1, 1, 2, True), (1, 0, 0, False)],
+)
+def test_the_first_iterations_of_the_first_round_imitate_the_best(index, iteration, warm_start, imitates):
+    worker = Worker(AdversaryConfig(warm_start=warm_start))
+    rewards, kept = np.array([[0.2, 0.8], [0.9, 0.1]]), np.array([[True, True], [False, True]])
+    advantages = worker._advantages(index, iteration, rewards, kept).tolist()
+    best_that_was_kept = [[0.0, 1.0], [0.0, 1.0]]
+    assert (advantages == best_that_was_kept) == imitates
+
+
+@pytest.mark.parametrize(("index", "iteration", "rows"), [(1, 0, 1), (1, 1, 2), (2, 0, 2)])
+def test_balance_learns_from_every_group_but_in_the_warm_start(tmp_path, index, iteration, rows):
+    objective = ObjectiveConfig(hold="balance", advantage="rloo")
+    worker = Worker(AdversaryConfig(warm_start=1, objective=objective, minibatch=1))
+    worker._setup = "round", RoundSetup(index, [], "no target", "guard", "attacker", str(tmp_path), [])  # type: ignore[assignment]
+    of_a_group = [Row.of([1], [[2], [3]], [np.zeros(1)] * 2, np.array(each)) for each in ([0.0, 1.0], [0.0, 0.0])]
+    _, _, batch = worker.finish(["round"], iteration, 1, 0, Scored(dict(enumerate(of_a_group)), {}, Tally()))  # type: ignore[list-item]
+    assert batch.env_steps() == rows
 
 
 def test_what_a_target_said_before_it_failed_is_written_before_the_failure_is_told(scored, tmp_path):
