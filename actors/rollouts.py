@@ -20,6 +20,7 @@ from actors.errors import DEATHS, AdversaryError
 from actors.reward_worker import RoundSetup
 from actors.summary import Summary
 from actors.weight_sync import WeightSync
+from guardrail.targets import is_url
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Rollouts:
 
     def start_round(self, setup: RoundSetup, done: int) -> None:
         """Attack another guard; of attempts against it, keep those of the first `done` iterations."""
-        self._directory = Path(setup.directory)
+        self._directory, self._target = Path(setup.directory), setup.target
         forget_attempts(self._directory, done)
         self._setup = [ray.put(setup)]  # the goals travel once, however many workers and calls there are
         self._archived = self.workers[0].archived.remote(self._setup, done)
@@ -129,7 +130,7 @@ class Rollouts:
                     f"attackers took longer than {RUNNER_TIMEOUT_SECONDS:.0f} s to generate; ask for less at once: "
                     "adversary.groups, adversary.group_size or adversary.max_new_tokens"
                     if generating
-                    else _silent_scorers()
+                    else _silent_scorers(self._target)
                 )
             for ref in ready:
                 if ref in generating:
@@ -211,8 +212,9 @@ def _ready(refs: Sequence[ray.ObjectRef], timeout: float) -> list[ray.ObjectRef]
     return ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[0]
 
 
-def _silent_scorers() -> str:
+def _silent_scorers(target: str = "") -> str:
+    service = f" {target} takes its time," if is_url(target) else ""
     return (
-        f"no scorer has answered for {_SCORER_TIMEOUT_SECONDS:.0f} s: one hangs (see the dashboard), or judges are too "
-        "slow for what is asked at once: adversary.groups, adversary.group_size"
+        f"no scorer has answered for {_SCORER_TIMEOUT_SECONDS:.0f} s: one hangs (see the dashboard),{service} or "
+        "judges are too slow for what is asked at once: adversary.groups, adversary.group_size"
     )

@@ -49,7 +49,7 @@ def scorer():
 def rollouts(scorer, tmp_path):
     """Those of a scorer, and of an attacker that has generated whatever is asked of it."""
     rollouts = Rollouts(Mock(), [scorer], Mock())
-    rollouts._setup, rollouts._archived, rollouts._directory = [], None, tmp_path
+    rollouts._setup, rollouts._archived, rollouts._directory, rollouts._target = [], None, tmp_path, "guard"
     rollouts.ask = Mock(side_effect=lambda tasks, seed: Asked(tasks, seed, {1: "rollouts"}))
     return rollouts
 
@@ -116,6 +116,9 @@ def test_a_scorer_that_hangs_without_dying_is_not_waited_for_for_ever(rollouts, 
     with pytest.raises(RuntimeError, match="no scorer has answered for 3600 s: one hangs"):
         gathered(rollouts, generated)
     assert 3600 in [call.kwargs["timeout"] for call in waits.call_args_list]
+    rollouts._target = "https://host/v1/moderations"
+    with pytest.raises(RuntimeError, match="one hangs .*, https://host/v1/moderations takes its time, or judges are"):
+        gathered(rollouts, generated)
 
 
 def test_nor_one_that_hangs_at_the_iterations_end(rollouts, scorer, ray_says):
