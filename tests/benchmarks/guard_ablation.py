@@ -43,6 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "label smoothing": {"label_smoothing": 0.05},
     "layer-wise rates": {"layer_decay": 0.85},
     "weight average": {"average": 0.99},
+    "share of the base": {"start_share": 0.2},
     "adversarial": {"adversarial": 0.05},
     "balance": {"balance": 0.5},
     "augmentation": {"augment": 0.15},
