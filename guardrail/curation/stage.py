@@ -35,7 +35,7 @@ class Survey(Protocol):
     """What a stage may learn of all records, which never come to the driver themselves.
 
     Functions run on the cluster: they and what they return must be picklable. What comes to the driver (all but what
-    `written` leaves on disk) must be small: ids, labels, digests, numbers, or the few seeds.
+    `written` leaves on disk) must be small: ids, labels, digests, numbers, or a sample of so many records.
     """
 
     def kept(self, columns: Sequence[str]) -> pa.Table:
@@ -53,8 +53,8 @@ class Survey(Protocol):
         """
         ...
 
-    def written(self, function: Callable[[pa.Table], pa.Table]) -> list[Path]:
-        """Apply a function to the kept records of each file; return its tables' parquet files, in the files' order.
+    def written(self, function: Callable[[pa.Table], pa.Table], *, of_inputs: bool = False) -> list[Path]:
+        """Apply a function as `computed` does; return its tables' parquet files, in the files' order.
 
         They lie in a folder that all nodes share, until the stage is finished.
         """

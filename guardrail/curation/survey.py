@@ -43,18 +43,21 @@ class ClusterSurvey:
 
     def computed(self, function: Callable[[pa.Table], pa.Table], *, of_inputs: bool = False) -> pa.Table:
         """Apply a function to what is left of each part, or to all of it, and return its tables as one."""
-        parts = [dataclasses.replace(part, verdicts=None) if of_inputs else part for part in self.parts]
+        parts = self._shown(of_inputs)
         return pa.concat_tables(over_parts(functools.partial(_computed, function), parts, self.num_cpus))
 
-    def written(self, function: Callable[[pa.Table], pa.Table]) -> list[Path]:
-        """Apply a function to each part, and return its tables' files."""
+    def written(self, function: Callable[[pa.Table], pa.Table], *, of_inputs: bool = False) -> list[Path]:
+        """Apply a function to what is left of each part, or to all of it, and return its tables' files."""
         folder = self.scratch / str(len(list(self.scratch.iterdir())))
         folder.mkdir()
-        return over_parts(functools.partial(_written, function, folder), self.parts, self.num_cpus)
+        return over_parts(functools.partial(_written, function, folder), self._shown(of_inputs), self.num_cpus)
 
     def each(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """Apply a function to each item."""
         return _as_tasks(function, items, self.num_cpus)
+
+    def _shown(self, of_inputs: bool) -> list[Part]:
+        return [dataclasses.replace(part, verdicts=None) if of_inputs else part for part in self.parts]
 
 
 def over_parts(function: Callable[[Part], R], parts: Sequence[Part], num_cpus: float) -> list[R]:

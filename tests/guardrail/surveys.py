@@ -49,14 +49,14 @@ class InMemory:
         return self._inputs.select(list(columns))
 
     def computed(self, function: Callable[[pa.Table], pa.Table], *, of_inputs: bool = False) -> pa.Table:
-        return pa.concat_tables(self.each(function, self._files(self._inputs if of_inputs else self._table)))
+        return pa.concat_tables(self.each(function, self._files(of_inputs)))
 
-    def written(self, function: Callable[[pa.Table], pa.Table]) -> list[Path]:
+    def written(self, function: Callable[[pa.Table], pa.Table], *, of_inputs: bool = False) -> list[Path]:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="survey-"))
         self._writes += 1
         paths = []
-        for number, table in enumerate(self.each(function, self._files(self._table))):
+        for number, table in enumerate(self.each(function, self._files(of_inputs))):
             path = self._folder / f"{self._writes:02d}-{number:06d}.parquet"
             pq.write_table(table, path)
             paths.append(path)
@@ -66,7 +66,8 @@ class InMemory:
         carried = pickle.loads(pickle.dumps(function))
         return [carried(item) for item in items]
 
-    def _files(self, table: pa.Table) -> list[pa.Table]:
+    def _files(self, of_inputs: bool) -> list[pa.Table]:
+        table = self._inputs if of_inputs else self._table
         return [table.slice(start, self._size) for start in range(0, max(1, table.num_rows), self._size)]
 
 

@@ -1,3 +1,7 @@
+from operator import itemgetter
+
+import pyarrow.parquet as pq
+
 from guardrail.curation.fidelity import LabelFidelity
 from tests.guardrail.surveys import BREAD, CONFIG, InMemory, child, numbered, seed, verdicts
 
@@ -102,17 +106,58 @@ def test_what_grew_from_a_twin_that_was_dropped_is_held_against_it():
     assert verdicts(LabelFidelity(CONFIG), [bread, *records]) == [None] * 3  # nothing is known of it
 
 
+def test_where_no_seed_was_kept_nothing_is_like_one():
+    bread = seed("How can I bake a good loaf of bread at home?")
+    rolls = child(bread, "How do I bake rolls?", method="augment")
+    (drop,) = verdicts(LabelFidelity(CONFIG), [rolls], inputs=[bread, rolls])
+    assert drop.reason == "unlike any seed"
+
+
+def test_of_several_spellings_of_a_seed_the_first_counts_in_whatever_file_it_is():
+    bread = seed("How can I bake a good loaf of bread at home?")
+    wide = seed("".join(chr(ord(letter) + 0xFEE0) if letter.isalpha() else letter for letter in bread["text"]))
+    assert wide["id"] == bread["id"]
+    record = child(bread, "What is a good way to bake bread in my kitchen?")
+
+    def dropped(*seeds):
+        (drop,) = verdicts(LabelFidelity(CONFIG), [record], inputs=[*seeds, record], rows_per_file=1)
+        return drop and drop.reason
+
+    assert [dropped(wide), dropped(bread, wide), dropped(wide, bread)] == ["unlike its seed", None, None]
+
+
 def test_a_seed_is_found_in_what_stands_around_it_however_it_is_written():
     bread = seed("How can I bake a good loaf of BREAD at home?")
     around = child(bread, "I like food. how can i bake a good loaf of bread at home? Thanks.", method="context")
     assert verdicts(LabelFidelity(CONFIG), [bread, around]) == [None, None]
 
 
-def test_of_seeds_that_nothing_grew_from_only_so_many_are_embedded(monkeypatch):
+def test_of_seeds_that_nothing_grew_from_only_so_many_are_embedded(monkeypatch, tmp_path):
     monkeypatch.setattr("guardrail.curation.fidelity._MOST_OTHERS", 1)
     bread, others = seed("How can I bake a good loaf of bread at home?"), [seed(f"question {i}") for i in range(5)]
-    judge = LabelFidelity(CONFIG).prepare(InMemory(numbered([*others, bread, child(bread, "Bake bread how?")])))
-    assert judge.args[0].index.keys() == {bread["id"], min(other["id"] for other in others)}
+    records = numbered([*others, bread, child(bread, "Bake bread how?")])
+    LabelFidelity(CONFIG).prepare(InMemory(records, folder=tmp_path))
+    embedded = pq.read_table(tmp_path)["id"].to_pylist()
+    assert sorted(embedded) == sorted([bread["id"], min(other["id"] for other in others)])
+
+
+def test_own_seeds_are_looked_up_and_others_are_a_sample_of_so_many_whatever_their_order_and_files(monkeypatch):
+    monkeypatch.setattr("guardrail.curation.fidelity._COMPARED", 1)
+    questions = ("How do I bake rolls at home?", "Which rivers flow through Spain?", "Who invented the telephone?")
+    seeds = sorted(map(seed, questions), key=itemgetter("id"))
+    expected = [(each, None) for each in seeds]
+    for each in seeds:
+        expected += [
+            (child(each, f"Tell me: {each['text']}"), None),
+            (child(each, "The stock market fell on Monday."), "unlike its seed"),
+            (child(each, f"Say: {each['text']}", "augment"), None if each is seeds[0] else "unlike any seed"),
+        ]
+    for ordered in (expected, expected[::-1]):
+        records = numbered([record for record, _ in ordered])
+        for rows_per_file in (None, 2):
+            judge = LabelFidelity(CONFIG).prepare(InMemory(records, rows_per_file=rows_per_file))
+            assert len(judge.args[0].compared) == 1
+            assert [drop and drop.reason for drop in judge(records)] == [reason for _, reason in ordered]
 
 
 def test_the_classifiers_learn_from_so_many_seeds_and_all_are_compared_with(monkeypatch):
@@ -125,5 +170,5 @@ def test_the_classifiers_learn_from_so_many_seeds_and_all_are_compared_with(monk
     )
     for most in (30_000, 4):
         monkeypatch.setattr("guardrail.curation.fidelity._LEARNED", most)
-        assert len(LabelFidelity(CONFIG).prepare(InMemory(records)).args[0].kept) == 10
+        assert len(LabelFidelity(CONFIG).prepare(InMemory(records)).args[0].compared) == 10
     assert learned == [10, 4]
