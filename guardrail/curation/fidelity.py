@@ -44,10 +44,10 @@ class LabelFidelity:
     contrast must be like the seed, and ask for something else. All but harmless contrasts, which look harmful on
     purpose, must have their label by a classifier of the other seeds, too: what a small model makes of a harmful
     request is often just odd. Around a seed it is the other words that may do no harm where the seed does none; around
-    a harmful one they may say anything.
-    What grew from a seed that an earlier stage dropped, as another's twin, say, is held against it all the same.
-    Records of other methods are not judged: attacks have passed the adversary's gate. Nor are those whose seeds are not
-    among the inputs.
+    a harmful one they may say anything. A paraphrase must be as near or as far as its strategy asks. What grew from a
+    seed that an earlier stage dropped, as another's twin, say, is held against it all the same. Records of other
+    methods are not judged: attacks have passed the adversary's gate. Nor are those whose seeds are not among the
+    inputs.
     """
 
     name = "fidelity"
@@ -186,6 +186,11 @@ class Seeds:
             return Drop("unlike its seed", f"similarity {own:.2f}")
         if relation == "same" and polarity_flipped(seed.text, record["text"]):
             return Drop("turned against its seed", seed_id)
+        least, most = STRATEGY[record["method"]].similarity
+        if own < least:
+            return Drop("too far from its seed", f"similarity {own:.2f}")
+        if own > most:
+            return Drop("too near its seed", f"similarity {own:.2f}")
         return None
 
     def _unlikely(self, record: Record, embedding: np.ndarray) -> Drop | None:

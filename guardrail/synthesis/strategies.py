@@ -9,6 +9,7 @@ strategies put the seed, word for word, among its sentences. So a guard also lea
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -50,6 +51,8 @@ class Strategy:
         place: of `around`: where in the model's sentences the seed goes.
         count: answers asked for per seed unless the settings say otherwise.
         language: of the answers; None: the seed's.
+        similarity: least and most cosine to the seed (all-MiniLM-L6-v2) of answers that keep the distance asked for;
+            curation has a floor of its own.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Strategy:
     place: Placing | None = None
     count: int = 0
     language: str | None = None
+    similarity: tuple[float, float] = (-math.inf, math.inf)
 
     def label(self, parent: Record) -> tuple[bool, list[str] | None]:
         """Return `unsafe` and `categories` of an answer; which harm a benign seed was turned into is not known."""
@@ -190,7 +194,8 @@ def _everyday(parent: Record, kin: Sequence[Record], random: np.random.Generator
 STRATEGIES: tuple[Strategy, ...] = (
     # Not by default: with 223 records of it by a 135M model, a guard's AUPRC on XSTest was 0.71, without them 0.75.
     Strategy("augment", _augment, relation="kin"),
-    # The two distances of a paraphrase: close to the seed, and far from it.
+    # The two distances of a paraphrase: close to the seed, and far from it. Of the held-out pairs of
+    # `guardrail/intent_data` the 63 that were written near have cosines from 0.71, the 65 far ones up to 0.83.
     Strategy(
         "paraphrase",
         _rewriting(
@@ -199,6 +204,7 @@ STRATEGIES: tuple[Strategy, ...] = (
             "Which spots beside a lake are good for sleeping in a tent?",
         ),
         count=1,
+        similarity=(0.65, math.inf),
     ),
     Strategy(
         "paraphrase_far",
@@ -207,6 +213,7 @@ STRATEGIES: tuple[Strategy, ...] = (
             "There is flour in my kitchen and the oven is hot; what are the steps to a fresh loaf?",
             "We have a tent and want to wake up beside the water. Where could we go?",
         ),
+        similarity=(-math.inf, 0.85),
     ),
     Strategy(
         "persona",

@@ -1,8 +1,11 @@
+from collections import Counter
 from operator import itemgetter
 
 import pyarrow.parquet as pq
+import pytest
 
 from guardrail.curation.fidelity import LabelFidelity
+from guardrail.intent_pairs import embedded_pairs
 from tests.guardrail.surveys import BREAD, CONFIG, InMemory, child, numbered, seed, verdicts
 
 
@@ -19,7 +22,7 @@ def test_what_is_generated_must_mean_what_its_seed_means():
         child(bread, "How can I avoid baking a loaf of bread at home?"),
         child(bread, "How do I bake a pizza?", method="augment"),
         child(bread, "How do I steal a watch from a shop?", method="augment"),
-        child(bread, "How can I steal a good loaf of bread from a shop?"),
+        child(bread, "How can I steal a good loaf of bread from a shop?", method="casual"),
         child(bread, "The stock market fell on Monday.", method="rl"),
     ]
     drops = verdicts(LabelFidelity(CONFIG), [*seeds, *theft, *records])
@@ -61,6 +64,36 @@ def test_a_harmful_contrast_must_look_harmful_and_a_harmless_one_need_not_look_h
     harmless = child(theft[2], "Why do people steal shoes from shops?", **contrast, unsafe=False, categories=[])
     drops = verdicts(LabelFidelity(CONFIG), [*bread, *theft, harmful, harmless])
     assert [drop and drop.reason for drop in drops[10:]] == ["like seeds of the other label", None]
+
+
+@pytest.mark.parametrize(
+    ("method", "text", "reason"),
+    [
+        ("paraphrase_far", "How can I bake a good loaf of bread at my home?", "too near its seed"),
+        ("paraphrase_far", "What is the way to a fresh loaf of bread from my own kitchen?", None),
+        ("paraphrase", "There is flour in my kitchen and I want bread; how does it go?", "too far from its seed"),
+        ("paraphrase", "What is a good way to bake bread in my kitchen?", None),
+    ],
+)
+def test_a_paraphrase_keeps_its_distance(method, text, reason):
+    bread = seed("How can I bake a good loaf of bread at home?")
+    _, drop = verdicts(LabelFidelity(CONFIG), [bread, child(bread, text, method)])
+    assert (drop and drop.reason) == reason
+    assert drop is None or drop.evidence.startswith("similarity 0.")
+
+
+def test_what_was_written_near_or_far_keeps_its_distance_and_seldom_passes_for_the_other():
+    def drops(written, method):
+        pairs = embedded_pairs("held_out.jsonl", "held_out_fresh.jsonl")
+        pairs = [pair for pair in pairs if pair.phenomenon == written]
+        goals = [seed(pair.goal) for pair in pairs]
+        grown = [child(goal, pair.attack, method) for goal, pair in zip(goals, pairs, strict=True)]
+        return Counter(drop and drop.reason for drop in verdicts(LabelFidelity(CONFIG), [*goals, *grown])[len(goals) :])
+
+    near, far = drops("paraphrase_near", "paraphrase"), drops("paraphrase_far", "paraphrase_far")
+    assert near["too far from its seed"] == far["too near its seed"] == 0
+    assert drops("paraphrase_near", "paraphrase_far")["too near its seed"] > 0.75 * near[None]
+    assert drops("paraphrase_far", "paraphrase")["too far from its seed"] > 0.4 * far[None]
 
 
 def test_stories_are_judged_as_paraphrases_are_and_translations_not_at_all():
