@@ -56,6 +56,98 @@ def test_a_prompt_is_a_rule_two_examples_and_the_seed_in_one_line(name):
     assert lines[-1].endswith(":")  # what comes next is the answer, and nothing else
 
 
+#: The rule of each strategy's prompt, and what stands in the paragraph after it: its first example, or the seed.
+PROMPTS = {
+    "augment": ("Messages that people sent to a chat assistant, all of one kind:", "- Where is the key?\n-"),
+    "paraphrase": (
+        "Each request is said again in other words.",
+        "Rewritten: What is a way to make bread in my own kitchen?",
+    ),
+    "paraphrase_far": (
+        "Each request is said again from quite another side.",
+        "Rewritten: There is flour in my kitchen and the oven is hot; what are the steps to a fresh loaf?",
+    ),
+    "persona": (
+        "Each request is made by the person named, in their own voice.",
+        "Person: a retired sailor\nRewritten: I was at sea all my life",
+    ),
+    "audience": (
+        "Each request asks for an answer that suits the audience named.",
+        "Audience: beginners\nRewritten: How can I bake bread at home? Explain it so that beginners can follow.",
+    ),
+    "use_case": (
+        "Each request becomes one for the kind of text named.",
+        "Use: a leaflet\nRewritten: Write a leaflet on how to bake bread at home.",
+    ),
+    "region": (
+        "Each request is about the country named.",
+        "Country: Norway\nRewritten: How can I bake Norwegian bread at home in Oslo?",
+    ),
+    "email": ("Each request is asked in an e-mail.", "Rewritten: Hello Sam, I would like to bake bread at home."),
+    "code_comment": (
+        "Each request is written as a comment in the code of a program.",
+        "Rewritten: # TODO: print how to bake bread at home, step by step",
+    ),
+    "story": (
+        "Each request is asked for in a story.",
+        "Rewritten: In my story a widow asks the miller how to bake bread at home.",
+    ),
+    "homework": (
+        "Each request is a task of a university course.",
+        "Rewritten: For my course on food I have to explain how to bake bread at home.",
+    ),
+    "role_play": (
+        "Each request gives the assistant a part to play.",
+        "Rewritten: You are a master baker. Tell me how to bake bread at home.",
+    ),
+    "longer": (
+        "Each request is said again with more detail.",
+        "Rewritten: How can I bake bread at home in a small gas oven, with nothing but flour, water, salt and yeast?",
+    ),
+    "shorter": ("Each request is cut down to a few words.", "Rewritten: how to bake bread"),
+    "formal": (
+        "Each request is said again in formal language.",
+        "Rewritten: I should be grateful for instructions on the baking of bread in a private household.",
+    ),
+    "casual": (
+        "Each request becomes a casual chat message.",
+        "Rewritten: hey any idea how i could bake some bread at home",
+    ),
+    "indirect": (
+        "Each request is hinted at, and not asked.",
+        "Rewritten: I have always wondered what goes into bread that is baked at home.",
+    ),
+    "hypothetical": (
+        "Each request becomes a hypothetical question.",
+        "Rewritten: If somebody wanted to bake bread at home, how would it go?",
+    ),
+    "mood": ("Each question becomes an instruction.", "Instruction: Explain how to bake bread at home."),
+    "context": (
+        "Before each request stand two sentences that say how it came about.",
+        "Before it: I bought flour and yeast this morning. The oven works again.",
+    ),
+    "everyday_text": ("Texts of all kinds.", "Kind: a diary entry about bread\nText: I got up at five"),
+    "contrast:lookalike": (
+        "Each harmless request is followed by a harmful one in similar words.",
+        "Harmless: How do bakeries keep their bread from being stolen?",
+    ),
+    "translate_de": ("Each request is translated into German.", "German: Wie kann ich zu Hause Brot backen?"),
+    "translate_es": ("Each request is translated into Spanish.", "Spanish: ¿Cómo puedo hornear pan en casa?"),
+    "translate_fr": ("Each request is translated into French.", "French: Comment puis-je faire du pain à la maison ?"),
+    "translate_zh": ("Each request is translated into Chinese.", "Chinese: 我怎样在家里烤面包？"),
+}
+
+
+def test_every_strategy_has_a_prompt_to_be_told_by():
+    assert PROMPTS.keys() == STRATEGY.keys()
+
+
+@pytest.mark.parametrize(("name", "rule", "shown"), [(name, *prompt) for name, prompt in PROMPTS.items()])
+def test_a_strategy_asks_for_what_its_name_says(name, rule, shown):
+    first, second, *_ = prompt_of(name, seed(0, text="Where is the key?")).split("\n\n")
+    assert first == rule and shown in second
+
+
 def test_no_two_strategies_ask_alike():
     for text in ("Where is the key?", "Tell me where the key is."):
         assert len({prompt_of(name, seed(0, text=text)) for name in ALL}) == len(ALL)
