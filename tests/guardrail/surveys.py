@@ -49,14 +49,14 @@ class InMemory:
         return self._inputs.select(list(columns))
 
     def computed(self, function: Callable[[pa.Table], pa.Table], *, of_inputs: bool = False) -> pa.Table:
-        return pa.concat_tables(self.each(function, self._files(of_inputs)))
+        return pa.concat_tables(self.each(function, self._shown(of_inputs)))
 
     def written(self, function: Callable[[pa.Table], pa.Table], *, of_inputs: bool = False) -> list[Path]:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="survey-"))
         self._writes += 1
         paths = []
-        for number, table in enumerate(self.each(function, self._files(of_inputs))):
+        for number, table in enumerate(self.each(function, self._shown(of_inputs))):
             path = self._folder / f"{self._writes:02d}-{number:06d}.parquet"
             pq.write_table(table, path)
             paths.append(path)
@@ -66,8 +66,11 @@ class InMemory:
         carried = pickle.loads(pickle.dumps(function))
         return [carried(item) for item in items]
 
-    def _files(self, of_inputs: bool) -> list[pa.Table]:
-        table = self._inputs if of_inputs else self._table
+    def _shown(self, of_inputs: bool) -> list[pa.Table]:
+        return self.files(self._inputs if of_inputs else self._table)
+
+    def files(self, table: pa.Table) -> list[pa.Table]:
+        """Return a table's rows as they lie in files."""
         return [table.slice(start, self._size) for start in range(0, max(1, table.num_rows), self._size)]
 
 
@@ -93,9 +96,11 @@ def verdicts(
     config: CurationConfig = CONFIG,
     **survey: Any,
 ) -> list[Drop | None]:
-    """What a stage says of records; `inputs` and `survey` are those of `InMemory`."""
+    """What a stage says of records, file by file; `inputs` and `survey` are those of `InMemory`."""
     table = numbered(records, config)
-    return stage.prepare(InMemory(table, inputs and numbered(inputs), **survey))(table)
+    shown = InMemory(table, inputs and numbered(inputs), **survey)
+    judge = stage.prepare(shown)
+    return [drop for part in shown.files(table) for drop in judge(part)]
 
 
 def jaccard(one: str, two: str, config: CurationConfig = CONFIG) -> float:

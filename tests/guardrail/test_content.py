@@ -1,4 +1,6 @@
 import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from guardrail.curation.content import Canonical, LabelAgreement, label_drop, labels_by_id
 from guardrail.curation.stage import Drop
@@ -76,3 +78,44 @@ def test_labels_of_one_id():
         "b": (True, ["fraud", "hate"]),
         "c": (True, []),
     }
+
+
+LABELS = st.sampled_from(
+    [(False, None), (False, []), (True, None), (True, []), (True, ["hate"]), (True, ["fraud", "hate"])]
+)
+
+
+@settings(max_examples=50)
+@given(
+    # Of one id there may be several, which need not agree.
+    parents=st.lists(
+        st.tuples(st.integers(0, 3), LABELS, st.sampled_from(["seed", "rl"]), st.booleans()), min_size=1, max_size=8
+    ),
+    grown=st.lists(
+        st.tuples(st.integers(0, 7), LABELS, st.sampled_from(["paraphrase", "rl", "contrast:lookalike"])), max_size=30
+    ),
+    order=st.randoms(use_true_random=False),
+    rows_per_file=st.integers(1, 40),
+)
+def test_neither_order_nor_files_matter(parents, grown, order, rows_per_file):
+    made = [
+        seed(f"Request {number}", unsafe, categories=keys, method=method)
+        for number, (unsafe, keys), method, _ in parents
+    ]
+    children = [
+        child(made[place % len(made)], f"Answer {number}", method, unsafe=unsafe, categories=keys)
+        for number, (place, (unsafe, keys), method) in enumerate(grown)
+    ]
+    known = seed("A request of which there is one")
+    turned = child(known, "Another answer", unsafe=True)
+    kept = [record for record, (*_, stayed) in zip(made, parents, strict=True) if stayed]
+    records, inputs = [turned, *kept, *children], [known, turned, *made, *children]
+    places = order.sample(range(len(records)), len(records))
+    one = verdicts(LabelAgreement(), records, inputs)
+    other = verdicts(
+        LabelAgreement(),
+        [records[place] for place in places],
+        order.sample(inputs, len(inputs)),
+        rows_per_file=rows_per_file,
+    )
+    assert one[0] is not None and [one[place] for place in places] == other

@@ -3,10 +3,14 @@ from operator import itemgetter
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from guardrail.curation import fidelity
 from guardrail.curation.fidelity import LabelFidelity
 from guardrail.intent_pairs import embedded_pairs
 from tests.guardrail.surveys import BREAD, CONFIG, InMemory, child, numbered, seed, verdicts
+from tests.guardrail.test_semantic import ByHand
 
 
 def test_what_is_generated_must_mean_what_its_seed_means():
@@ -205,3 +209,42 @@ def test_the_classifiers_learn_from_so_many_seeds_and_all_are_compared_with(monk
         monkeypatch.setattr("guardrail.curation.fidelity._LEARNED", most)
         assert len(LabelFidelity(CONFIG).prepare(InMemory(records)).args[0].compared) == 10
     assert learned == [10, 4]
+
+
+FAMILIES = [
+    seed(f"{angle} of {circle}: asks", unsafe=circle % 2 == 1) for circle in range(4) for angle in (0, 20, 40, 60)
+]
+METHODS = ("paraphrase", "paraphrase_far", "story", "augment", "context", "translate_de", "rl")
+
+
+@settings(max_examples=20)
+@given(
+    grown=st.lists(
+        st.tuples(
+            st.sampled_from(FAMILIES), st.sampled_from(METHODS), st.integers(0, 80), st.integers(0, 3), st.booleans()
+        ),
+        max_size=40,
+    ),
+    lost=st.sets(st.integers(0, len(FAMILIES) - 1), max_size=6),
+    order=st.randoms(use_true_random=False),
+    rows_per_file=st.integers(1, 60),
+)
+def test_neither_order_nor_files_matter(grown, lost, order, rows_per_file):
+    grown = [*grown, (FAMILIES[0], "paraphrase", 0, 1, False)]
+    children = [
+        child(parent, f"{angle} of {circle}: {number} {parent['text'] if around else ''}", method)
+        for number, (parent, method, angle, circle, around) in enumerate(grown)
+    ]
+    records = [*(each for number, each in enumerate(FAMILIES) if number not in lost), *children]
+    inputs = [*FAMILIES, *children]
+    places = order.sample(range(len(records)), len(records))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(fidelity, "loaded_embedder", lambda name: ByHand())
+        one = verdicts(LabelFidelity(CONFIG), records, inputs)
+        other = verdicts(
+            LabelFidelity(CONFIG),
+            [records[place] for place in places],
+            order.sample(inputs, len(inputs)),
+            rows_per_file=rows_per_file,
+        )
+    assert any(one) and [one[place] for place in places] == other
