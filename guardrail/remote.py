@@ -32,6 +32,7 @@ TEXT_REFUSALS = frozenset({400, 413, 422})  #: statuses of a service that takes 
 _NOTHING_TO_READ = Verdict(False, {})
 _LONGEST_BACKOFF_SECONDS = 30.0
 _LONGEST_WAIT_SECONDS = 120.0  # that a service may ask for; a quota that is used up for today is a failure
+_SILENCES = 3  # in a row that end the tries: each takes as long as an answer may
 _ERROR_CODE = re.compile(r'"(?:code|type)"\s*:\s*"([\w.-]{1,60})"')
 
 
@@ -70,9 +71,9 @@ class RemoteGuard(abc.ABC):
 
     Args:
         url: of the endpoint itself.
-        tries: of a request that meets 408, 429, 5xx, a timeout or a broken connection. Waits double from one second on,
-            up to half a minute, with jitter, and are no shorter than Retry-After asks for: by default all together
-            outlast a quota for the minute.
+        tries: of a request that meets 408, 429, 5xx, a timeout or a broken connection; fewer where no answer comes in
+            time three times in a row. Waits double from one second on, up to half a minute, with jitter, and are no
+            shorter than Retry-After asks for: by default all together outlast a quota for the minute.
         sleep: waits some seconds.
         connections: at a time, at most.
 
@@ -227,7 +228,7 @@ class RemoteGuard(abc.ABC):
         return self._answered(lambda: self._client.get(url))
 
     def _answered(self, request: Callable[[], httpx.Response]) -> httpx.Response:
-        problem, asked, kind = "", 0.0, TargetError
+        problem, asked, kind, silences = "", 0.0, TargetError, 0
         for attempt in range(self.tries):
             if attempt:
                 backoff = min(_LONGEST_BACKOFF_SECONDS, 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
@@ -239,7 +240,11 @@ class RemoteGuard(abc.ABC):
             except httpx.RequestError as error:
                 problem, asked = type(error).__name__, 0.0
                 kind = TargetError if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) else UnansweredError
+                silences = silences + 1 if isinstance(error, httpx.ReadTimeout) else 0
+                if silences == _SILENCES:
+                    break
                 continue
+            silences = 0
             unread = response.headers.get("Rayguard-Degraded")  # flagged, but nobody has read it
             if response.status_code not in (408, 429) and response.status_code < 500 and not unread:
                 return response
@@ -249,8 +254,8 @@ class RemoteGuard(abc.ABC):
             if asked > _LONGEST_WAIT_SECONDS:
                 raise TargetError(f"{self.url}: {problem}, and asks to wait for {asked:.0f} s; try again after that")
         raise kind(
-            f"{self.url} failed {self.tries} times in a row, the last time with {problem}; see that it runs and can be "
-            "reached from here, then try again"
+            f"{self.url} failed {attempt + 1} times in a row, the last time with {problem}; see that it runs and can "
+            "be reached from here, then try again"
         )
 
     def read(self, response: httpx.Response, answer: type[_Model]) -> _Model:

@@ -20,6 +20,9 @@ class Trouble:
     body: str = '{"error": {"message": "SECRET TEXT", "type": "of_the_test", "code": null}}'
 
 
+SILENCE = Trouble(-1)  #: nothing, until the client has had enough
+
+
 class ModerationServer(ThreadingHTTPServer):
     """The server: `inputs`, `asked_for` and `keys` are what it was sent, `troubles` what each next request meets.
 
@@ -71,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif server.answers < len(texts):
             self._reply(server.after)
         elif server.is_slow_with_lists and len(texts) > 1:
-            self.rfile.read(1)  # nothing comes until the client hangs up
+            self._reply(SILENCE)
         elif any(server.breaks_it in text for text in texts):
             self._reply(Trouble(500))
         elif any(server.refused in text for text in texts) or (isinstance(given, list) and not server.takes_lists):
@@ -82,6 +85,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(Trouble(200, body=json.dumps({"id": "modr-1", "model": server.model, "results": results})))
 
     def _reply(self, what: Trouble) -> None:
+        if what is SILENCE:
+            self.rfile.read(1)  # until it hangs up
+            return
         if what.status == 0:
             self.close_connection = True
             return

@@ -16,7 +16,7 @@ from guardrail.moderation_endpoint import ModerationEndpoint
 from guardrail.remote import KEY_VARIABLE, RemoteGuard, TargetError, TextRefusedError
 from guardrail.targets import open_guard, unsafe_scores
 from guardrail.taxonomy import LABELS, UNSAFE
-from tests.moderation_server import MODEL, Trouble, moderation_server
+from tests.moderation_server import MODEL, SILENCE, Trouble, moderation_server
 from tests.tiny_guard import tiny_guard
 
 TEXTS = [f"How do I {'steal' if i % 3 == 0 else 'bake'} number {i}?" for i in range(70)]
@@ -137,6 +137,17 @@ def test_a_service_that_stays_broken_is_given_up_after_a_bounded_number_of_tries
     assert "failed 9 times in a row, the last time with HTTP 503" in failure(guard)
     assert len(server.inputs) == 9 and len(waits) == 8
     assert sum(waits) > 60  # a quota for the minute is outlasted
+
+
+def test_one_that_does_not_answer_in_time_is_given_up_after_three_tries_in_a_row(server, waits, monkeypatch):
+    monkeypatch.setattr(ModerationEndpoint, "timeout", 0.3)
+    guard = ModerationEndpoint(server.url, sleep=waits.append)
+    server.troubles = [SILENCE, SILENCE, Trouble(503), SILENCE, SILENCE]
+    assert guard.flagged(["How do I steal?"]).tolist() == [True] and len(waits) == 5
+    waits.clear()
+    server.troubles = [SILENCE] * 9
+    assert "failed 3 times in a row, the last time with ReadTimeout" in failure(guard)
+    assert len(waits) == 2
 
 
 def test_a_service_that_is_not_there_is_named(waits):
