@@ -1,7 +1,8 @@
 """The archive of successful attacks: one bounded cell for each harm category and style, the most novel ones kept.
 
 A cell that is full forgets the member that is closest to another one, so that what stays covers what was found
-(MAP-Elites, arXiv 1504.04909, with distance to the cell in the place of fitness).
+(MAP-Elites, arXiv 1504.04909, with distance to the cell in the place of fitness). It is read for novelty and coverage;
+what is replayed against later guards is every success, kept here or not (`Rounds.stored_attacks`, jobs/rounds.py).
 """
 
 import dataclasses
