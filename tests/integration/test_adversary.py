@@ -121,6 +121,15 @@ def test_actors_have_names_that_say_what_they_are(adversary):
     assert adversary.algorithm.env_runner_group.foreach_env_runner(repr, local_env_runner=False) == ["attacker-1"]
 
 
+def test_what_prompts_begin_with_is_cached_in_blocks_shorter_than_a_prompt(adversary):
+    def cache(runner):
+        resolved = runner.engine.llm.llm_engine.vllm_config.cache_config
+        return resolved.enable_prefix_caching, resolved.block_size
+
+    ((cached, tokens),) = adversary.algorithm.env_runner_group.foreach_env_runner(cache, local_env_runner=False)
+    assert cached is True and tokens <= 32  # vLLM's own choice on CPUs is 128
+
+
 def learned(adversary):
     return adversary.algorithm.learner_group.get_state()["learner"]["rl_module"]["default_policy"]
 
