@@ -109,6 +109,28 @@ def test_what_dies_again_and_again_is_asked_the_same_three_times(rollouts, score
     assert {(each.args[0][0], each.args[1]) for each in rollouts.ask.call_args_list} == {(TASKS[0], 5)}
 
 
+def test_a_scorer_works_while_attackers_generate_and_takes_what_waits_at_once(rollouts, scorer, ray_says):
+    happens = iter([{"first"}, {"second"}, {"third", "receipt 1"}, {"receipt 2"}])
+    there, scored = set(), []
+
+    def wait(refs, timeout, **_):
+        if timeout:  # else it is asked what is there
+            there.update(next(happens))
+        return [ref for ref in refs if ref in there], []
+
+    def score(setup, iteration, shares, archived):
+        scored.append(([share for _, share in shares], "third" in there))
+        return f"receipt {len(scored)}", f"result {len(scored)}"
+
+    scorer.score.options.return_value.remote.side_effect = score
+    finish = scorer.finish.options.return_value.remote
+    finish.return_value = "summary", "archived", "batch"
+    ray_says(wait=wait, get=Mock(return_value=[]))
+    gathered(rollouts, Asked(TASKS, 5, {1: "first", 2: "second", 3: "third"}))
+    assert scored == [(["first"], False), (["second", "third"], True)]
+    assert finish.call_args.args[-2:] == ("result 1", "result 2")
+
+
 def test_a_scorer_that_hangs_without_dying_is_not_waited_for_for_ever(rollouts, ray_says):
     generated = rollouts.ask(TASKS, 5)
     waits = Mock(side_effect=lambda refs, **_: (["rollouts"] if "rollouts" in refs else [], []))
