@@ -163,9 +163,14 @@ def test_a_round_that_only_measures_changes_nothing(adversary, attack, outcome):
     assert adversary.algorithm.curriculum.get_state() == counts
 
 
-def test_generating_ahead_is_one_version_behind_and_says_so(adversary, attack, outcome, monkeypatch):
+@pytest.fixture
+def generates_ahead(adversary, monkeypatch):
+    """Have the attackers generate while the learner updates."""
     ahead = adversary.algorithm.config.adversary.model_copy(update={"generate_ahead": True})
     monkeypatch.setitem(vars(adversary.algorithm.config), "adversary", ahead)
+
+
+def test_generating_ahead_is_one_version_behind_and_says_so(attack, outcome, generates_ahead):
     iterations = attack(2, updates=3).iterations
     assert [each.summary.staleness for each in iterations] == [0, 1, 1]
     assert all(each.sync["probe_max_abs_logprob_diff"] < 1e-3 for each in iterations)
@@ -188,9 +193,14 @@ def test_a_wrong_weight_in_the_engine_is_noticed(adversary, outcome):
     assert adversary.algorithm.weight_sync.send()["probe_max_abs_logprob_diff"] < 1e-3
 
 
-def kill_attacker(adversary):
+def attacker(adversary):
+    """Return the attacker's process; while it generates it does not tell."""
     (pid,) = adversary.algorithm.env_runner_group.foreach_env_runner(lambda runner: os.getpid(), local_env_runner=False)
-    psutil.Process(pid).send_signal(signal.SIGKILL)
+    return psutil.Process(pid)
+
+
+def kill_attacker(adversary):
+    attacker(adversary).send_signal(signal.SIGKILL)
 
 
 def test_a_killed_attacker_comes_back_with_the_learners_weights(adversary, attack, outcome, config, caplog):
@@ -201,6 +211,25 @@ def test_a_killed_attacker_comes_back_with_the_learners_weights(adversary, attac
     assert all(syncs(after))
     assert adversary.algorithm.weight_sync.send()["weight_distance"] > 0  # it was killed after its last sync
     assert difference_without_sending(adversary) < 1e-3
+
+
+@pytest.mark.long
+def test_an_attacker_that_is_killed_while_it_generates_ahead_is_asked_again(
+    adversary, attack, outcome, config, generates_ahead, monkeypatch, caplog
+):
+    doomed, update = [attacker(adversary)], adversary.algorithm._update
+
+    def update_meanwhile(batches):
+        while doomed:
+            doomed.pop().send_signal(signal.SIGKILL)
+        update(batches)
+
+    monkeypatch.setattr(adversary.algorithm, "_update", update_meanwhile)
+    after = attack(2, updates=3)
+    assert "1 of 1 attackers died" in caplog.text
+    assert len(after.iterations) == 3 and after.attempts.num_rows == 3 * config.groups * config.group_size
+    assert all(each.summary.staleness <= 1 for each in after.iterations)
+    assert all(sync["probe_max_abs_logprob_diff"] < 1e-3 for sync in syncs(after))
 
 
 def process_of(worker):
