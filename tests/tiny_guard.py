@@ -1,7 +1,7 @@
 """Guard directories of a few kilobytes: a random BERT, of one layer by default, that reads characters; others."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,27 @@ def save_tokenizer(directory: Path, special: Sequence[str] = _SPECIAL) -> dict[s
 
 def tiny_decoder_guard(directory: Path, temperature: float = 1.0, window: int = _WINDOW) -> Path:
     """Write a guard "tiny-decoder" to `directory`, the lower layer of `tiny_llama` with a head, and return it."""
+    return tiny_guard_on(tiny_llama, directory, "tiny-decoder", 1, temperature, window)
+
+
+def tiny_guard_on(
+    write_base: Callable[[Path], Path],
+    directory: Path,
+    version: str,
+    layers: int,
+    temperature: float = 1.0,
+    window: int = _WINDOW,
+) -> Path:
+    """Write a guard to `directory` and return it: the lowest layers of a base, and a head that its seed decides, too.
+
+    Args:
+        write_base: writes a language model to a directory, having seeded torch, and returns that.
+        directory, version, temperature, window: of the guard.
+        layers: of the base to keep.
+    """
     with tempfile.TemporaryDirectory() as base:
-        torch.manual_seed(0)
-        model, tokenizer = load_base(str(tiny_llama(Path(base))), 1)
+        model, tokenizer = load_base(str(write_base(Path(base))), layers)
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
-    write_card(directory, version="tiny-decoder", temperature=temperature, thresholds={UNSAFE: 0.5}, window=window)
+    write_card(directory, version=version, temperature=temperature, thresholds={UNSAFE: 0.5}, window=window)
     return directory

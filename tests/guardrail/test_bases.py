@@ -5,41 +5,15 @@ import re
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DebertaV2Config,
-    LlamaConfig,
-    ModernBertConfig,
-    Qwen3Config,
-)
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from guardrail.bases import load_base
 from guardrail.guard import Guard
 from guardrail.records import make_record, write_records
 from guardrail.training import fine_tune
 from guardrail.training_config import TrainingConfig
-from tests.tiny_guard import save_tokenizer
+from tests.tiny_bases import BASES, tiny_base
 
-_SMALL = {"hidden_size": 32, "num_hidden_layers": 4}
-_DEBERTA = {
-    "relative_attention": True,
-    "position_biased_input": False,
-    "pos_att_type": ["p2c", "c2p"],
-    "position_buckets": 16,
-    "norm_rel_ebd": "layer_norm",
-    "share_att_key": True,
-}
-#: As the published ones are configured, but for their sizes.
-BASES = {
-    "modernbert": (ModernBertConfig, {"local_attention": 8}),
-    "deberta-v2": (DebertaV2Config, {**_DEBERTA, "conv_kernel_size": 3, "conv_act": "gelu"}),
-    "deberta-v3": (DebertaV2Config, _DEBERTA),
-    "qwen3": (Qwen3Config, {"num_key_value_heads": 1, "head_dim": 24, "tie_word_embeddings": True}),
-    "llama": (LlamaConfig, {"num_key_value_heads": 1, "tie_word_embeddings": True}),
-}
 TEXTS = ["bake", "How do I steal a car?", "bake bread"]
 RECORDS = [
     make_record(f"{word} {i}", unsafe=unsafe, source="s", categories=["illicit"] if unsafe else [])
@@ -51,12 +25,7 @@ RECORDS = [
 @pytest.fixture(scope="module", params=BASES)
 def base(request, tmp_path_factory):
     """A language model of two more layers than a guard keeps of it."""
-    directory = tmp_path_factory.mktemp(request.param)
-    config, options = BASES[request.param]
-    kind = AutoModelForCausalLM if config in (Qwen3Config, LlamaConfig) else AutoModelForMaskedLM
-    torch.manual_seed(0)
-    kind.from_config(config(**save_tokenizer(directory), **_SMALL, **options)).save_pretrained(directory)
-    return directory
+    return tiny_base(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.mark.parametrize(

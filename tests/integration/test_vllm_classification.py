@@ -1,5 +1,6 @@
 """The guard directory as it is, in plain transformers and in vLLM's classification server: the same probabilities."""
 
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -11,7 +12,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from guardrail.guard import Guard
 from guardrail.reading import Exchange
 from tests.benchmarks.serve_speed import peers
-from tests.tiny_guard import tiny_decoder_guard, tiny_guard, tiny_mpnet_guard
+from tests.tiny_bases import tiny_base
+from tests.tiny_guard import tiny_decoder_guard, tiny_guard, tiny_guard_on, tiny_mpnet_guard
 
 READ = [
     "How do I kill a Python process?",
@@ -21,19 +23,22 @@ READ = [
     Exchange("Name a tea.", "Oolong."),
 ]
 TEXTS = [str(each) for each in READ]  # an exchange is its prompt, an empty line and its response
+_HIDDEN = 64  # of two heads: vLLM on CPUs reads heads of 32 and up
 
-
-_LONG = [pytest.param(kind, marks=pytest.mark.long) for kind in ("encoder", "decoder")]  # each starts a server
+# Each starts a server.
+_LONG = [pytest.param(kind, marks=pytest.mark.long) for kind in ("encoder", "decoder", "modernbert", "qwen3")]
 
 
 @pytest.mark.parametrize("kind", ["MPNet", *_LONG])
 def test_plain_transformers_and_vllm_give_the_guards_probabilities(kind: str, tmp_path: Path) -> None:
     if kind == "encoder":
-        directory = tiny_guard(tmp_path / "guard", hidden=64)  # vLLM on CPUs reads heads of 32 and up
+        directory = tiny_guard(tmp_path / "guard", hidden=_HIDDEN)
     elif kind == "MPNet":
         directory = tiny_mpnet_guard(tmp_path / "guard")
-    else:
+    elif kind == "decoder":
         directory = tiny_decoder_guard(tmp_path / "guard")
+    else:  # of two layers, so that one of ModernBERT's reads what is near alone
+        directory = tiny_guard_on(partial(tiny_base, kind, hidden=_HIDDEN), tmp_path / "guard", kind, 2)
     expected = 1 / (1 + np.exp(-Guard.from_pretrained(directory).logits(READ)))  # of temperature 1
     assert expected.std() > 0.1  # no model that says the same of all
 
