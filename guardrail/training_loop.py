@@ -130,7 +130,8 @@ def train_loop(settings: dict[str, Any]) -> None:
     share = _share_done(progress, len(steps), config.minutes)
     while share < 1 and not (config.patience and progress.stale >= config.patience):
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * learning_rate(share)
+            # That of the step's middle: at the beginning of its first step it is nothing, and there may be just one.
+            group["lr"] = group["peak"] * learning_rate(share + 0.5 / len(steps))
         _reseed(settings["seed"], progress.step, rank)
         loss += step_gradients(model, data, steps[progress.step], tokenizer, config, rank, world)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), _LARGEST_GRADIENT)
@@ -280,7 +281,7 @@ def step_gradients(
 
 def learning_rate(share: float) -> float:
     """Return the learning rate over its peak when `share` of the training is done: it rises, then falls, in lines."""
-    return min(share / _WARM_UP, (1 - share) / (1 - _WARM_UP))
+    return min(share / _WARM_UP, max(0.0, 1 - share) / (1 - _WARM_UP))
 
 
 def _share_done(progress: Progress, steps: int, minutes: float) -> float:

@@ -132,8 +132,8 @@ def tiny_config(base, **options):
 
 
 def test_the_learning_rate_rises_and_falls_in_lines():
-    rates = [training_loop.learning_rate(share) for share in (0, 0.05, 0.1, 0.55, 1)]
-    assert rates == pytest.approx([0, 0.5, 1, 0.5, 0])
+    rates = [training_loop.learning_rate(share) for share in (0, 0.05, 0.1, 0.55, 1, 1.1)]
+    assert rates == pytest.approx([0, 0.5, 1, 0.5, 0, 0])
 
 
 def test_a_training_of_so_many_minutes_ends_by_then_stopped_or_not(tmp_path, monkeypatch, base):
@@ -151,7 +151,9 @@ def test_a_training_of_so_many_minutes_ends_by_then_stopped_or_not(tmp_path, mon
     epoch = len(trained(tmp_path, monkeypatch, "epoch", tiny_config(base, epochs=1))[1])
     assert len(seen) == 9 < 2 * epoch and whole.training["epochs"] == pytest.approx(9 / epoch)
     assert whole.training["out_of_time"]
-    assert rates[:9] == pytest.approx([5e-3 * training_loop.learning_rate(done / 9) for done in range(9)])
+    assert rates[:9] == pytest.approx(
+        [5e-3 * training_loop.learning_rate(done / 9 + 0.25 / epoch) for done in range(9)]
+    )
     trained(tmp_path, monkeypatch, "stopped", config, stop_at=7)
     again, after = trained(tmp_path, monkeypatch, "stopped", config)
     assert after == seen[6:] and again.digest == whole.digest and again.training == whole.training
@@ -249,7 +251,7 @@ def test_the_curves_of_a_training_are_whole_after_a_stop(tmp_path, monkeypatch, 
     assert [each.step for each in curves.Scalars("guard/loss")] == steps
     rates = [each.value for each in curves.Scalars("guard/learning_rate")]
     peak = config.learning_rate
-    assert rates == pytest.approx([peak * training_loop.learning_rate((step - 1) / len(steps)) for step in steps])
+    assert rates == pytest.approx([peak * training_loop.learning_rate((step - 0.5) / len(steps)) for step in steps])
     assert [each.step for each in curves.Scalars("guard/validation_auprc")] == [len(steps) // 2, len(steps)]
 
 
