@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 _STARTS = """
 import json, os, ray
 from cluster.connect import connect
@@ -17,6 +19,7 @@ with orderly_end(), connect(num_cpus=1):
 _ENTERS = "import sys, ray; ray.init(address=sys.argv[1], logging_level='ERROR')"
 
 
+@pytest.mark.long
 def test_who_has_no_token_is_not_let_in_and_sigterm_is_an_orderly_end(tmp_path: Path) -> None:
     own = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")} | {"HOME": str(tmp_path)}
     running = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

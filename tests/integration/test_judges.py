@@ -97,6 +97,7 @@ def test_a_judge_that_cannot_start_says_why(judged):
         judged("rubric", 64)
 
 
+@pytest.mark.long
 def test_a_file_is_judged_and_curation_drops_what_its_judge_contradicts(ray_cluster, tmp_path, capsys):
     grown = {"source": "s", "method": "augment"}
     records = [

@@ -64,6 +64,7 @@ def equal(one, other, tolerance=0.0):
     return all(np.allclose(one[name], other[name], atol=tolerance, rtol=0) for name in one)
 
 
+@pytest.mark.long
 def test_learners_stay_the_same_and_the_engine_with_them(undisturbed):
     outcome, (first, second) = undisturbed
     assert equal(first, second)
