@@ -56,7 +56,14 @@ def test_synthesis_keeps_label_and_lineage(ray_cluster, tmp_path):
 
 @pytest.mark.long
 def test_the_same_seed_writes_the_same_records(ray_cluster, tmp_path):
-    config = SynthesisConfig(model=str(tiny_llama(tmp_path / "llama")), max_seeds=8, max_new_tokens=64, temperature=1.0)
+    config = SynthesisConfig(
+        model=str(tiny_llama(tmp_path / "llama")),
+        strategies={"paraphrase": 1, "context": 1},  # whose prompts fit, of which each character is a token
+        max_seeds=8,
+        max_prompt_tokens=700,
+        max_new_tokens=64,
+        temperature=1.0,
+    )
     for name in "ab":
         synthesize(seeds(), config, tmp_path / f"{name}.parquet", seed=3, num_cpus=0.5, num_gpus=0)
     first, second = (read_records(tmp_path / f"{name}.parquet") for name in "ab")
