@@ -68,7 +68,8 @@ class TrainingConfig(BaseModel):
         0.0,
         ge=0,
         lt=1,
-        description="share of the weights before training in those after it, a new head's aside: fits less, knows more",
+        description="share of the weights before training in those after it, a new head's aside: texts unlike those "
+        "trained on are ranked better, what is learned by heart is lost; 0: none",
     )
     patience: int = Field(
         0, ge=0, description="epochs that bring no better AUPRC on the validation split before training stops; 0: never"
